@@ -1,0 +1,178 @@
+"""Published folders: written aside, renamed when whole, carrying the fingerprint of what made them."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from learn_rank import __version__
+from learn_rank.errors import InputError
+from learn_rank.schema import MANIFEST
+
+_RECORDED_PACKAGES = (
+    "torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "transformers", "scikit-learn", "pyarrow", "duckdb", "numpy",
+)  # fmt: skip
+_SAMPLE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What made a folder. `fingerprint` identifies its content: stage, input fingerprints and options."""
+
+    stage: str
+    inputs: dict[str, str]  # name -> fingerprint
+    options: dict[str, Any]  # resolved config of the stage
+    facts: dict[str, Any] = field(default_factory=dict)  # what the stage found: counts, dimensions
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(stage=self.stage, inputs=self.inputs, options=self.options, version=__version__)
+
+
+def fingerprint(**parts: Any) -> str:
+    """Hash of JSON-able parts; equal parts give equal fingerprints whatever their order."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def file_fingerprint(path: Path) -> str:
+    """Hash of a file, or of every file below a folder, by name, size and sampled bytes.
+
+    Files above 2 MiB are read at both ends only: a Parquet footer holds the statistics of all row groups, so a
+    changed log changes it, and a terabyte costs as little as a megabyte.
+    """
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}:".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(_SAMPLE_BYTES))
+            if size > _SAMPLE_BYTES:
+                stream.seek(max(_SAMPLE_BYTES, size - _SAMPLE_BYTES))
+                digest.update(stream.read())
+    return digest.hexdigest()[:32]
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of this package, Python and the libraries that decide the numbers."""
+    versions = {"learn-rank": __version__, "python": platform.python_version()}
+    for package in _RECORDED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def read_manifest(directory: Path, *, stage: str) -> Manifest:
+    """The manifest of a published folder; InputError if it is absent or belongs to another stage."""
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise InputError(f"{directory}: not there or not finished; run `learn-rank {stage}` first")
+    fields = json.loads(path.read_text())
+    recorded = fields.pop("fingerprint")
+    manifest = Manifest(**fields)
+    if manifest.stage != stage:
+        raise InputError(f"{directory}: made by stage '{manifest.stage}', expected '{stage}'")
+    if recorded != manifest.fingerprint:
+        raise InputError(f"{path}: was edited or made by another version of learn-rank; run `learn-rank {stage}` again")
+    return manifest
+
+
+def is_current(directory: Path, manifest: Manifest) -> bool:
+    """True if the folder is published and was made from the same inputs and options."""
+    path = directory / MANIFEST
+    return path.is_file() and json.loads(path.read_text()).get("fingerprint") == manifest.fingerprint
+
+
+@contextmanager
+def publish(
+    directory: Path, manifest: Manifest, *, is_resumable: bool = False
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yields (work folder, facts); on success the folder replaces `directory` in one rename, with manifest.json inside.
+
+    `facts` is an empty dict for what the stage learns; it goes into the manifest. If the block fails or the process is
+    killed, `directory` is as it was. A resumable stage finds its unfinished work folder again as long as the
+    fingerprint is the same; otherwise the work folder starts empty.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    work = directory.with_name(f".{directory.name}.partial")
+    old = directory.with_name(f".{directory.name}.old")
+    marker = work / ".fingerprint"
+    with _lock(directory.with_name(f".{directory.name}.lock")):
+        if old.exists():  # killed between the two renames below
+            if not directory.exists():
+                old.rename(directory)
+            else:
+                shutil.rmtree(old)
+        is_same = marker.is_file() and marker.read_text() == manifest.fingerprint
+        if work.exists() and not (is_resumable and is_same):
+            shutil.rmtree(work)
+        work.mkdir(exist_ok=True)
+        marker.write_text(manifest.fingerprint)
+        facts: dict[str, Any] = {}
+        try:
+            yield work, facts
+            record = {**asdict(manifest), "facts": facts, "versions": installed_versions()}
+            write_json(work / MANIFEST, {**record, "fingerprint": manifest.fingerprint})
+        except BaseException:
+            if not is_resumable:
+                shutil.rmtree(work, ignore_errors=True)
+            raise
+        marker.unlink()
+        _fsync_tree(work)
+        if directory.exists():
+            directory.rename(old)
+        work.rename(directory)
+        _fsync_path(directory.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON under a temporary name, then renames, so that a reader never sees half a file."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes text under a temporary name, syncs it, then renames."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with path.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{path.parent}: another process is writing here; wait for it or use another run_dir")
+        yield
+
+
+def _fsync_tree(root: Path) -> None:
+    for path in [root, *root.rglob("*")]:
+        _fsync_path(path)
+
+
+def _fsync_path(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

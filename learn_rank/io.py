@@ -1,0 +1,63 @@
+"""Parquet in and out, with errors that name the file, the column and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from learn_rank.errors import InputError
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """The opened file; InputError if it is absent, empty or not whole."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        return pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path}: not a whole Parquet file ({_first_line(error)}); copy or write it again")
+
+
+def read_table(path: Path, columns: Iterable[str] | None = None) -> pa.Table:
+    """Reads a Parquet file; a column list is checked before anything is read."""
+    names = None if columns is None else list(columns)
+    with open_parquet(path) as file:
+        require_columns(file.schema_arrow.names, names or [], where=str(path))
+        try:
+            return file.read(columns=names)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{path}: cannot be read to its end ({_first_line(error)}); copy or write it again")
+
+
+def write_table(path: Path, table: pa.Table, schema: pa.Schema | None = None) -> None:
+    """Writes one Parquet file in the stage's schema. Callers write inside `artifact.publish`, which renames."""
+    pq.write_table(table if schema is None else table.select(schema.names).cast(schema), path)
+
+
+def require_columns(present: Iterable[str], wanted: Iterable[str], *, where: str) -> None:
+    """InputError naming the first missing column and the nearest one that is there."""
+    from difflib import get_close_matches
+
+    names = list(present)
+    for column in wanted:
+        if column not in names:
+            near = get_close_matches(column, names, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else f"; it has {', '.join(names)}"
+            raise InputError(f"{where}: no column '{column}'{hint}")
+
+
+def to_numpy(column: pa.ChunkedArray | pa.Array, *, where: str) -> npt.NDArray[np.generic]:
+    """A numeric column as numpy; InputError if it holds nulls (numpy would turn int64 ids into floats)."""
+    if column.null_count:
+        raise InputError(f"{where}: {column.null_count} null values; fill or drop them")
+    array: npt.NDArray[np.generic] = column.to_numpy()
+    return array
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]

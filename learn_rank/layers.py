@@ -1,0 +1,21 @@
+"""Layers shared by the adaptor, the towers and the rankers. Needs torch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+
+def mlp(in_dim: int, hidden_dims: Sequence[int], out_dim: int | None = None, *, dropout: float = 0.0) -> nn.Sequential:
+    """[B, in_dim] -> [B, out_dim]: Linear, ReLU, dropout per hidden width, then a plain Linear if out_dim is given."""
+    layers: list[nn.Module] = []
+    width = in_dim
+    for hidden in hidden_dims:
+        layers += [nn.Linear(width, hidden), nn.ReLU()]
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+        width = hidden
+    if out_dim is not None:
+        layers.append(nn.Linear(width, out_dim))
+    return nn.Sequential(*layers)

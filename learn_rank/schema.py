@@ -1,0 +1,119 @@
+"""The format of every file that travels between stages: column names, types, directory names."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from learn_rank.errors import InputError
+
+# Columns of the canonical tables. Ids are int64 or string, as the log has them.
+USER_ID = "user_id"
+ITEM_ID = "item_id"
+TIMESTAMP = "timestamp"  # int64, unix milliseconds
+FOLD = "fold"  # int8: -1, or the fold of a training row whose time cannot be used (cross-fitting)
+VALUE = "value"  # float64, revenue of a conversion
+NUM_INTERACTIONS = "num_interactions"  # int64, rows of a user or item in the training window
+AS_OF = "as_of"  # int64, unix milliseconds: a snapshot holds interactions up to and including it
+SPARSE_PREFIX = "sparse."  # int64 table row, or list<int64> of them
+DENSE_PREFIX = "dense."  # float32
+
+SPLITS = ("train", "validation", "test")
+EMBEDDING_DIM = 64  # width of the paper's user and item embeddings
+
+# Inside a run directory, one folder per stage:
+#   prepare/interactions/{train,validation,test}.parquet   interactions_schema
+#   prepare/items.parquet                                  item_id + one string column per text field
+#   prepare/{user,item}_counts.parquet                     counts_schema, training window only
+#   prepare/features.json                                  FeatureSet
+#   prepare/vocabularies/<feature>.parquet                 vocabulary_schema
+#   extract/                                               store of content vectors, key item_id
+#   align/                                                 tower weights
+#   export/item, export/user, export/user_without_fold_<k> stores of EMBEDDING_DIM vectors
+#   train/<arm>/                                           ranker checkpoint
+#   predict/{validation,test}.parquet                      ids, timestamp, labels, one float32 probability per arm
+#   evaluate/report.{json,md,html}
+MANIFEST = "manifest.json"
+FEATURES = "features.json"
+
+
+@dataclass(frozen=True)
+class SparseFeature:
+    """A categorical feature whose values were turned into table rows.
+
+    Rows 0 .. num_embeddings - 2 are known values (or hash buckets); the last row is shared by all values that are
+    unknown, rare or missing. A list feature holds zero or more rows per interaction.
+    """
+
+    name: str
+    num_embeddings: int
+    is_list: bool = False
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """What the columns of the prepared interactions mean.
+
+    ranking_label is what the ranker predicts; cvr_label is what the adaptor's MLP predicts. They are equal in logs with
+    one label. history_label marks the interactions that make a user's history for alignment.
+    """
+
+    sparse: tuple[SparseFeature, ...]
+    dense: tuple[str, ...]
+    labels: tuple[str, ...]
+    ranking_label: str
+    cvr_label: str
+    history_label: str
+    has_value: bool
+    num_folds: int  # 0: user vectors are chosen by time
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @staticmethod
+    def read(path: Path) -> FeatureSet:
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; run `learn-rank prepare` first")
+        fields = json.loads(path.read_text())
+        fields["sparse"] = tuple(SparseFeature(**feature) for feature in fields["sparse"])
+        fields["dense"] = tuple(fields["dense"])
+        fields["labels"] = tuple(fields["labels"])
+        return FeatureSet(**fields)
+
+
+def interactions_schema(features: FeatureSet, user_type: pa.DataType, item_type: pa.DataType) -> pa.Schema:
+    """Schema of prepare/interactions/*.parquet, in column order."""
+    fields = [
+        pa.field(USER_ID, user_type, nullable=False),
+        pa.field(ITEM_ID, item_type, nullable=False),
+        pa.field(TIMESTAMP, pa.int64(), nullable=False),
+        pa.field(FOLD, pa.int8(), nullable=False),
+    ]
+    fields += [pa.field(label, pa.int8(), nullable=False) for label in features.labels]
+    if features.has_value:
+        fields.append(pa.field(VALUE, pa.float64(), nullable=False))
+    for feature in features.sparse:
+        kind = pa.list_(pa.int64()) if feature.is_list else pa.int64()
+        fields.append(pa.field(SPARSE_PREFIX + feature.name, kind, nullable=False))
+    fields += [pa.field(DENSE_PREFIX + name, pa.float32(), nullable=False) for name in features.dense]
+    return pa.schema(fields)
+
+
+def counts_schema(entity_column: str, entity_type: pa.DataType) -> pa.Schema:
+    """Schema of prepare/{user,item}_counts.parquet."""
+    return pa.schema([pa.field(entity_column, entity_type), pa.field(NUM_INTERACTIONS, pa.int64())])
+
+
+def predictions_schema(
+    labels: tuple[str, ...], arms: tuple[str, ...], user_type: pa.DataType, item_type: pa.DataType, *, has_value: bool
+) -> pa.Schema:
+    """Schema of predict/*.parquet: the ids and labels of a split and one probability per ranker (arm)."""
+    fields = [pa.field(USER_ID, user_type), pa.field(ITEM_ID, item_type), pa.field(TIMESTAMP, pa.int64())]
+    fields += [pa.field(label, pa.int8()) for label in labels]
+    if has_value:
+        fields.append(pa.field(VALUE, pa.float64()))
+    fields += [pa.field(arm, pa.float32()) for arm in arms]
+    return pa.schema(fields)

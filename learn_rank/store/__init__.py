@@ -1,0 +1,1 @@
+"""Frozen vectors on disk: written once, memory-mapped, looked up by id, never trained."""
