@@ -1,0 +1,174 @@
+"""Command-line overrides and YAML recipes -> checked options."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from learn_rank.alignment.options import AlignOptions, ExportOptions
+from learn_rank.content.encoder import EncoderOptions
+from learn_rank.data.prepare import PrepareOptions
+from learn_rank.data.recipe import DatasetRecipe
+from learn_rank.data.synthetic import SyntheticOptions
+from learn_rank.errors import InputError
+from learn_rank.evaluation.evaluate import EvaluateOptions
+from learn_rank.ranker.options import RankerOptions
+
+GROUPS = ("dataset", "encoder", "align", "ranker")
+
+
+@dataclass
+class RunConfig:
+    """Everything a run directory depends on; each command reads its part."""
+
+    run_dir: str = field(default=MISSING, metadata={"help": "folder of all outputs"})
+    dataset: DatasetRecipe | None = None
+    arms: list[str] = field(
+        default_factory=lambda: ["baseline", "learn", "shuffled"],
+        metadata={"help": "rankers to train: baseline, learn, and shuffled (learn with permuted vectors, the control)"},
+    )
+    prepare: PrepareOptions = field(default_factory=PrepareOptions)
+    encoder: EncoderOptions = field(default_factory=EncoderOptions)
+    align: AlignOptions = field(default_factory=AlignOptions)
+    export: ExportOptions = field(default_factory=ExportOptions)
+    ranker: RankerOptions = field(default_factory=RankerOptions)
+    evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
+    demo: SyntheticOptions = field(default_factory=SyntheticOptions)
+
+    def __post_init__(self) -> None:
+        unknown = [arm for arm in self.arms if arm not in ("baseline", "learn", "shuffled")]
+        if unknown or not self.arms or len(set(self.arms)) < len(self.arms):
+            raise InputError(f"arms is {self.arms}, expected distinct names among baseline, learn and shuffled")
+
+
+@dataclass
+class EvaluateConfig(EvaluateOptions):
+    """Evaluation of predictions that any two models made; or, with run_dir, of a run's own."""
+
+    run_dir: str = field(default="", metadata={"help": "a run: predictions, labels and counts are taken from it"})
+    predictions: str = field(default="", metadata={"help": "Parquet file: user_id, item_id, label, score columns"})
+    user_counts: str = field(default="", metadata={"help": "Parquet: user_id, num_interactions in training"})
+    item_counts: str = field(default="", metadata={"help": "Parquet: item_id, num_interactions in training"})
+    out: str = field(default="", metadata={"help": "folder for report.json, report.md, report.html"})
+
+
+def config_dir() -> Path:
+    """The YAML recipes: inside the installed package, or beside it in a checkout."""
+    inside = Path(__file__).parents[1] / "configs"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "configs"
+
+
+def load(name: str, overrides: Sequence[str]) -> Any:
+    """configs/NAME.yaml with key=value overrides as RunConfig or EvaluateConfig; InputError says what is off."""
+    schema = EvaluateConfig if name == "evaluate" else RunConfig
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=RunConfig)
+    store.store(name="evaluate_schema", node=EvaluateConfig)
+    plain, recipe_file, recipe_overrides = _take_recipe_file(overrides)
+    for override in overrides:
+        _check_key(override, schema)
+    try:
+        with initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
+            config = compose(name, overrides=list(plain))
+        if recipe_file is not None:
+            _merge_recipe(config, recipe_file, recipe_overrides)
+        _require(config)
+        return OmegaConf.to_object(config)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(_one_line(error))
+
+
+def keys_of(schema: type) -> Iterator[tuple[str, str, str]]:
+    """(dotted key, default, help) of every option of a config dataclass."""
+    hints = typing.get_type_hints(schema)
+    for one in dataclasses.fields(schema):
+        kind = next((k for k in typing.get_args(hints[one.name]) if dataclasses.is_dataclass(k)), hints[one.name])
+        if dataclasses.is_dataclass(kind):
+            for key, default, text in keys_of(typing.cast(type, kind)):
+                yield f"{one.name}.{key}", default, text
+            continue
+        if one.default is not dataclasses.MISSING:
+            default = one.default
+        elif one.default_factory is not dataclasses.MISSING:
+            default = one.default_factory()
+        else:
+            default = MISSING
+        yield one.name, "required" if default == MISSING else str(default), one.metadata.get("help", "")
+
+
+def _take_recipe_file(overrides: Sequence[str]) -> tuple[list[str], Path | None, list[str]]:
+    """Splits off dataset=FILE.yaml and its dataset.KEY=VALUE overrides, which hydra's groups cannot hold."""
+    value = next((o.partition("=")[2] for o in overrides if o.startswith("dataset=")), "")
+    if not value.endswith((".yaml", ".yml")):
+        return list(overrides), None, []
+    path = Path(value)
+    if not path.is_file():
+        raise InputError(f"dataset={value}: no such file")
+    is_recipe = [o.startswith(("dataset=", "dataset.")) for o in overrides]
+    plain = [o for o, mine in zip(overrides, is_recipe, strict=True) if not mine]
+    return plain, path, [o.removeprefix("dataset.") for o in overrides if o.startswith("dataset.")]
+
+
+def _merge_recipe(config: DictConfig, path: Path, overrides: list[str]) -> None:
+    try:
+        content = OmegaConf.load(path)
+    except Exception as error:  # yaml raises a family of its own
+        raise InputError(f"{path}: not readable as YAML: {_one_line(error)}")
+    if not isinstance(content, DictConfig):
+        raise InputError(f"{path}: expected a mapping such as 'interactions: ...'")
+    _check_recipe_keys(path, content)
+    # a recipe's files lie beside it unless it says otherwise
+    content.root = str(path.parent / content.get("root", "."))
+    content.name = content.get("name", path.stem)
+    config.dataset = OmegaConf.merge(OmegaConf.structured(DatasetRecipe), content, OmegaConf.from_dotlist(overrides))
+
+
+def _check_recipe_keys(path: Path, content: DictConfig) -> None:
+    valid = [key for key, _, _ in keys_of(DatasetRecipe)]
+    for section, value in content.items():
+        names = [".".join((str(section), str(key))) for key in value] if isinstance(value, DictConfig) else [str(section)]
+        for name in names:
+            if name not in valid and str(section) not in ("sparse", "dense"):
+                raise InputError(f"{path}: no key '{name}' in a dataset recipe{_nearest(name, valid)}")
+
+
+def _check_key(override: str, schema: type) -> None:
+    key, equals, _ = override.lstrip("+~").partition("=")
+    if not equals:
+        raise InputError(f"'{override}' is not key=value")
+    valid = [name for name, _, _ in keys_of(schema)]
+    if key in valid or (schema is RunConfig and key in GROUPS):
+        return
+    open_maps = ("dataset.sparse.", "dataset.dense.", "dataset.interactions.labels.")
+    if schema is RunConfig and key.startswith(open_maps):
+        return
+    raise InputError(f"no option '{key}'{_nearest(key, [*valid, *(GROUPS if schema is RunConfig else ())])}")
+
+
+def _nearest(key: str, valid: list[str]) -> str:
+    near = get_close_matches(key, valid, n=1, cutoff=0.5) or [
+        name for name in valid if name.rpartition(".")[2] == key.rpartition(".")[2]
+    ]
+    return f"; did you mean '{near[0]}'?" if near else "; see --help"
+
+
+def _require(config: DictConfig) -> None:
+    if "run_dir" in config and OmegaConf.is_missing(config, "run_dir"):
+        raise InputError("run_dir is missing; add run_dir=FOLDER")
+
+
+def _one_line(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    lines = [line.strip() for line in str(cause).strip().split("\n") if line.strip()]
+    return " ".join(lines[:2])

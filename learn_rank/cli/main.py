@@ -1,0 +1,180 @@
+"""`learn-rank <command> [key=value ...]`: parses, dispatches, and turns what the user can fix into one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from learn_rank import __version__
+from learn_rank.errors import InputError
+
+
+class _Command(NamedTuple):
+    summary: str
+    reads: str
+    writes: str
+    example: str
+    sections: tuple[str, ...]  # options shown by --help
+
+
+_RUN = "dataset=movietweetings dataset.root=DIR run_dir=runs/mt"
+_COMMANDS = {
+    "demo": _Command(
+        "generate a log with a planted content signal and run everything on it",
+        "nothing",
+        "RUN/raw and all that `pipeline` writes",
+        "learn-rank demo run_dir=runs/demo",
+        ("demo", "arms"),
+    ),
+    "pipeline": _Command(
+        "run all stages below in order; what is already there and unchanged is skipped",
+        "a dataset recipe and its files",
+        "all that the stages write; the report is RUN/evaluate/report.html",
+        f"learn-rank pipeline {_RUN}",
+        ("dataset", "arms", "prepare", "encoder", "align", "export", "ranker", "evaluate"),
+    ),
+    "prepare": _Command(
+        "check a raw log, split it by time, turn features into table rows",
+        "a dataset recipe; the log, items and users (Parquet or CSV)",
+        "RUN/prepare: interactions/{train,validation,test}.parquet, items.parquet, counts, vocabularies, features.json",
+        f"learn-rank prepare {_RUN}",
+        ("dataset", "prepare"),
+    ),
+    "extract": _Command(
+        "encode item texts with a frozen model (CEX)",
+        "RUN/prepare",
+        "RUN/extract: the content store",
+        "learn-rank extract run_dir=runs/mt encoder=minilm",
+        ("encoder",),
+    ),
+    "align": _Command(
+        "train the user and item towers (PAL)",
+        "RUN/prepare, RUN/extract",
+        "RUN/align: tower weights, TensorBoard scalars",
+        "learn-rank align run_dir=runs/mt align.epochs=8",
+        ("align",),
+    ),
+    "export": _Command(
+        "write user snapshots and item vectors",
+        "RUN/prepare, RUN/extract, RUN/align",
+        "RUN/export: item, user (and user_without_fold_K) stores of 64-d vectors",
+        "learn-rank export run_dir=runs/mt export.snapshot_seconds=3600",
+        ("export",),
+    ),
+    "train": _Command(
+        "train the rankers: baseline, learn, shuffled; also under torchrun",
+        "RUN/prepare, RUN/export",
+        "RUN/train/<arm>: checkpoints, TensorBoard scalars",
+        "learn-rank train run_dir=runs/mt arms=[baseline,learn] ranker.backbone=dlrm",
+        ("arms", "ranker"),
+    ),
+    "predict": _Command(
+        "score the validation and test rows with every ranker",
+        "RUN/prepare, RUN/export, RUN/train",
+        "RUN/predict/{validation,test}.parquet: ids, labels, one probability per ranker",
+        "learn-rank predict run_dir=runs/mt",
+        ("arms",),
+    ),
+    "evaluate": _Command(
+        "compare two rankers by user and item segment, with intervals",
+        "RUN/predict and RUN/prepare; or predictions= and training counts of any two models",
+        "report.json, report.md, report.html",
+        "learn-rank evaluate predictions=scores.parquet label=click baseline=old treatment=new "
+        "user_counts=users.parquet item_counts=items.parquet out=report",
+        ("evaluate",),
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command and exits: 0 done, 2 something the user can fix, 130 interrupted; a bug shows its traceback."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return
+    if words[0] == "--version":
+        print(f"learn-rank {__version__}")
+        return
+    try:
+        command = _find(words[0])
+        if any(word in ("-h", "--help") for word in words[1:]):
+            print(_help(command))
+            return
+        _run(command, words[1:])
+    except InputError as error:
+        _fail(str(error))
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in _EXTRAS:
+            raise
+        _fail(f"this command needs {error.name}; pip install 'learn-rank[{_EXTRAS[(error.name or '').split('.')[0]]}]'")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        _fail(f"{error.filename or 'writing'}: {error.strerror}; free or choose another run_dir, then run again")
+    except KeyboardInterrupt:
+        print("learn-rank: interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+_EXTRAS = {
+    "torch": "cpu", "torchrec": "cpu", "fbgemm_gpu": "cpu", "tensorboard": "cpu", "transformers": "hf",
+}  # fmt: skip
+
+
+def _run(command: str, overrides: Sequence[str]) -> None:
+    # waiting OpenMP threads that spin cost a busy machine up to 20x; read when torch starts its threads
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from learn_rank.cli import stages
+    from learn_rank.cli.config import load
+
+    if command == "evaluate":
+        if any(word.startswith("run_dir=") for word in overrides):
+            stages.evaluate_run(load("run", overrides))
+        else:
+            stages.evaluate_files(load("evaluate", overrides))
+        return
+    config = load("demo" if command == "demo" else "run", overrides)
+    getattr(stages, command)(config)
+
+
+def _find(word: str) -> str:
+    if word in _COMMANDS:
+        return word
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, _COMMANDS, n=1)
+    raise InputError(f"no command '{word}'" + (f"; did you mean '{near[0]}'?" if near else "; see learn-rank --help"))
+
+
+def _overview() -> str:
+    lines = ["usage: learn-rank <command> [key=value ...]", ""]
+    lines += [f"  {name:<10} {command.summary}" for name, command in _COMMANDS.items()]
+    lines += ["", "learn-rank <command> --help says what a command reads, writes and takes. RUN is run_dir."]
+    return "\n".join(lines)
+
+
+def _help(name: str) -> str:
+    from learn_rank.cli.config import EvaluateConfig, RunConfig, config_dir, keys_of
+
+    command = _COMMANDS[name]
+    lines = [
+        f"learn-rank {name}: {command.summary}", "",
+        f"reads    {command.reads}", f"writes   {command.writes}", f"example  {command.example}", "", "options",
+    ]  # fmt: skip
+    schema, sections = (EvaluateConfig, ()) if name == "evaluate" else (RunConfig, ("run_dir", *command.sections))
+    for key, default, text in keys_of(schema):
+        if not sections or key.split(".")[0] in sections:
+            lines.append(f"  {key}={default}\n      {text}" if text else f"  {key}={default}")
+    for group in command.sections:
+        recipes = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+        if recipes:
+            lines.append(f"  {group}=NAME with NAME one of {', '.join(recipes)}")
+    return "\n".join(lines)
+
+
+def _fail(message: str) -> None:
+    print(f"learn-rank: error: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,297 @@
+"""Each command as a published folder of the run: skipped where nothing it depends on has changed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from learn_rank.artifact import Manifest, is_current, publish, read_manifest
+from learn_rank.cli.config import EvaluateConfig, RunConfig
+from learn_rank.errors import InputError
+from learn_rank.schema import FEATURES, FeatureSet
+
+Work = Callable[[Path], dict[str, Any]]
+
+
+def prepare(config: RunConfig) -> None:
+    """Raw log -> canonical tables."""
+    from learn_rank.data.prepare import prepare as run
+    from learn_rank.data.prepare import raw_fingerprints
+
+    dataset = config.dataset
+    if dataset is None:
+        raise InputError("dataset is missing; add dataset=NAME dataset.root=FOLDER or dataset=FILE.yaml")
+    recipe = asdict(dataset)
+    recipe.pop("root")  # the files' fingerprints say what was read, wherever it lies
+    manifest = Manifest("prepare", raw_fingerprints(dataset), {"recipe": recipe})
+    _stage(_folder(config, "prepare"), manifest, lambda work: run(dataset, work, config.prepare))
+
+
+def extract(config: RunConfig) -> None:
+    """Item texts -> content store."""
+    from learn_rank.content.encoder import encoder_fingerprint
+    from learn_rank.content.extract import extract as run
+
+    prepared = _folder(config, "prepare")
+    inputs = {"prepare": _fingerprint(prepared, "prepare"), "encoder": encoder_fingerprint(config.encoder)}
+    manifest = Manifest("extract", inputs, asdict(config.encoder))
+    _stage(_folder(config, "extract"), manifest, lambda work: run(prepared, work, config.encoder), is_resumable=True)
+
+
+def align(config: RunConfig) -> None:
+    """Content store and histories -> towers."""
+    from learn_rank.alignment.train import train as run
+    from learn_rank.store.reader import FrozenStore
+
+    prepared = _folder(config, "prepare")
+    content = FrozenStore(_folder(config, "extract"), stage="extract")
+    inputs = {"prepare": _fingerprint(prepared, "prepare"), "extract": content.fingerprint}
+    manifest = Manifest("align", inputs, asdict(config.align))
+
+    def work_in(work: Path) -> dict[str, Any]:
+        return run(prepared, content, work, config.align, validation_metric=validation_uauc)
+
+    _stage(_folder(config, "align"), manifest, work_in, is_resumable=True)
+
+
+def export(config: RunConfig) -> None:
+    """Towers -> item store and user stores."""
+    from learn_rank.alignment import export as towers
+    from learn_rank.alignment.histories import read_histories
+    from learn_rank.alignment.options import AlignOptions
+    from learn_rank.alignment.train import load_tower
+    from learn_rank.io import read_table
+    from learn_rank.schema import ITEM_ID, SPLITS
+    from learn_rank.store.reader import FrozenStore
+
+    prepared, aligned, target = (_folder(config, name) for name in ("prepare", "align", "export"))
+    content = FrozenStore(_folder(config, "extract"), stage="extract")
+    trained = read_manifest(aligned, stage="align")
+    _require_same(trained.inputs["extract"], content.fingerprint, aligned, "extract")
+    features = FeatureSet.read(prepared / FEATURES)
+    options = AlignOptions(**trained.options)
+    tower = load_tower(aligned, content.dim, options)
+    inputs = {"prepare": _fingerprint(prepared, "prepare"), "align": trained.fingerprint}
+
+    def store(name: str, work_in: Work) -> None:
+        _stage(target / name, Manifest("export", inputs, {**asdict(config.export), "store": name}), work_in)
+
+    items = read_table(prepared / "items.parquet", [ITEM_ID])[ITEM_ID].combine_chunks()
+    store("item", lambda work: towers.export_items(tower, content, items, work))
+    histories = read_histories(prepared, SPLITS, features.history_label, content)
+    store(
+        "user",
+        lambda work: towers.export_users_by_time(
+            tower,
+            content,
+            histories,
+            work,
+            max_history=options.max_history,
+            snapshot_seconds=config.export.snapshot_seconds,
+        ),
+    )
+    training = read_histories(prepared, ["train"], features.history_label, content)
+    for fold in range(features.num_folds):
+        others = training.select(training.folds != fold)
+        store(
+            f"user_without_fold_{fold}",
+            lambda work, others=others: towers.export_users(  # type: ignore[misc]
+                tower, content, others, work, max_history=options.max_history
+            ),
+        )
+
+
+def train(config: RunConfig) -> None:
+    """Canonical tables and stores -> one ranker per arm. Runs on one process or under torchrun."""
+    from learn_rank.distributed import on_main, process_group
+    from learn_rank.ranker.train import train as run
+
+    prepared, stores = _folder(config, "prepare"), _folder(config, "export")
+    with process_group() as process:
+        for arm in config.arms:
+            options = replace(
+                config.ranker,
+                use_learn=arm != "baseline",
+                shuffle_seed=config.ranker.seed if _is_shuffled(config, arm) else None,
+            )
+            manifest = Manifest("train", _train_inputs(prepared, stores, options.use_learn), asdict(options))
+            directory = _folder(config, "train") / arm
+            if on_main(lambda directory=directory, manifest=manifest: is_current(directory, manifest)):  # type: ignore[misc]
+                if process.is_main:
+                    _say(f"train/{arm}", "unchanged")
+                continue
+            start = time.monotonic()
+            with ExitStack() as stack:
+                work, facts = on_main(
+                    lambda directory=directory, manifest=manifest, stack=stack: stack.enter_context(  # type: ignore[misc]
+                        publish(directory, manifest, is_resumable=True)
+                    )
+                )
+                facts.update(
+                    run(
+                        prepared,
+                        stores if options.use_learn else None,
+                        work,
+                        options,
+                        validation_metric=validation_uauc,
+                    )
+                )
+            if process.is_main:
+                _say(f"train/{arm}", f"{time.monotonic() - start:.1f} s")
+
+
+def predict(config: RunConfig) -> None:
+    """Rankers -> one probability per arm for every validation and test row."""
+    from learn_rank.ranker.predict import write_predictions as run
+
+    prepared, stores = _folder(config, "prepare"), _folder(config, "export")
+    trained = {arm: _folder(config, "train") / arm for arm in config.arms}
+    inputs = {"prepare": _fingerprint(prepared, "prepare")}
+    inputs |= {arm: _fingerprint(directory, "train") for arm, directory in trained.items()}
+    _stage(
+        _folder(config, "predict"),
+        Manifest("predict", inputs, {"arms": list(config.arms)}),
+        lambda work: run(prepared, stores, trained, work),
+    )
+
+
+def evaluate_run(config: RunConfig) -> None:
+    """Predictions of the test window -> report."""
+    from learn_rank.evaluation.evaluate import evaluate as run
+    from learn_rank.evaluation.report import format_table, write_report
+
+    prepared, predicted, target = (_folder(config, name) for name in ("prepare", "predict", "evaluate"))
+    features = FeatureSet.read(prepared / FEATURES)
+    predictions = read_manifest(predicted, stage="predict")
+    arms = predictions.options["arms"]
+    options = replace(
+        config.evaluate,
+        label=config.evaluate.label if config.evaluate.label in features.labels else features.ranking_label,
+        baseline=arms[0],
+        treatment=arms[1] if len(arms) > 1 else "",
+        control="shuffled" if "shuffled" in arms[2:] else "",
+    )
+    made = read_manifest(prepared, stage="prepare")
+    facts = {
+        "notes": made.options["recipe"]["notes"],
+        "dataset": made.options["recipe"]["name"],
+        "splits": made.facts["splits"],
+    }
+    manifest = Manifest("evaluate", {"predict": predictions.fingerprint}, asdict(options))
+
+    def work_in(work: Path) -> dict[str, Any]:
+        report = run(
+            predicted / "test.parquet",
+            user_counts=prepared / "user_counts.parquet",
+            item_counts=prepared / "item_counts.parquet",
+            options=options,
+            facts=facts,
+        )
+        write_report(report, work)
+        return {"table": format_table(report)}
+
+    _stage(target, manifest, work_in)
+    print(read_manifest(target, stage="evaluate").facts["table"])
+    print(f"report: {target / 'report.html'}")
+
+
+def evaluate_files(config: EvaluateConfig) -> None:
+    """Predictions that any two models made -> report."""
+    from learn_rank.evaluation.evaluate import EvaluateOptions
+    from learn_rank.evaluation.evaluate import evaluate as run
+    from learn_rank.evaluation.report import format_table, write_report
+
+    for name in ("predictions", "user_counts", "item_counts", "out"):
+        if not getattr(config, name):
+            raise InputError(f"{name} is missing; see `learn-rank evaluate --help`")
+    options = EvaluateOptions(**{name: getattr(config, name) for name in EvaluateOptions.__dataclass_fields__})
+    report = run(
+        Path(config.predictions),
+        user_counts=Path(config.user_counts),
+        item_counts=Path(config.item_counts),
+        options=options,
+    )
+    out = Path(config.out)
+    with publish(out, Manifest("evaluate", report["inputs"], asdict(options))) as (work, _):
+        write_report(report, work)
+    print(format_table(report))
+    print(f"report: {out / 'report.html'}")
+
+
+def pipeline(config: RunConfig) -> None:
+    """All stages in order."""
+    needs_vectors = any(arm != "baseline" for arm in config.arms)
+    prepare(config)
+    if needs_vectors:
+        extract(config)
+        align(config)
+        export(config)
+    train(config)
+    predict(config)
+    evaluate_run(config)
+
+
+def demo(config: RunConfig) -> None:
+    """Generates a log and runs the pipeline on it."""
+    from learn_rank.data.synthetic import synthetic_recipe, write_synthetic
+
+    raw = _folder(config, "raw")
+    world = replace(config.demo, shuffle_store=False)  # the permuted run is trained on the same log
+    _stage(raw, Manifest("raw", {}, asdict(world)), lambda work: write_synthetic(work, world))
+    config.dataset = synthetic_recipe(raw)
+    if config.demo.shuffle_store:
+        config.dataset.notes.append("User and item vectors were permuted before training: no lift is to be expected.")
+    pipeline(config)
+
+
+def validation_uauc(users: npt.NDArray[Any], labels: npt.NDArray[Any], scores: npt.NDArray[Any]) -> float | None:
+    """The metric by which both training loops choose their best epoch; None where no user has both classes."""
+    from learn_rank.evaluation.evaluate import user_auc
+
+    return user_auc(users, labels.astype(np.int8), scores)
+
+
+def _stage(directory: Path, manifest: Manifest, work_in: Work, *, is_resumable: bool = False) -> None:
+    name = f"export/{directory.name}" if manifest.stage == "export" else manifest.stage
+    if is_current(directory, manifest):
+        _say(name, "unchanged")
+        return
+    start = time.monotonic()
+    with publish(directory, manifest, is_resumable=is_resumable) as (work, facts):
+        facts.update(work_in(work))
+    _say(name, f"{time.monotonic() - start:.1f} s")
+
+
+def _say(name: str, what: str) -> None:
+    print(f"{name:<28} {what}", flush=True)
+
+
+def _folder(config: RunConfig, stage: str) -> Path:
+    return Path(config.run_dir) / stage
+
+
+def _fingerprint(directory: Path, stage: str) -> str:
+    return read_manifest(directory, stage=stage).fingerprint
+
+
+def _require_same(recorded: str, found: str, directory: Path, stage: str) -> None:
+    if recorded != found:
+        raise InputError(f"{directory}: was made from another {stage}; run `learn-rank {directory.name}` again")
+
+
+def _train_inputs(prepared: Path, stores: Path, use_learn: bool) -> dict[str, str]:
+    inputs = {"prepare": _fingerprint(prepared, "prepare")}
+    if use_learn:
+        inputs |= {name: _fingerprint(stores / name, "export") for name in ("item", "user")}
+    return inputs
+
+
+def _is_shuffled(config: RunConfig, arm: str) -> bool:
+    return arm == "shuffled" or (arm == "learn" and config.demo.shuffle_store)

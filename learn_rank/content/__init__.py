@@ -1,0 +1,1 @@
+"""Content extraction (CEX): item texts -> frozen content embeddings."""

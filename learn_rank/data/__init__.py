@@ -1,0 +1,1 @@
+"""Raw logs in, canonical tables out; and readers of those tables."""

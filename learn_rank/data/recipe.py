@@ -1,0 +1,132 @@
+"""What a dataset recipe says: which files and columns are the log, the items, the users, the labels, the features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from learn_rank.errors import InputError
+
+_UNITS = ("s", "ms", "us")
+_ENCODINGS = ("vocabulary", "hash")
+
+
+def _doc(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass
+class InteractionsSource:
+    """The log: one row per impression (or rating). Labels, timestamp and value are columns or SQL expressions."""
+
+    files: str = field(default="", metadata=_doc("Parquet or CSV file, folder or glob below root"))
+    user_id: str = field(default="user_id", metadata=_doc("column"))
+    item_id: str = field(default="item_id", metadata=_doc("column"))
+    timestamp: str = field(default="timestamp", metadata=_doc("column or expression; integers or a SQL timestamp"))
+    timestamp_unit: str = field(default="s", metadata=_doc("unit of an integer timestamp: s, ms or us"))
+    labels: dict[str, str] = field(default_factory=dict, metadata=_doc("name -> column or expression giving 0 or 1"))
+    value: str | None = field(default=None, metadata=_doc("revenue of a conversion: column or expression"))
+    where: str | None = field(default=None, metadata=_doc("keep only rows for which this expression holds"))
+
+
+@dataclass
+class ItemsSource:
+    """The catalogue: ids, the text fields that describe an item, and any columns the features name."""
+
+    files: str = field(default="", metadata=_doc("Parquet or CSV file, folder or glob below root"))
+    item_id: str = field(default="item_id", metadata=_doc("column"))
+    text: list[str] = field(default_factory=list, metadata=_doc("text fields, most telling first"))
+
+
+@dataclass
+class UsersSource:
+    """User side information; leave files empty where there is none."""
+
+    files: str = field(default="", metadata=_doc("Parquet or CSV file, folder or glob below root; may be empty"))
+    user_id: str = field(default="user_id", metadata=_doc("column"))
+
+
+@dataclass
+class SparseSource:
+    """A categorical feature of the baseline ranker."""
+
+    column: str = field(default="", metadata=_doc("interactions.NAME, items.NAME or users.NAME"))
+    separator: str = field(default="", metadata=_doc("split a string into several values, e.g. '|'"))
+    encoding: str = field(default="vocabulary", metadata=_doc("vocabulary (training values) or hash"))
+    min_count: int = field(default=1, metadata=_doc("values rarer than this in training share the unknown row"))
+    num_buckets: int = field(default=0, metadata=_doc("table rows when encoding=hash"))
+
+
+@dataclass
+class SplitOptions:
+    """How the log is cut. By time unless `column` names a column that already says train, validation or test."""
+
+    validation_fraction: float = field(default=0.1, metadata=_doc("share of rows, by time, before the test window"))
+    test_fraction: float = field(default=0.1, metadata=_doc("share of rows, by time, at the end"))
+    validation_start: str | None = field(default=None, metadata=_doc("ISO time; replaces validation_fraction"))
+    test_start: str | None = field(default=None, metadata=_doc("ISO time; replaces test_fraction"))
+    column: str | None = field(default=None, metadata=_doc("interactions column that names the split"))
+    train: str = field(default="train", metadata=_doc("its value for training rows"))
+    validation: str = field(default="validation", metadata=_doc("its value for validation rows"))
+    test: str = field(default="test", metadata=_doc("its value for test rows"))
+    num_folds: int = field(
+        default=0, metadata=_doc("cross-fit training rows in this many folds; for logs without usable training times")
+    )
+
+
+@dataclass
+class DatasetRecipe:
+    """One YAML file: all this package needs to know about a log."""
+
+    name: str = ""
+    root: str = field(default=".", metadata=_doc("folder of the files"))
+    interactions: InteractionsSource = field(default_factory=InteractionsSource)
+    items: ItemsSource = field(default_factory=ItemsSource)
+    users: UsersSource = field(default_factory=UsersSource)
+    ranking_label: str = field(default="", metadata=_doc("what the ranker predicts; the first label by default"))
+    cvr_label: str = field(default="", metadata=_doc("what the adaptor's CVR loss predicts; ranking_label by default"))
+    history_label: str = field(default="", metadata=_doc("what makes a user's history; ranking_label by default"))
+    sparse: dict[str, SparseSource] = field(default_factory=dict, metadata=_doc("categorical features by name"))
+    dense: dict[str, str] = field(
+        default_factory=dict, metadata=_doc("numeric features: name -> items.NAME, users.NAME, ...")
+    )
+    split: SplitOptions = field(default_factory=SplitOptions)
+    notes: list[str] = field(default_factory=list, metadata=_doc("sentences the report must carry"))
+
+    def __post_init__(self) -> None:
+        where = f"dataset '{self.name}'"
+        log = self.interactions
+        if not log.files:
+            raise InputError(f"{where}: interactions.files is empty; name the log's Parquet or CSV")
+        if not log.labels:
+            raise InputError(f"{where}: interactions.labels is empty; give at least one, e.g. click: is_click")
+        if log.timestamp_unit not in _UNITS:
+            raise InputError(f"{where}: timestamp_unit is '{log.timestamp_unit}', expected one of {', '.join(_UNITS)}")
+        first = next(iter(log.labels))
+        self.ranking_label = self.ranking_label or first
+        self.cvr_label = self.cvr_label or self.ranking_label
+        self.history_label = self.history_label or self.ranking_label
+        for role in ("ranking_label", "cvr_label", "history_label"):
+            if getattr(self, role) not in log.labels:
+                raise InputError(f"{where}: {role} is '{getattr(self, role)}', not one of {', '.join(log.labels)}")
+        for kind, columns in (("sparse", {n: s.column for n, s in self.sparse.items()}), ("dense", self.dense)):
+            for name, dotted in columns.items():
+                table, _, column = dotted.partition(".")
+                if table not in ("interactions", "items", "users") or not column:
+                    raise InputError(
+                        f"{where}: {kind}.{name} is '{dotted}', expected interactions.NAME, items.NAME or users.NAME"
+                    )
+                if not getattr(self, table).files:
+                    raise InputError(f"{where}: {kind}.{name} needs {table}.files, which is empty")
+        for name, source in self.sparse.items():
+            if source.encoding not in _ENCODINGS:
+                raise InputError(f"{where}: sparse.{name}.encoding is '{source.encoding}', not vocabulary or hash")
+            if source.encoding == "hash" and source.num_buckets < 1:
+                raise InputError(f"{where}: sparse.{name}.num_buckets is {source.num_buckets}, must be 1 or more")
+        split = self.split
+        for key in ("validation_fraction", "test_fraction"):
+            if not 0 < getattr(split, key) < 0.5:
+                raise InputError(f"{where}: split.{key} is {getattr(split, key)}, must be between 0 and 0.5")
+        if (split.validation_start is None) != (split.test_start is None):
+            raise InputError(f"{where}: give both split.validation_start and split.test_start, or neither")
+        if split.num_folds == 1 or split.num_folds < 0 or split.num_folds > 100:
+            raise InputError(f"{where}: split.num_folds is {split.num_folds}, expected 0 or 2 to 100")
