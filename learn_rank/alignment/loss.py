@@ -41,10 +41,18 @@ def dense_all_action_loss(
 
 
 def catalogue_loss(
-    users: torch.Tensor, targets: torch.Tensor, catalogue: torch.Tensor, *, temperature: float
+    users: torch.Tensor,
+    targets: torch.Tensor,
+    catalogue: torch.Tensor,
+    *,
+    temperature: float,
+    log_popularity: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean cross entropy of the target item among all catalogue items.
 
-    users [M, D] and catalogue [N, D] are unit length; targets [M] are positions in the catalogue.
+    users [M, D] and catalogue [N, D] are unit length; targets [M] are positions in the catalogue. With log_popularity
+    [N] the softmax is over u . v / temperature + log popularity: what everybody likes needs no embedding, which is left
+    to say what this user likes more than others do.
     """
-    return F.cross_entropy(users @ catalogue.T / temperature, targets)
+    logits = users @ catalogue.T / temperature
+    return F.cross_entropy(logits if log_popularity is None else logits + log_popularity, targets)

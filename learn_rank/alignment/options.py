@@ -34,6 +34,10 @@ class AlignOptions:
     recency_alpha: float = field(default=10.0, metadata={"help": "all_action: Eq. 1 alpha"})
     recency_beta: float = field(default=10000.0, metadata={"help": "all_action: Eq. 1 beta; equal to alpha: uniform"})
     max_catalogue: int = field(default=20_000, metadata={"help": "catalogue: more items are sampled each step"})
+    corrects_popularity: bool = field(
+        default=True,
+        metadata={"help": "catalogue: leave popularity out of the embeddings (log-frequency in the softmax)"},
+    )
     temperature: float = field(default=0.07, metadata={"help": "of the softmax"})
     epochs: int = field(default=16, metadata={"help": "passes over all users"})
     batch_size: int = field(default=128, metadata={"help": "windows (users) per step"})

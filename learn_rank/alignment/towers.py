@@ -14,14 +14,15 @@ class Tower(nn.Module):
 
     The user tower reads a history and its output at t is the user after interaction t. The item tower is the same
     network with the same weights: over a target sequence in training (ItemTower a), over one item at inference and for
-    ItemTower (b). Content vectors are standardised per dimension first: fed as they are (norm 1, hundreds of
-    dimensions) the loss does not leave chance.
+    ItemTower (b). Content vectors are centred and divided by one common scale first: fed as they are (norm 1, hundreds
+    of dimensions) the loss does not leave chance, and a scale per dimension would blow up the dimensions that say least
+    (the last ones of an SVD).
     """
 
     def __init__(
         self,
         content_mean: torch.Tensor,
-        content_std: torch.Tensor,
+        content_scale: torch.Tensor,
         *,
         width: int = 128,
         num_layers: int = 2,
@@ -30,10 +31,10 @@ class Tower(nn.Module):
         max_positions: int = 0,
         embedding_dim: int = EMBEDDING_DIM,
     ) -> None:
-        """content_mean and content_std [C] are fixed; max_positions = 0 leaves position embeddings out."""
+        """content_mean [C] and content_scale [] are fixed; max_positions = 0 leaves position embeddings out."""
         super().__init__()
         self.register_buffer("content_mean", content_mean)
-        self.register_buffer("content_scale", 1.0 / content_std.clamp(min=1e-6))
+        self.register_buffer("content_scale", content_scale.clamp(min=1e-6))
         self.content_mean: torch.Tensor
         self.content_scale: torch.Tensor
         self.input = nn.Linear(len(content_mean), width)
@@ -44,7 +45,7 @@ class Tower(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, content: torch.Tensor) -> torch.Tensor:
-        hidden = self.input((content - self.content_mean) * self.content_scale)
+        hidden = self.input((content - self.content_mean) / self.content_scale)
         if self.positions is not None:
             hidden = hidden + self.positions.weight[: content.shape[1]]
         hidden = self.dropout(hidden)

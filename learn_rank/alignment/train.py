@@ -62,7 +62,7 @@ def train(
         optimizer.load_state_dict(saved["optimizer"])
         progress = _Progress(**saved["progress"])
     writer = SummaryWriter(str(directory / "tensorboard"), purge_step=progress.epoch)
-    catalogue = _Catalogue(content, device, options)
+    catalogue = _Catalogue(content, histories, device, options)
     for epoch in range(progress.epoch, options.epochs):
         if progress.epochs_since_best >= options.patience:
             break
@@ -102,15 +102,16 @@ def train(
 
 
 def new_tower(content: FrozenStore, histories: Histories, options: AlignOptions) -> Tower:
-    """An untrained tower whose input is standardised over the items of the histories (the training window)."""
+    """An untrained tower whose input is centred and scaled over the items of the histories (the training window)."""
     seen = content.vectors(torch.from_numpy(np.unique(histories.items)))
-    return tower_of(options, seen.mean(0), seen.std(0, correction=0))
+    mean = seen.mean(0)
+    return tower_of(options, mean, (seen - mean).square().mean().sqrt())
 
 
-def tower_of(options: AlignOptions, content_mean: torch.Tensor, content_std: torch.Tensor) -> Tower:
+def tower_of(options: AlignOptions, content_mean: torch.Tensor, content_scale: torch.Tensor) -> Tower:
     return Tower(
         content_mean,
-        content_std,
+        content_scale,
         width=options.width,
         num_layers=options.num_layers,
         num_heads=options.num_heads,
@@ -127,7 +128,7 @@ def load_tower(directory: Path, content_dim: int, options: AlignOptions) -> Towe
             f"{directory}: trained on content vectors of width {len(weights['content_mean'])}, but the content store "
             f"has {content_dim}; run `learn-rank align` again"
         )
-    tower = tower_of(options, torch.zeros(content_dim), torch.ones(content_dim))
+    tower = tower_of(options, torch.zeros(content_dim), torch.ones(()))
     tower.load_state_dict(weights)
     return tower.eval()
 
@@ -143,20 +144,33 @@ class _Progress:
 class _Catalogue:
     """Items that a step contrasts with: all of them, or a fresh sample where there are more than max_catalogue."""
 
-    def __init__(self, content: FrozenStore, device: torch.device, options: AlignOptions) -> None:
+    def __init__(self, content: FrozenStore, histories: Histories, device: torch.device, options: AlignOptions) -> None:
         self.content, self.device, self.size = content, device, content.num_rows
+        counts = torch.from_numpy(np.bincount(histories.items, minlength=self.size))
+        self.log_popularity = (counts + 1.0).log().to(device) if options.corrects_popularity else None
         self.is_sampled = self.size > options.max_catalogue
         self.max_catalogue = options.max_catalogue
         self.all_content = None if self.is_sampled else content.all_vectors().to(device)
 
-    def embed(self, tower: Tower, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(item embeddings [N, D], positions [M] of the target rows [M] among them)."""
+    def loss(self, tower: Tower, users: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
+        """`catalogue_loss` of user embeddings [M, D] and their target rows [M]."""
         if self.all_content is not None:
-            return tower.embed_items(self.all_content), targets.to(self.device)
+            items, targets, popularity = (
+                tower.embed_items(self.all_content),
+                targets.to(self.device),
+                self.log_popularity,
+            )
+            return catalogue_loss(users, targets, items, temperature=temperature, log_popularity=popularity)
         wanted = targets.unique()
         others = torch.randint(self.size, (max(self.max_catalogue - len(wanted), 0),))
         rows = torch.cat([wanted, others]).unique()
-        return tower.embed_items(self.content.vectors(rows).to(self.device)), torch.searchsorted(rows, targets)
+        return catalogue_loss(
+            users,
+            torch.searchsorted(rows, targets).to(self.device),
+            tower.embed_items(self.content.vectors(rows).to(self.device)),
+            temperature=temperature,
+            log_popularity=None if self.log_popularity is None else self.log_popularity[rows.to(self.device)],
+        )
 
 
 def _epoch_windows(histories: Histories, options: AlignOptions, generator: np.random.Generator) -> Windows:
@@ -245,8 +259,7 @@ def _catalogue_step(
         )
     )
     is_real = target >= 0
-    embedded, targets = catalogue.embed(tower, target[is_real])
-    return catalogue_loss(users[is_real.to(users.device)], targets, embedded, temperature=options.temperature)
+    return catalogue.loss(tower, users[is_real.to(users.device)], target[is_real], options.temperature)
 
 
 def _all_action_step(

@@ -13,7 +13,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from learn_rank.alignment.options import AlignOptions, ExportOptions
@@ -32,7 +32,7 @@ GROUPS = ("dataset", "encoder", "align", "ranker")
 class RunConfig:
     """Everything a run directory depends on; each command reads its part."""
 
-    run_dir: str = field(default=MISSING, metadata={"help": "folder of all outputs"})
+    run_dir: str = field(default="", metadata={"help": "folder of all outputs; required"})
     dataset: DatasetRecipe | None = None
     arms: list[str] = field(
         default_factory=lambda: ["baseline", "learn", "shuffled"],
@@ -47,6 +47,8 @@ class RunConfig:
     demo: SyntheticOptions = field(default_factory=SyntheticOptions)
 
     def __post_init__(self) -> None:
+        if not self.run_dir:
+            raise InputError("run_dir is missing; add run_dir=FOLDER")
         unknown = [arm for arm in self.arms if arm not in ("baseline", "learn", "shuffled")]
         if unknown or not self.arms or len(set(self.arms)) < len(self.arms):
             raise InputError(f"arms is {self.arms}, expected distinct names among baseline, learn and shuffled")
@@ -83,7 +85,6 @@ def load(name: str, overrides: Sequence[str]) -> Any:
             config = compose(name, overrides=list(plain))
         if recipe_file is not None:
             _merge_recipe(config, recipe_file, recipe_overrides)
-        _require(config)
         return OmegaConf.to_object(config)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_one_line(error))
@@ -98,13 +99,8 @@ def keys_of(schema: type) -> Iterator[tuple[str, str, str]]:
             for key, default, text in keys_of(typing.cast(type, kind)):
                 yield f"{one.name}.{key}", default, text
             continue
-        if one.default is not dataclasses.MISSING:
-            default = one.default
-        elif one.default_factory is not dataclasses.MISSING:
-            default = one.default_factory()
-        else:
-            default = MISSING
-        yield one.name, "required" if default == MISSING else str(default), one.metadata.get("help", "")
+        default = one.default if one.default is not dataclasses.MISSING else one.default_factory()  # type: ignore[operator]
+        yield one.name, str(default), one.metadata.get("help", "")
 
 
 def _take_recipe_file(overrides: Sequence[str]) -> tuple[list[str], Path | None, list[str]]:
@@ -137,7 +133,9 @@ def _merge_recipe(config: DictConfig, path: Path, overrides: list[str]) -> None:
 def _check_recipe_keys(path: Path, content: DictConfig) -> None:
     valid = [key for key, _, _ in keys_of(DatasetRecipe)]
     for section, value in content.items():
-        names = [".".join((str(section), str(key))) for key in value] if isinstance(value, DictConfig) else [str(section)]
+        names = (
+            [".".join((str(section), str(key))) for key in value] if isinstance(value, DictConfig) else [str(section)]
+        )
         for name in names:
             if name not in valid and str(section) not in ("sparse", "dense"):
                 raise InputError(f"{path}: no key '{name}' in a dataset recipe{_nearest(name, valid)}")
@@ -161,11 +159,6 @@ def _nearest(key: str, valid: list[str]) -> str:
         name for name in valid if name.rpartition(".")[2] == key.rpartition(".")[2]
     ]
     return f"; did you mean '{near[0]}'?" if near else "; see --help"
-
-
-def _require(config: DictConfig) -> None:
-    if "run_dir" in config and OmegaConf.is_missing(config, "run_dir"):
-        raise InputError("run_dir is missing; add run_dir=FOLDER")
 
 
 def _one_line(error: BaseException) -> str:

@@ -60,8 +60,8 @@ def encode_sparse(
             f"""
             CREATE TEMP TABLE {vocabulary} AS
             SELECT value, row_number() OVER (ORDER BY num_rows DESC, value) - 1 AS row, num_rows FROM (
-              SELECT value, count(*) AS num_rows FROM {values} JOIN interactions USING ({key})
-              WHERE split = 'train' AND value IS NOT NULL AND value <> '' GROUP BY value)
+              SELECT v.value, count(*) AS num_rows FROM {values} v JOIN interactions USING ({key})
+              WHERE interactions.split = 'train' AND v.value IS NOT NULL AND v.value <> '' GROUP BY v.value)
             WHERE num_rows >= {source.min_count}
             """
         )
@@ -92,7 +92,7 @@ def dense_column(connection: duckdb.DuckDBPyConnection, name: str, source: str, 
     finite = f"CASE WHEN isfinite({number}) THEN {number} END"
     with sql_errors(f"dense.{name} = '{source}'"):
         mean, deviation = connection.execute(
-            f"SELECT avg({finite}), stddev_pop({finite}) FROM {joined} WHERE split = 'train'"
+            f"SELECT avg({finite}), stddev_pop({finite}) FROM {joined} WHERE interactions.split = 'train'"
         ).fetchall()[0]
     if mean is None or not deviation:
         return f"0::FLOAT AS {quote('dense.' + name)}"  # constant or absent in training: it can tell nothing

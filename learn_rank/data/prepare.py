@@ -292,9 +292,11 @@ def _split_query(
     columns += [sparse_column(one) for one in encoded]
     columns += [dense_column(connection, name, source, joined) for name, source in recipe.dense.items()]
     joins = [f"LEFT JOIN {one.table} ON {one.table}.{one.key} = interactions.{one.key}" for one in encoded]
-    order = "md5_number_lower(CAST(interactions.row_id AS VARCHAR))" if split == "train" else TIMESTAMP
+    order = (
+        "md5_number_lower(CAST(interactions.row_id AS VARCHAR))" if split == "train" else f"interactions.{TIMESTAMP}"
+    )
     return (
-        f"SELECT {', '.join(columns)} FROM {joined} {' '.join(joins)} WHERE split = '{split}' "
+        f"SELECT {', '.join(columns)} FROM {joined} {' '.join(joins)} WHERE interactions.split = '{split}' "
         f"ORDER BY {order}, interactions.row_id"
     )
 

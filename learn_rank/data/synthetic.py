@@ -1,9 +1,9 @@
 """A generated log with a planted content signal: what users like is written in the item texts.
 
-The world: an item belongs to a topic (its words) and has a style (its adjectives); a user likes a few topics and one
-style. Clicks follow that taste, the item's quality and the user's own click rate; conversions after a click follow
-taste and price. Popularity is a power law. Some items and users appear only near the end of the log, so a ranker that
-knows ids alone cannot know them, while their texts and first clicks can.
+The world: an item belongs to a topic (its words, and its category) and has a style (its adjectives); a user likes a few
+topics and one style. Clicks follow that taste, the item's quality and the user's own click rate; conversions after a
+click follow taste and price. Popularity is a power law. Some items and users appear only near the end of the log: a
+ranker that knows ids alone cannot know them, while their texts and first clicks tell.
 """
 
 from __future__ import annotations
@@ -16,13 +16,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from learn_rank.data.recipe import DatasetRecipe, InteractionsSource, ItemsSource, SparseSource, UsersSource
+from learn_rank.data.recipe import (
+    DatasetRecipe,
+    InteractionsSource,
+    ItemsSource,
+    SparseSource,
+    SplitOptions,
+    UsersSource,
+)
 from learn_rank.errors import InputError
 from learn_rank.io import write_table
 
 FloatArray = npt.NDArray[np.float64]
 
-_DEPARTMENTS = ("outdoor", "home", "technology", "leisure")
 _TOPICS = {
     "camping": "tent sleeping bag lantern stove backpack hammock campfire trail compass canteen",
     "cycling": "bike helmet pedal saddle jersey chain handlebar tyre pump panniers",
@@ -57,12 +63,12 @@ _DAY = 86_400
 class SyntheticOptions:
     """Size of the generated log."""
 
-    num_users: int = field(default=6000, metadata={"help": "users"})
-    num_items: int = field(default=3000, metadata={"help": "items"})
-    num_interactions: int = field(default=240_000, metadata={"help": "impressions"})
-    num_days: int = field(default=60, metadata={"help": "length of the log; the last 10 % of rows are the test window"})
+    num_users: int = field(default=5000, metadata={"help": "users"})
+    num_items: int = field(default=2500, metadata={"help": "items"})
+    num_interactions: int = field(default=250_000, metadata={"help": "impressions"})
+    num_days: int = field(default=60, metadata={"help": "length of the log; the last 15 % of rows are the test window"})
     new_share: float = field(default=0.2, metadata={"help": "share of users and items that appear near the end"})
-    taste_weight: float = field(default=1.3, metadata={"help": "strength of the planted content signal"})
+    taste_weight: float = field(default=1.5, metadata={"help": "strength of the planted content signal"})
     shuffle_store: bool = field(default=False, metadata={"help": "permute the user and item vectors: no lift is left"})
     seed: int = field(default=0, metadata={"help": "of the generated log"})
 
@@ -96,14 +102,14 @@ def write_synthetic(directory: Path, options: SyntheticOptions) -> dict[str, Any
 
     born_user = _births(generator, options.num_users, options.new_share)
     born_item = _births(generator, options.num_items, options.new_share)
-    users = _users_by_activity(generator, born_user, options)
+    users = _users_by_activity(generator, options)
     times = born_user[users] + (1 - born_user[users]) * generator.random(len(users))
-    items = _exposed_items(generator, users, times, born_item, likes_topic, topics)
+    items = _exposed_items(generator, times, born_item)
 
     taste = likes_topic[users, topics[items]] * 1.6 + likes_style[users, styles[items]] * 1.4
     quality = generator.normal(0, 0.5, options.num_items)
     habit = generator.normal(0, 0.5, options.num_users)
-    click_logit = -2.6 + options.taste_weight * taste + quality[items] + habit[users]
+    click_logit = -2.8 + options.taste_weight * taste + quality[items] + habit[users]
     clicks = generator.random(len(users)) < _sigmoid(click_logit)
     conversion_logit = -2.0 + 0.8 * options.taste_weight * taste - 0.4 * (np.log(prices[items]) - 3.0)
     conversions = clicks & (generator.random(len(users)) < _sigmoid(conversion_logit))
@@ -144,6 +150,7 @@ def synthetic_recipe(directory: Path) -> DatasetRecipe:
             "brand": SparseSource(column="items.brand"),
         },
         dense={"price": "items.price"},
+        split=SplitOptions(validation_fraction=0.1, test_fraction=0.15),
         notes=["The data is generated, with a content signal planted in the item texts: it shows that the parts work "
                "together, not what LEARN does on a real log."],
     )  # fmt: skip
@@ -166,7 +173,7 @@ def _items(
     return pa.table({
         "item_id": np.arange(len(topics)) + 500_000,
         "title": titles,
-        "category": [_DEPARTMENTS[topic // 4] for topic in topics],
+        "category": [list(_TOPICS)[topic] for topic in topics],
         "brand": [f"brand {number}" for number in generator.integers(60, size=len(topics))],
         "keywords": keywords,
         "price": prices,
@@ -179,34 +186,20 @@ def _births(generator: np.random.Generator, count: int, new_share: float) -> Flo
     return np.where(is_new, generator.uniform(0.8, 1.0, count), 0.0)
 
 
-def _users_by_activity(
-    generator: np.random.Generator, born: FloatArray, options: SyntheticOptions
-) -> npt.NDArray[np.int64]:
-    """[num_interactions] users: a power law of activity over the time each was there."""
-    activity = (generator.pareto(1.5, options.num_users) + 1) * (1 - born)
+def _users_by_activity(generator: np.random.Generator, options: SyntheticOptions) -> npt.NDArray[np.int64]:
+    """[num_interactions] users: a power law of activity."""
+    activity = generator.pareto(2.0, options.num_users) + 1
     return generator.choice(options.num_users, options.num_interactions, p=activity / activity.sum())
 
 
-def _exposed_items(
-    generator: np.random.Generator,
-    users: npt.NDArray[np.int64],
-    times: FloatArray,
-    born: FloatArray,
-    likes_topic: FloatArray,
-    topics: npt.NDArray[np.int64],
-) -> npt.NDArray[np.int64]:
-    """One shown item per row: of four drawn by popularity (Zipf), the first that exists and suits the user a little."""
-    num_items = len(topics)
-    popularity = 1.0 / (generator.permutation(num_items) + 10.0)
-    # what is new is shown more: otherwise nobody would meet it
-    popularity = popularity * np.where(born > 0, 2.0, 1.0)
-    drawn = generator.choice(num_items, (len(users), 4), p=popularity / popularity.sum())
-    appeal = np.where(born[drawn] <= times[:, None], 1.0 + likes_topic[users[:, None], topics[drawn]], 0.0)
-    appeal = appeal + generator.random(drawn.shape)
-    chosen = drawn[np.arange(len(users)), appeal.argmax(1)]
-    is_unborn = born[chosen] > times
-    chosen[is_unborn] = generator.choice(np.flatnonzero(born == 0), int(is_unborn.sum()))
-    return chosen
+def _exposed_items(generator: np.random.Generator, times: FloatArray, born: FloatArray) -> npt.NDArray[np.int64]:
+    """One shown item per row, by popularity (Zipf) among those that exist; new ones are pushed."""
+    popularity = 1.0 / (generator.permutation(len(born)) + 10.0)
+    popularity = popularity * np.where(born > 0, 3.0, 1.0)
+    items = generator.choice(len(born), len(times), p=popularity / popularity.sum())
+    is_unborn = born[items] > times
+    items[is_unborn] = generator.choice(np.flatnonzero(born == 0), int(is_unborn.sum()))
+    return items
 
 
 def _sigmoid(logit: FloatArray) -> FloatArray:

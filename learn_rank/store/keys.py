@@ -33,7 +33,7 @@ def to_keys(ids: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
     encoded = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
     encoded = pc.dictionary_encode(encoded)
     unique = np.fromiter(
-        (xxhash.xxh3_64_intdigest(text) for text in encoded.dictionary.to_pylist()),
+        (xxhash.xxh3_64_intdigest(text.encode()) for text in encoded.dictionary.to_pylist()),
         dtype=np.uint64,
         count=len(encoded.dictionary),
     )

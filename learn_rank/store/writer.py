@@ -36,7 +36,8 @@ def write_store(
     """
     if vectors.ndim != 2 or len(ids) != len(vectors):
         raise InputError(f"{directory}: {len(ids)} ids but vectors of shape {vectors.shape}, expected [N, D]")
-    rows = vectors.astype(np.float16)
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite and is refused below
+        rows = vectors.astype(np.float16)
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):
         raise InputError(

@@ -146,6 +146,20 @@ def test_csv_string_ids_and_sql_timestamps_are_read(raw: Path, out: Path, recipe
     assert pc.min(split(out, "train")["user_id"]).as_py() == "u1"
 
 
+def test_columns_of_the_users_files_may_have_the_names_used_inside(raw: Path, out: Path, recipe_of: RecipeOf) -> None:
+    for file in ("items", "users"):
+        table = pq.read_table(raw / f"{file}.parquet")
+        for name in ("value", "split", "row", "timestamp", "fold", "row_id", "at"):
+            table = table.append_column(name, pa.array(["x"] * table.num_rows))
+        pq.write_table(table, raw / f"{file}.parquet")
+    recipe = recipe_of(raw)
+    recipe.interactions.value = "stars * 2"
+    recipe.sparse["value"] = SparseSource(column="items.value")
+    prepare(recipe, out, PrepareOptions())
+    assert set(split(out, "train")["value"].to_pylist()) == {2.0, 10.0}
+    assert set(split(out, "train")["sparse.value"].to_pylist()) == {0}
+
+
 # Laws
 
 

@@ -1,0 +1,6 @@
+"""LEARN-Adaptor for any ranker: fusion of frozen user and item vectors, trained by the CVR loss. Needs torch alone."""
+
+from learn_rank.adaptor.fusion import AdaptorOutput, LearnAdaptor
+from learn_rank.adaptor.loss import cvr_loss
+
+__all__ = ["AdaptorOutput", "LearnAdaptor", "cvr_loss"]

@@ -1,0 +1,169 @@
+"""LEARN-Adaptor (arXiv 2405.03988, Fig. 5): frozen user and item vectors -> features for a ranker and a CVR logit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import distributed, nn
+
+from learn_rank.errors import InputError
+from learn_rank.layers import mlp
+
+NORMALIZATIONS = ("batch", "layer", "none")
+
+
+class AdaptorOutput(NamedTuple):
+    """What the adaptor gives for B rows.
+
+    user [B, U] and item [B, I]: the frozen vectors, normalised, the learned missing vector where there is none.
+    fusion [B, E]: the fusion embedding. cvr_logit [B]: before the sigmoid, for `cvr_loss`.
+    """
+
+    user: torch.Tensor
+    item: torch.Tensor
+    fusion: torch.Tensor
+    cvr_logit: torch.Tensor
+
+    def features(self) -> torch.Tensor:
+        """[B, U + I + E]: what is concatenated with the ranker's own features."""
+        return torch.cat([self.user, self.item, self.fusion], dim=1)
+
+
+class LearnAdaptor(nn.Module):
+    """Fusion module of two linear layers over [user, item], and an MLP on the fusion embedding that predicts CVR.
+
+    Vectors are inputs, never parameters: pass what the stores hold, without gradient. A row without a vector (mask
+    False) takes a learned missing vector instead, whatever its values.
+
+    normalization: unit-norm vectors of 64 dimensions are about 0.1 per dimension, too small beside id embeddings.
+    "batch" standardises each dimension by the present rows (see PresentBatchNorm), "layer" each vector by its own mean
+    and variance, "none" leaves them.
+    stop_ranker_gradient: the fusion embedding reaches the ranker detached, so that the CVR loss alone trains the fusion
+    module; otherwise the ranker's loss trains it too.
+    synchronise: batch statistics over all processes of the default group; every process must then call together.
+    """
+
+    def __init__(
+        self,
+        user_dim: int = 64,
+        item_dim: int = 64,
+        *,
+        fusion_dim: int = 64,
+        hidden_dim: int = 128,
+        cvr_hidden_dims: Sequence[int] = (64, 32),
+        dropout: float = 0.0,
+        normalization: str = "batch",
+        stop_ranker_gradient: bool = False,
+        synchronise: bool = False,
+    ) -> None:
+        super().__init__()
+        self.user_dim, self.item_dim, self.fusion_dim = user_dim, item_dim, fusion_dim
+        self.stop_ranker_gradient = stop_ranker_gradient
+        self.user_norm = _normalization(normalization, user_dim, synchronise)
+        self.item_norm = _normalization(normalization, item_dim, synchronise)
+        self.user_missing = nn.Parameter(torch.zeros(user_dim))
+        self.item_missing = nn.Parameter(torch.zeros(item_dim))
+        self.fusion = mlp(user_dim + item_dim, [hidden_dim], fusion_dim)
+        self.cvr = mlp(fusion_dim, cvr_hidden_dims, 1, dropout=dropout)
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of `AdaptorOutput.features()`."""
+        return self.user_dim + self.item_dim + self.fusion_dim
+
+    def forward(
+        self,
+        user: torch.Tensor,
+        item: torch.Tensor,
+        user_mask: torch.Tensor | None = None,
+        item_mask: torch.Tensor | None = None,
+    ) -> AdaptorOutput:
+        """[B, U] and [B, I] vectors with [B] bool masks (True: there is a vector; None: all have one)."""
+        _check_width("user", user, self.user_dim)
+        _check_width("item", item, self.item_dim)
+        user = _fill(self.user_norm(user, user_mask), user_mask, self.user_missing)
+        item = _fill(self.item_norm(item, item_mask), item_mask, self.item_missing)
+        fusion = self.fusion(torch.cat([user, item], dim=1))
+        cvr_logit = self.cvr(fusion).squeeze(1)
+        return AdaptorOutput(user, item, fusion.detach() if self.stop_ranker_gradient else fusion, cvr_logit)
+
+
+class PresentBatchNorm(nn.Module):
+    """Standardises each dimension with the statistics of the rows that have a vector.
+
+    As nn.BatchNorm1d without affine parameters, except that absent rows do not count, a batch with fewer than two
+    present rows uses the running statistics, and no gradient goes through the statistics: the inputs are frozen.
+    That makes statistics over several processes one plain all-reduce, on CPU too.
+    """
+
+    running_mean: torch.Tensor
+    running_variance: torch.Tensor
+
+    def __init__(self, dim: int, *, momentum: float = 0.1, eps: float = 1e-5, synchronise: bool = False) -> None:
+        super().__init__()
+        self.momentum, self.eps, self.synchronise = momentum, eps, synchronise
+        self.register_buffer("running_mean", torch.zeros(dim))
+        self.register_buffer("running_variance", torch.ones(dim))
+
+    def forward(self, vectors: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """[B, D] -> [B, D]; rows with mask False hold whatever the formula makes of them."""
+        mean, variance = self.running_mean, self.running_variance
+        if self.training:
+            with torch.no_grad():
+                mean, variance = self._update(vectors, mask)
+        return (vectors - mean) * torch.rsqrt(variance + self.eps)
+
+    def _update(self, vectors: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and variance [D] of this batch; moves the running ones."""
+        shifted = vectors - self.running_mean  # squares of small numbers: less cancellation in the variance
+        if mask is None:
+            count = shifted.new_full((1,), float(len(shifted)))
+        else:
+            shifted = shifted.masked_fill(~mask.unsqueeze(1), 0.0)
+            count = mask.sum(dtype=shifted.dtype).reshape(1)
+        sums = torch.cat([count, shifted.sum(0), shifted.square().sum(0)])  # [1 + 2 D]
+        if self.synchronise and distributed.is_initialized() and distributed.get_world_size() > 1:
+            distributed.all_reduce(sums)
+        count, (offset, square) = sums[0], sums[1:].view(2, -1)
+        offset, square = offset / count.clamp(min=1), square / count.clamp(min=1)
+        variance = (square - offset.square()).clamp(min=0)
+        is_enough = count > 1
+        mean = self.running_mean + torch.where(is_enough, offset, torch.zeros_like(offset))
+        variance = torch.where(is_enough, variance, self.running_variance)
+        unbiased = torch.where(is_enough, variance * count / (count - 1).clamp(min=1), variance)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_variance.lerp_(unbiased, self.momentum)
+        return mean, variance
+
+
+class _RowNorm(nn.Module):
+    """Normalisation of each row by itself, or none; takes the mask that PresentBatchNorm needs."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, vectors: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        out: torch.Tensor = self.norm(vectors)
+        return out
+
+
+def _normalization(name: str, dim: int, synchronise: bool) -> nn.Module:
+    if name == "batch":
+        return PresentBatchNorm(dim, synchronise=synchronise)
+    if name == "layer":
+        return _RowNorm(nn.LayerNorm(dim, elementwise_affine=False))
+    if name == "none":
+        return _RowNorm(nn.Identity())
+    raise InputError(f"normalization is '{name}', expected one of {', '.join(NORMALIZATIONS)}")
+
+
+def _fill(vectors: torch.Tensor, mask: torch.Tensor | None, missing: torch.Tensor) -> torch.Tensor:
+    return vectors if mask is None else torch.where(mask.unsqueeze(1), vectors, missing)
+
+
+def _check_width(name: str, vectors: torch.Tensor, dim: int) -> None:
+    if vectors.ndim != 2 or vectors.shape[1] != dim:
+        raise InputError(f"{name} vectors have shape {tuple(vectors.shape)}, expected [B, {dim}]; set {name}_dim")

@@ -1,0 +1,32 @@
+"""The CVR loss: what trains the fusion embedding."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def cvr_loss(
+    cvr_logit: torch.Tensor,
+    label: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    *,
+    total_weight: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Scalar loss of [B] logits against [B] labels in {0, 1}, a mean over the rows that count.
+
+        loss = sum_i w_i * BCE(sigmoid(logit_i), label_i) / sum_i w_i        (paper, "Online A/B Experiments")
+
+    A row of weight 0 neither counts nor gets a gradient: pass the clicks as weights to train on clicked impressions
+    alone. When no row counts the loss is 0 and its gradients are zeros. total_weight replaces the divisor: with
+    several processes whose gradients are averaged, pass sum_of_all_weights / num_processes.
+    """
+    if weight is None:
+        weight = torch.ones_like(cvr_logit)
+    is_counted = weight > 0
+    # a row that does not count may hold anything, even NaN: select before the loss, or its gradient is NaN too
+    cvr_logit = torch.where(is_counted, cvr_logit, torch.zeros_like(cvr_logit))
+    label = torch.where(is_counted, label.to(cvr_logit.dtype), torch.zeros_like(cvr_logit))
+    loss = F.binary_cross_entropy_with_logits(cvr_logit, label, reduction="none") * weight
+    total = weight.sum() if total_weight is None else total_weight
+    return loss.sum() / torch.where(total > 0, total, torch.ones_like(total))

@@ -1,0 +1,98 @@
+"""The ranker: tables, optionally the LEARN-Adaptor, and a backbone; and its loss."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from learn_rank.adaptor import LearnAdaptor, cvr_loss
+from learn_rank.ranker.backbones import build_backbone
+from learn_rank.ranker.batch import RankerBatch
+from learn_rank.ranker.frozen import FrozenVectors, LearnVectors
+from learn_rank.ranker.options import RankerOptions
+from learn_rank.ranker.tables import build_tables, pooled_embeddings
+from learn_rank.schema import FeatureSet
+
+
+class RankerOutput(NamedTuple):
+    """logit [B] of the ranking label; cvr_logit [B] of the adaptor, None in the baseline."""
+
+    logit: torch.Tensor
+    cvr_logit: torch.Tensor | None
+
+
+class RankerLoss(NamedTuple):
+    """total = ranking + cvr_loss_weight * cvr; scalars, cvr None in the baseline."""
+
+    total: torch.Tensor
+    ranking: torch.Tensor
+    cvr: torch.Tensor | None
+
+
+class Ranker(nn.Module):
+    """Sparse, dense and LEARN features -> logit. Without an adaptor it is the baseline, with nothing of LEARN in it."""
+
+    def __init__(self, tables: EmbeddingBagCollection, *, backbone: nn.Module, adaptor: LearnAdaptor | None) -> None:
+        super().__init__()
+        self.tables = tables
+        self.adaptor = adaptor
+        self.backbone = backbone
+
+    def forward(
+        self, sparse: KeyedJaggedTensor, dense: torch.Tensor, vectors: LearnVectors | None = None
+    ) -> RankerOutput:
+        """sparse: B rows of every feature; dense [B, num_dense]; vectors exactly if there is an adaptor."""
+        pooled = pooled_embeddings(self.tables(sparse), sparse)  # [B, F, D]
+        if self.adaptor is None or vectors is None:
+            return RankerOutput(self.backbone(dense, pooled).float(), None)
+        learned = self.adaptor(vectors.user, vectors.item, vectors.user_mask, vectors.item_mask)
+        logit = self.backbone(dense, pooled, learned.features())
+        return RankerOutput(logit.float(), learned.cvr_logit.float())
+
+
+def build_ranker(features: FeatureSet, options: RankerOptions, frozen: FrozenVectors | None) -> Ranker:
+    """An unsharded ranker whose dense weights depend on options.seed alone; frozen gives the widths of the adaptor."""
+    torch.manual_seed(options.seed)
+    adaptor = None
+    if frozen is not None:
+        adaptor = LearnAdaptor(
+            frozen.user_dim,
+            frozen.item_dim,
+            fusion_dim=options.fusion_dim,
+            dropout=options.dropout,
+            normalization=options.normalization,
+            stop_ranker_gradient=options.stop_ranker_gradient,
+            synchronise=True,
+        )
+    backbone = build_backbone(
+        options.backbone,
+        num_sparse=len(features.sparse),
+        embedding_dim=options.embedding_dim,
+        num_dense=len(features.dense),
+        learn_dim=0 if adaptor is None else adaptor.feature_dim,
+        hidden_dims=options.hidden_dims,
+        num_cross_layers=options.num_cross_layers,
+        cross_rank=options.cross_rank,
+        dropout=options.dropout,
+    )
+    return Ranker(build_tables(features.sparse, options.embedding_dim), backbone=backbone, adaptor=adaptor)
+
+
+def ranker_loss(
+    output: RankerOutput,
+    batch: RankerBatch,
+    *,
+    cvr_loss_weight: float,
+    total_cvr_weight: torch.Tensor | None = None,
+) -> RankerLoss:
+    """BCE(ranking label) + cvr_loss_weight * CVR loss; total_cvr_weight as in `cvr_loss`."""
+    ranking = F.binary_cross_entropy_with_logits(output.logit, batch.ranking_label)
+    if output.cvr_logit is None:
+        return RankerLoss(ranking, ranking, None)
+    cvr = cvr_loss(output.cvr_logit, batch.cvr_label, batch.cvr_weight, total_weight=total_cvr_weight)
+    return RankerLoss(ranking + cvr_loss_weight * cvr, ranking, cvr)

@@ -1,0 +1,119 @@
+"""Probabilities of a split from a trained ranker, one per row, in file order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import nn
+
+from learn_rank import checkpoint
+from learn_rank.distributed import Process, gather_equal, process_group
+from learn_rank.errors import InputError
+from learn_rank.io import read_table, write_table
+from learn_rank.progress import progress_bar
+from learn_rank.ranker.batch import BatchReader
+from learn_rank.ranker.frozen import FrozenVectors
+from learn_rank.ranker.inputs import RankerInputs, check_fingerprints, open_inputs
+from learn_rank.ranker.model import build_ranker
+from learn_rank.ranker.options import RankerOptions
+from learn_rank.ranker.sharding import shard
+from learn_rank.schema import (
+    FEATURES,
+    ITEM_ID,
+    SPLITS,
+    TIMESTAMP,
+    USER_ID,
+    VALUE,
+    FeatureSet,
+    predictions_schema,
+)
+
+
+def write_predictions(
+    prepared: Path, stores: Path | None, arms: Mapping[str, Path], directory: Path
+) -> dict[str, dict[str, int]]:
+    """Writes directory/{validation,test}.parquet in `predictions_schema` and returns their numbers of rows.
+
+    arms: name -> folder of a trained ranker; one column of probabilities each. stores is None if all are baselines.
+    """
+    features = FeatureSet.read(prepared / FEATURES)
+    num_rows = {}
+    for split in SPLITS[1:]:
+        path = prepared / "interactions" / f"{split}.parquet"
+        values = [VALUE] if features.has_value else []
+        table = read_table(path, [USER_ID, ITEM_ID, TIMESTAMP, *features.labels, *values])
+        user_type, item_type = table.schema.field(USER_ID).type, table.schema.field(ITEM_ID).type
+        for arm, folder in arms.items():
+            table = table.append_column(arm, pa.array(predict(prepared, stores, folder, split)))
+        schema = predictions_schema(features.labels, tuple(arms), user_type, item_type, has_value=features.has_value)
+        write_table(directory / f"{split}.parquet", table, schema)
+        num_rows[split] = len(table)
+    return {"num_rows": num_rows}
+
+
+def predict(
+    prepared: Path, stores: Path | None, checkpoint_dir: Path, split: str, *, batch_rows: int = 8192
+) -> npt.NDArray[np.float32]:
+    """[N] probabilities of the ranking label for the N rows of a split, by the best epoch's weights.
+
+    Works on any number of ranks, whatever number trained; every rank gets all rows. InputError: no finished checkpoint,
+    or one trained on other features or vectors.
+    """
+    meta = checkpoint.read_meta(checkpoint_dir, checkpoint.BEST)
+    if meta is None:
+        raise InputError(f"{checkpoint_dir}: holds no finished checkpoint; run `learn-rank train` first")
+    options = RankerOptions(**meta["options"])
+    inputs = open_inputs(prepared, stores, options)
+    check_fingerprints(inputs, meta, checkpoint_dir)
+    with process_group() as process:
+        return _predict(inputs, checkpoint_dir, split, options, process, batch_rows)
+
+
+def _predict(
+    inputs: RankerInputs, checkpoint_dir: Path, split: str, options: RankerOptions, process: Process, batch_rows: int
+) -> npt.NDArray[np.float32]:
+    reader = BatchReader(
+        inputs.split(split),
+        inputs.features,
+        batch_rows=batch_rows,
+        frozen=inputs.frozen,
+        rank=process.rank,
+        world_size=process.world_size,
+    )
+    ranker = shard(build_ranker(inputs.features, options, inputs.frozen), options, inputs.features.sparse, process)
+    state = {"model": ranker.model.state_dict()}
+    checkpoint.load(checkpoint_dir, state, checkpoint.BEST)
+    ranker.model.load_state_dict(state["model"])
+    return score(ranker.model, reader, inputs.frozen, process, bf16=options.bf16, description=f"predict {split}")
+
+
+@torch.no_grad()  # not inference_mode: the fused tables have no kernel for it on CPU
+def score(
+    model: nn.Module,
+    reader: BatchReader,
+    frozen: FrozenVectors | None,
+    process: Process,
+    *,
+    bf16: bool,
+    description: str,
+) -> npt.NDArray[np.float32]:
+    """[N] probabilities of all rows of the reader's file, in file order, on every rank."""
+    model.eval()
+    parts = []
+    bar = progress_bar(total=reader.num_rows, description=description, unit="row", is_shown=process.is_main)
+    with bar, torch.autocast(process.device.type, torch.bfloat16, enabled=bf16):
+        for batch in reader.in_order():
+            vectors = None if frozen is None else batch.vectors(frozen, process.device)
+            batch = batch.to(process.device)
+            parts.append(torch.sigmoid(model(batch.sparse, batch.dense, vectors).logit).cpu().numpy())
+            bar.update(batch.num_rows * process.world_size)
+    scores = np.empty(reader.num_rows, np.float32)
+    for rank, part in enumerate(gather_equal(np.concatenate(parts), process.device)):
+        first, end = reader.scoring_range(rank)
+        scores[first:end] = part
+    return scores

@@ -1,0 +1,48 @@
+"""Where a training run stands: all that a resumed run needs besides weights and optimizer state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Progress:
+    """Counts and sums over all ranks, the same on every rank; written as JSON, which keeps floats to the bit."""
+
+    epoch: int = 0  # finished epochs
+    step: int = 0  # finished steps of the epoch under way
+    global_step: int = 0
+    rows: int = 0  # of the epoch under way, as are the sums
+    loss_sum: float = 0.0
+    cvr_loss_sum: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)  # one record per finished epoch
+
+    @property
+    def best_epoch(self) -> int:
+        """The first epoch, counted from 1, with the best validation metric; 0 before any."""
+        values = [record["validation"] for record in self.history]
+        return 1 + values.index(max(values)) if values else 0
+
+    def is_finished(self, *, epochs: int, patience: int) -> bool:
+        """True after the last epoch, or after `patience` epochs without a better validation metric."""
+        return self.epoch >= epochs or (self.epoch > 0 and self.epoch - self.best_epoch >= patience)
+
+    def add_step(self, num_rows: int, loss: float, cvr_loss: float) -> None:
+        """Counts a step of num_rows rows with these mean losses."""
+        self.step += 1
+        self.global_step += 1
+        self.rows += num_rows
+        self.loss_sum += loss * num_rows
+        self.cvr_loss_sum += cvr_loss * num_rows
+
+    def finish_epoch(self, validation: float) -> dict[str, Any]:
+        """Closes the epoch under way and returns its record."""
+        record = {
+            "loss": self.loss_sum / self.rows,
+            "cvr_loss": self.cvr_loss_sum / self.rows,
+            "validation": validation,
+        }
+        self.history.append(record)
+        self.epoch, self.step, self.rows, self.loss_sum, self.cvr_loss_sum = self.epoch + 1, 0, 0, 0.0, 0.0
+        return record

@@ -1,0 +1,134 @@
+"""LearnAdaptor: what it gives, what its masks do, and which loss trains what."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from learn_rank.adaptor import LearnAdaptor, cvr_loss
+from learn_rank.adaptor.fusion import PresentBatchNorm
+from learn_rank.errors import InputError
+
+B = 12
+
+
+def vectors(seed: int = 0, dim: int = 64) -> torch.Tensor:
+    return torch.randn(B, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def test_features_are_user_item_and_fusion_side_by_side() -> None:
+    adaptor = LearnAdaptor(8, 4, fusion_dim=6, hidden_dim=16, normalization="none")
+    user, item = vectors(0, 8), vectors(1, 4)
+    output = adaptor(user, item)
+    features = output.features()
+    assert features.shape == (B, adaptor.feature_dim) == (B, 18)
+    assert torch.equal(features[:, :8], user)
+    assert torch.equal(features[:, 8:12], item)
+    assert torch.equal(features[:, 12:], output.fusion)
+    assert output.cvr_logit.shape == (B,)
+
+
+def test_fusion_module_is_two_linear_layers() -> None:
+    adaptor = LearnAdaptor(normalization="none")
+    user, item = vectors(0), vectors(1)
+    first, _, second = adaptor.fusion
+    by_hand = second(torch.relu(first(torch.cat([user, item], 1))))
+    assert torch.equal(adaptor(user, item).fusion, by_hand)
+
+
+def test_batch_normalisation_of_present_rows_equals_torch_batch_norm() -> None:
+    ours, oracle = PresentBatchNorm(64), nn.BatchNorm1d(64, affine=False)
+    for seed in range(3):
+        batch = vectors(seed) * 0.1 + 0.3
+        torch.testing.assert_close(ours(batch, torch.ones(B, dtype=torch.bool)), oracle(batch))
+    torch.testing.assert_close(ours.running_mean, oracle.running_mean)
+    torch.testing.assert_close(ours.running_variance, oracle.running_var)
+    torch.testing.assert_close(ours.eval()(batch, None), oracle.eval()(batch))
+
+
+def test_absent_rows_do_not_count_in_the_statistics() -> None:
+    mask = torch.arange(B) < 5
+    with_garbage = torch.where(mask.unsqueeze(1), vectors(), torch.full((B, 64), float("nan")))
+    masked, alone = PresentBatchNorm(64), PresentBatchNorm(64)
+    torch.testing.assert_close(masked(with_garbage, mask)[:5], alone(with_garbage[:5], None))
+    torch.testing.assert_close(masked.running_variance, alone.running_variance)
+
+
+@pytest.mark.parametrize("num_present", [0, 1])
+def test_a_batch_with_fewer_than_two_vectors_uses_the_running_statistics(num_present: int) -> None:
+    norm = PresentBatchNorm(64)
+    norm(vectors(), None)
+    before = norm.running_mean.clone()
+    mask = torch.arange(B) < num_present
+    assert torch.equal(norm(vectors(1), mask), norm.eval()(vectors(1), mask))
+    assert torch.equal(norm.running_mean, before)
+
+
+@pytest.mark.parametrize("normalization", ["batch", "layer", "none"])
+def test_a_row_without_a_vector_takes_the_missing_vector_whatever_it_holds(normalization: str) -> None:
+    adaptor = LearnAdaptor(normalization=normalization)
+    with torch.no_grad():
+        adaptor.user_missing.fill_(2.0)
+    mask = torch.arange(B) % 3 != 0
+    user = torch.where(mask.unsqueeze(1), vectors(), torch.full((B, 64), float("nan")))
+    output = adaptor(user, vectors(1), mask, None)
+    assert torch.equal(output.user[~mask], torch.full((4, 64), 2.0))
+    assert output.features().isfinite().all()
+    output.features().sum().backward()
+    assert adaptor.user_missing.grad is not None
+    assert adaptor.user_missing.grad.abs().sum() > 0
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in adaptor.parameters())
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_ranker_gradient_reaches_the_fusion_module_unless_stopped(is_stopped: bool) -> None:
+    adaptor = LearnAdaptor(stop_ranker_gradient=is_stopped)
+    output = adaptor(vectors(0), vectors(1))
+    ranker_loss = nn.Linear(adaptor.feature_dim, 1)(output.features()).square().mean()
+    (gradient,) = torch.autograd.grad(ranker_loss, adaptor.fusion[0].weight, allow_unused=True, retain_graph=True)
+    assert (gradient is None) == is_stopped
+    (gradient,) = torch.autograd.grad(cvr_loss(output.cvr_logit, torch.ones(B)), adaptor.fusion[0].weight)
+    assert gradient.abs().sum() > 0
+
+
+def test_frozen_vectors_are_not_in_the_state() -> None:
+    names = set(LearnAdaptor().state_dict())
+    assert {name.split(".")[0] for name in names} == {
+        "user_norm", "item_norm", "user_missing", "item_missing", "fusion", "cvr",
+    }  # fmt: skip
+
+
+def test_adaptor_learns_a_product_of_user_and_item() -> None:
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(3)
+    user, item = (nn.functional.normalize(torch.randn(512, 4, generator=generator)) for _ in range(2))
+    label = ((user * item).sum(1) > 0).float()
+    adaptor = LearnAdaptor(4, 4)
+    optimizer = torch.optim.Adam(adaptor.parameters(), 1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        cvr_loss(adaptor(user, item).cvr_logit, label).backward()
+        optimizer.step()
+    accuracy = ((adaptor.eval()(user, item).cvr_logit > 0) == (label > 0)).float().mean()
+    assert accuracy > 0.95
+
+
+def test_adaptor_exports_for_serving_with_any_number_of_rows() -> None:
+    adaptor = LearnAdaptor().eval()
+    mask = torch.arange(B) % 2 == 0
+    rows = torch.export.Dim("rows", min=2)
+    shapes = ({0: rows},) * 4
+    program = torch.export.export(adaptor, (vectors(0), vectors(1), mask, mask), dynamic_shapes=shapes)
+    arguments = (vectors(2)[:5], vectors(3)[:5], mask[:5], mask[:5])
+    torch.testing.assert_close(program.module()(*arguments), adaptor(*arguments))
+
+
+def test_vectors_of_another_width_are_refused() -> None:
+    with pytest.raises(InputError, match=r"item vectors have shape \(12, 32\), expected \[B, 64\]; set item_dim"):
+        LearnAdaptor()(vectors(), vectors(1, 32))
+
+
+def test_an_unknown_normalization_is_refused() -> None:
+    with pytest.raises(InputError, match="normalization is 'group', expected one of batch, layer, none"):
+        LearnAdaptor(normalization="group")

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import pytest
+
+from learn_rank.cli.config import config_dir, load
+from learn_rank.cli.main import _COMMANDS, main
+from learn_rank.errors import InputError
+
+
+def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that the command prints; it must exit with status 2."""
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    lines = capsys.readouterr().err.strip().split("\n")
+    assert len(lines) == 1
+    assert lines[0].startswith("learn-rank: error: ")
+    return lines[0]
+
+
+# Help
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"  {name} " in text for name in _COMMANDS)
+
+
+@pytest.mark.parametrize("command", list(_COMMANDS))
+def test_each_commands_help_says_what_it_reads_and_writes_with_an_example(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([command, "--help"])
+    text = capsys.readouterr().out
+    for word in ("reads ", "writes ", f"example  learn-rank {command} ", "options", "run_dir="):
+        assert word in text
+
+
+@pytest.mark.parametrize("command", [name for name in _COMMANDS if name != "evaluate"])
+def test_each_commands_example_is_accepted(command: str) -> None:
+    words = _COMMANDS[command].example.split()
+    load("demo" if command == "demo" else "run", words[2:])
+
+
+def test_every_recipe_in_the_configs_composes() -> None:
+    found = 0
+    for group in ("dataset", "encoder", "align", "ranker"):
+        for path in (config_dir() / group).glob("*.yaml"):
+            extra = ["encoder.model=x"] if path.stem == "hf" else []
+            load("run", [f"{group}={path.stem}", "run_dir=x", *extra])
+            found += 1
+    assert found >= 10
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["pipelin"], "no command 'pipelin'; did you mean 'pipeline'?"),
+        (["align", "run_dir=x", "align.epoch=3"], "no option 'align.epoch'; did you mean 'align.epochs'?"),
+        (["align", "run_dir=x", "epochs=3"], "no option 'epochs'; did you mean"),
+        (["train", "run_dir=x", "ranker.backbon=dlrm"], "did you mean 'ranker.backbone'?"),
+        (["align", "run_dir=x", "align.epochs"], "'align.epochs' is not key=value"),
+        (["align", "run_dir=x", "align.epochs=many"], "many"),
+        (["align"], "run_dir is missing"),
+        (["prepare", "run_dir=x"], "dataset is missing"),
+        (["prepare", "run_dir=x", "dataset=ml_2m"], "ml_2m"),
+        (["prepare", "run_dir=x", "dataset=none.yaml"], "dataset=none.yaml: no such file"),
+        (["prepare", "run_dir=x", "dataset=ml_1m", "dataset.root=nowhere"], "nowhere/interactions.parquet: no such"),
+        (["extract", "run_dir=nowhere"], "run `learn-rank prepare` first"),
+        (["pipeline", "run_dir=x", "dataset=ml_1m", "arms=[baseline,lern]"], "arms is"),
+        (["evaluate", "label=click"], "predictions is missing"),
+    ],
+)
+def test_what_the_user_can_fix_is_one_line_and_status_2(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch
+) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    assert words in fails(arguments, capsys)
+
+
+def test_a_typo_in_a_recipe_names_the_file_and_the_nearest_key(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "mine.yaml"
+    path.write_text("interactions:\n  files: log.parquet\n  lables: {click: click}\n")
+    with pytest.raises(
+        InputError, match=r"mine\.yaml: no key 'interactions\.lables'.*did you mean 'interactions\.labels'"
+    ):
+        load("run", [f"dataset={path}", "run_dir=x"])
+    path.write_text("interactions: [")
+    with pytest.raises(InputError, match=r"mine\.yaml: not readable as YAML"):
+        load("run", [f"dataset={path}", "run_dir=x"])
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    from learn_rank.cli import stages
+
+    def broken(_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(stages, "align", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["align", "run_dir=x"])
+
+
+# Known answers
+
+
+def test_a_recipe_file_of_ones_own_is_read_with_its_overrides(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "interactions:\n  files: log.parquet\n  labels: {click: clicked}\nsparse:\n  u: {column: interactions.u}\n"
+    )
+    config = load("run", [f"dataset={path}", "run_dir=x", "dataset.interactions.user_id=uid"])
+    assert (config.dataset.name, config.dataset.root) == ("mine", str(tmp_path))
+    assert config.dataset.interactions.user_id == "uid"
+    assert config.dataset.sparse["u"].column == "interactions.u"
+    assert config.dataset.ranking_label == "click"

@@ -1,0 +1,121 @@
+"""FrozenVectors: each row sees the vector it may see, unknown ones are masked, and nothing is ever written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learn_rank.errors import InputError
+from learn_rank.ranker.frozen import FrozenVectors, LearnVectors
+
+
+def constant(values: list[float], dim: int = 4) -> np.ndarray:
+    return np.repeat(np.array(values, np.float32)[:, None], dim, axis=1)
+
+
+def look(frozen: FrozenVectors, users: list, items: list, times: list[int], folds: list[int] | None = None):
+    rows = frozen.rows(
+        pa.array(users),
+        pa.array(items),
+        timestamps=np.array(times),
+        folds=np.array([-1] * len(users) if folds is None else folds, np.int8),
+    )
+    return frozen.lookup(*(torch.from_numpy(part) for part in rows))
+
+
+@pytest.fixture
+def timed(tmp_path: Path, write_export) -> Path:
+    """User 7 has snapshots at 10, 20 and 30, user 8 one at 25; each vector holds its time."""
+    write_export(tmp_path / "item", [1, 2], constant([0.1, 0.2]))
+    write_export(tmp_path / "user", [7, 7, 7, 8], constant([10, 20, 30, 25]), as_of=np.array([10, 20, 30, 25]))
+    return tmp_path
+
+
+def test_a_row_takes_the_newest_snapshot_strictly_before_it(timed: Path) -> None:
+    found = look(FrozenVectors(timed, num_folds=0), [7] * 5 + [8], [1] * 6, [10, 11, 20, 21, 99, 26])
+    assert found.user_mask.tolist() == [False, True, True, True, True, True]
+    assert found.user[:, 0].tolist() == [0, 10, 10, 20, 30, 25]
+
+
+@settings(max_examples=30, deadline=None)
+@given(times=st.lists(st.integers(0, 40), min_size=1, max_size=20))
+def test_no_row_sees_a_snapshot_at_or_after_its_time(tmp_path_factory, write_export, times: list[int]) -> None:
+    stores = tmp_path_factory.mktemp("stores")
+    write_export(stores / "item", [1], constant([0.1]))
+    write_export(stores / "user", [7, 7, 7], constant([5, 15, 25]), as_of=np.array([5, 15, 25]))
+    found = look(FrozenVectors(stores, num_folds=0), [7] * len(times), [1] * len(times), times)
+    for time, is_found, seen in zip(times, found.user_mask.tolist(), found.user[:, 0].tolist(), strict=True):
+        assert is_found == (time > 5)
+        assert not is_found or seen < time
+
+
+def test_a_training_row_takes_the_vector_made_without_its_fold(tmp_path: Path, write_export) -> None:
+    write_export(tmp_path / "item", [1], constant([0.5]))
+    write_export(tmp_path / "user", [7, 8], constant([1, 2]))
+    write_export(tmp_path / "user_without_fold_0", [7, 8], constant([10, 20]))
+    write_export(tmp_path / "user_without_fold_1", [8], constant([200]))  # all of 7's rows are in fold 1
+    found = look(FrozenVectors(tmp_path, num_folds=2), [7, 7, 7, 8, 8, 8], [1] * 6, [0] * 6, [-1, 0, 1, -1, 0, 1])
+    assert found.user[:, 0].tolist() == [1, 10, 0, 2, 20, 200]
+    assert found.user_mask.tolist() == [True, True, False, True, True, True]
+
+
+def test_a_fold_that_was_not_exported_is_refused(tmp_path: Path, write_export) -> None:
+    write_export(tmp_path / "item", [1], constant([0.5]))
+    write_export(tmp_path / "user", [7], constant([1]))
+    with pytest.raises(InputError, match="'fold' holds 1, but the export has 0 folds"):
+        look(FrozenVectors(tmp_path, num_folds=0), [7], [1], [0], [1])
+
+
+def test_unknown_ids_give_zeros_and_a_false_mask(tmp_path: Path, write_export) -> None:
+    write_export(tmp_path / "item", [1], constant([0.5]))
+    write_export(tmp_path / "user", [7], constant([0.25], dim=3))
+    found = look(FrozenVectors(tmp_path, num_folds=0), [7, 8], [2, 1], [0, 0])
+    assert found.user.tolist() == [[0.25] * 3, [0.0] * 3]
+    assert found.item.tolist() == [[0.0] * 4, [0.5] * 4]
+    assert found.user_mask.tolist() == [True, False]
+    assert found.item_mask.tolist() == [False, True]
+
+
+def test_ids_may_be_strings(tmp_path: Path, write_export) -> None:
+    write_export(tmp_path / "item", ["b", "a"], constant([0.5, 0.25]))
+    write_export(tmp_path / "user", ["ü", "v"], constant([1, 2]))
+    found = look(FrozenVectors(tmp_path, num_folds=0), ["v", "ü", "w"], ["a", "b", "a"], [0] * 3)
+    assert found.user[:, 0].tolist() == [2, 1, 0]
+    assert found.item[:, 0].tolist() == [0.25, 0.5, 0.25]
+
+
+def test_vectors_need_no_gradient(timed: Path) -> None:
+    found = look(FrozenVectors(timed, num_folds=0), [7], [1], [99])
+    assert isinstance(found, LearnVectors)
+    assert not found.user.requires_grad
+    assert not found.item.requires_grad
+
+
+def test_shuffled_stores_keep_who_has_a_vector_but_not_whose_it_is(tmp_path: Path, write_export) -> None:
+    write_export(tmp_path / "item", list(range(50)), constant([float(i) for i in range(50)]))
+    write_export(tmp_path / "user", [7], constant([1]))
+    plain, shuffled = (FrozenVectors(tmp_path, num_folds=0, shuffle_seed=seed) for seed in (None, 0))
+    ids = [*range(50), 99]
+    before, after = (look(frozen, [7] * 51, ids, [0] * 51) for frozen in (plain, shuffled))
+    assert after.item_mask.tolist() == before.item_mask.tolist()
+    assert sorted(after.item[:, 0].tolist()) == sorted(before.item[:, 0].tolist())
+    assert (after.item != before.item).any(1).sum() > 40
+    assert plain.fingerprint != shuffled.fingerprint
+
+
+def test_stores_of_different_towers_are_refused(tmp_path: Path, write_export) -> None:
+    write_export(tmp_path / "item", [1], constant([0.5]))
+    write_export(tmp_path / "user", [7], constant([1]), towers="towers-2")
+    with pytest.raises(InputError, match="were made from different 'align'"):
+        FrozenVectors(tmp_path, num_folds=0)
+
+
+def test_a_missing_store_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="item: not there or not finished; run `learn-rank export` first"):
+        FrozenVectors(tmp_path, num_folds=0)

@@ -1,0 +1,49 @@
+"""RankerOptions: readable by OmegaConf, checked, documented, and free of torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+from omegaconf import OmegaConf
+
+from learn_rank.errors import InputError
+from learn_rank.ranker.options import RankerOptions
+
+
+def test_every_option_says_what_it_does() -> None:
+    assert all(option.metadata["help"] for option in fields(RankerOptions))
+
+
+def test_options_are_a_structured_config() -> None:
+    config = OmegaConf.structured(RankerOptions)
+    changes = OmegaConf.from_dotlist(["hidden_dims=[64]", "shuffle_seed=3", "bf16=true"])
+    options = OmegaConf.to_object(OmegaConf.merge(config, changes))
+    assert options == RankerOptions(hidden_dims=[64], shuffle_seed=3, bf16=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"backbone": "dnc"}, "backbone 'dnc' is unknown; did you mean 'dcnv2'"),
+        ({"cvr_space": "click"}, "cvr_space is 'click', expected one of impressions, clicks"),
+        ({"embedding_dim": 6}, "embedding_dim is 6, expected a multiple of 4"),
+        ({"epochs": 0}, "epochs is 0, expected at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0, expected more than 0"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan, expected more than 0"),
+        ({"cvr_loss_weight": -1.0}, "cvr_loss_weight is -1.0, expected at least 0"),
+        ({"hidden_dims": []}, "hidden_dims is .*one or more positive widths"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"shuffle_seed": -1}, "shuffle_seed is -1, expected at least 0"),
+    ],
+)
+def test_a_wrong_option_is_refused(change: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        RankerOptions(**change)
+
+
+def test_options_are_readable_without_torch() -> None:
+    script = "import sys; sys.modules['torch'] = None; from learn_rank.ranker.options import RankerOptions"
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,0 +1,43 @@
+"""Progress: when a run ends, which epoch is best, and that JSON keeps it whole."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from learn_rank.ranker.progress import Progress
+
+
+def after(*validation: float) -> Progress:
+    progress = Progress()
+    for value in validation:
+        progress.add_step(10, 0.7, 0.3)
+        progress.finish_epoch(value)
+    return progress
+
+
+def test_training_ends_after_patience_epochs_without_a_better_metric() -> None:
+    assert not after().is_finished(epochs=9, patience=1)
+    assert not after(0.5, 0.6).is_finished(epochs=9, patience=1)
+    assert after(0.5, 0.6, 0.6).is_finished(epochs=9, patience=1)
+    assert not after(0.5, 0.6, 0.6).is_finished(epochs=9, patience=2)
+    assert after(0.5, 0.6, 0.7).is_finished(epochs=3, patience=2)
+
+
+def test_the_first_of_equal_epochs_is_best() -> None:
+    assert after(0.5, 0.6, 0.6).best_epoch == 2
+    assert after().best_epoch == 0
+
+
+def test_epoch_record_is_the_mean_over_rows() -> None:
+    progress = Progress()
+    progress.add_step(30, 1.0, 0.5)
+    progress.add_step(10, 2.0, 0.1)
+    assert progress.finish_epoch(0.6) == {"loss": 1.25, "cvr_loss": 0.4, "validation": 0.6}
+    assert (progress.epoch, progress.step, progress.global_step, progress.rows) == (1, 0, 2, 0)
+
+
+def test_json_keeps_every_bit() -> None:
+    progress = after(0.1 + 0.2)
+    progress.add_step(7, 1 / 3, 2 / 7)
+    assert Progress(**json.loads(json.dumps(asdict(progress)))) == progress

@@ -1,0 +1,99 @@
+"""One rank equals two: the same losses, the same probabilities, checkpoints that move between them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from learn_rank.ranker.predict import predict
+from learn_rank.ranker.train import RankerOptions, train
+
+# one step per epoch over all rows, so that the two ranks' batches together are the one rank's batch;
+# users and items split by rows, genres on one rank; the CVR loss over clicks, which are not equally many per rank
+OPTIONS = RankerOptions(
+    batch_size=4000,
+    hidden_dims=[32, 16],
+    epochs=8,
+    patience=8,
+    learning_rate=5e-3,
+    row_wise_rows=40,
+    cvr_space="clicks",
+)
+_TORCHRUN = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from sklearn.metrics import roc_auc_score
+from learn_rank.distributed import process_group
+from learn_rank.ranker.predict import predict
+from learn_rank.ranker.train import RankerOptions, train
+prepared, stores, root, options = sys.argv[1:]
+prepared, stores, root, options = Path(prepared), Path(stores), Path(root), RankerOptions(**json.loads(options))
+metric = lambda users, labels, scores: float(roc_auc_score(labels, scores))
+with process_group(timeout_seconds=60) as process:
+    for name in ("two", "one_then_two"):
+        facts = train(prepared, stores, root / name, options, validation_metric=metric)
+        scores = predict(prepared, stores, root / name, "test")
+        if process.is_main:
+            (root / f"{name}.json").write_text(json.dumps(facts))
+            np.save(root / f"{name}.npy", scores)
+"""
+
+
+def auc(user_ids: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(labels, scores))
+
+
+@pytest.fixture(scope="module")
+def runs(log, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Trained on one rank, on two, and on one rank for three epochs and then on two."""
+    root = tmp_path_factory.mktemp("ranks")
+    calls = []
+
+    def stopping(*arguments: np.ndarray) -> float:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return auc(*arguments)
+
+    one = train(log.prepared, log.stores, root / "one", OPTIONS, validation_metric=auc)
+    with pytest.raises(KeyboardInterrupt):
+        train(log.prepared, log.stores, root / "one_then_two", OPTIONS, validation_metric=stopping)
+    script = root / "train.py"
+    script.write_text(_TORCHRUN)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    arguments = [str(log.prepared), str(log.stores), str(root), json.dumps(asdict(OPTIONS))]
+    done = subprocess.run(
+        [sys.executable, *torchrun, *arguments], capture_output=True, text=True, check=False, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return root, one
+
+
+@pytest.mark.parametrize("name", ["two", "one_then_two"])
+def test_losses_on_two_ranks_equal_those_on_one(runs: tuple[Path, dict[str, Any]], name: str) -> None:
+    root, one = runs
+    other = json.loads((root / f"{name}.json").read_text())
+    assert len(other["history"]) == 8
+    for mine, theirs in zip(one["history"], other["history"], strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert mine["cvr_loss"] == pytest.approx(theirs["cvr_loss"], rel=1e-4)
+        assert mine["validation"] == pytest.approx(theirs["validation"], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["two", "one_then_two"])
+def test_a_checkpoint_of_two_ranks_predicts_the_same_on_one(log, runs: tuple[Path, dict[str, Any]], name: str) -> None:
+    root, _ = runs
+    on_one = predict(log.prepared, log.stores, root / name, "test")
+    np.testing.assert_allclose(on_one, np.load(root / f"{name}.npy"), atol=1e-5)
+    trained_on_one = predict(log.prepared, log.stores, root / "one", "test")
+    np.testing.assert_allclose(on_one, trained_on_one, atol=1e-3)

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from learn_rank.artifact import Manifest, publish
+from learn_rank.errors import InputError
+from learn_rank.store.keys import to_keys
+from learn_rank.store.reader import FrozenStore
+from learn_rank.store.writer import write_store
+
+
+def publish_store(
+    folder: Path, ids: pa.Array, vectors: np.ndarray, as_of: np.ndarray | None = None, *, stage: str = "export"
+) -> Path:
+    with publish(folder, Manifest(stage, {}, {})) as (work, facts):
+        facts.update(write_store(work, ids, vectors, as_of=as_of))
+    return folder
+
+
+# Known answers
+
+
+def test_ids_find_their_vectors_and_unknown_ids_find_none(tmp_path: Path) -> None:
+    vectors = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    store = FrozenStore(publish_store(tmp_path / "s", pa.array([30, -7, 12]), vectors), stage="export")
+    rows = store.rows_of(pa.array([12, 99, -7, 30, 12]))
+    assert rows[1] == -1
+    expected = [[5, 6], [0, 0], [3, 4], [1, 2], [5, 6]]
+    assert store.vectors(torch.from_numpy(rows)).tolist() == expected
+
+
+def test_string_ids_find_their_vectors(tmp_path: Path) -> None:
+    store = FrozenStore(publish_store(tmp_path / "s", pa.array(["b", "a"]), np.eye(2)), stage="export")
+    assert store.vectors(torch.from_numpy(store.rows_of(pa.array(["a", "zz", "b"])))).tolist() == [
+        [0, 1],
+        [0, 0],
+        [1, 0],
+    ]
+
+
+def test_the_newest_snapshot_strictly_before_a_time_is_taken(tmp_path: Path) -> None:
+    ids, as_of = pa.array([7, 3, 3, 3]), np.array([5, 9, 4, 20])
+    vectors = np.array([[7.5], [3.9], [3.4], [3.2]])
+    store = FrozenStore(publish_store(tmp_path / "s", ids, vectors, as_of), stage="export")
+    asked = [(3, 4), (3, 5), (3, 9), (3, 10), (3, 21), (7, 5), (7, 6), (8, 100)]
+    rows = store.rows_of(pa.array([i for i, _ in asked]), before=np.array([t for _, t in asked]))
+    found = store.vectors(torch.from_numpy(rows)).squeeze(1).tolist()
+    assert found == pytest.approx([0, 3.4, 3.4, 3.9, 3.2, 0, 7.5, 0], abs=2e-3)
+    assert (rows == -1).tolist() == [True, False, False, False, False, True, False, True]
+
+
+# Laws
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_lookup_equals_a_scan_of_all_snapshots(tmp_path: Path, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    pairs = np.unique(generator.integers(0, 12, (60, 2)), axis=0)
+    vectors = generator.normal(size=(len(pairs), 4)).astype(np.float16)
+    order = generator.permutation(len(pairs))
+    folder = publish_store(tmp_path / "s", pa.array(pairs[order, 0]), vectors[order], pairs[order, 1])
+    store = FrozenStore(folder, stage="export")
+    ids, times = generator.integers(-1, 13, 200), generator.integers(-1, 14, 200)
+    found = store.vectors(torch.from_numpy(store.rows_of(pa.array(ids), before=times))).numpy()
+    for vector, user, time in zip(found, ids, times, strict=True):
+        earlier = np.flatnonzero((pairs[:, 0] == user) & (pairs[:, 1] < time))
+        expected = vectors[earlier[pairs[earlier, 1].argmax()]] if len(earlier) else np.zeros(4)
+        assert np.array_equal(vector, expected.astype(np.float32))
+
+
+def test_a_shuffled_store_keeps_who_is_known_and_permutes_the_vectors(tmp_path: Path) -> None:
+    folder = publish_store(tmp_path / "s", pa.array(np.arange(100)), np.arange(100.0)[:, None])
+    plain, shuffled = FrozenStore(folder, stage="export"), FrozenStore(folder, stage="export", shuffle_seed=3)
+    ids = pa.array(np.arange(-5, 105))
+    assert ((plain.rows_of(ids) < 0) == (shuffled.rows_of(ids) < 0)).all()
+    values = shuffled.vectors(torch.from_numpy(shuffled.rows_of(pa.array(np.arange(100))))).squeeze(1)
+    assert sorted(values.tolist()) == list(range(100))
+    assert (values == torch.arange(100)).float().mean() < 0.1
+    assert plain.fingerprint != shuffled.fingerprint
+
+
+def test_a_shuffled_store_never_looks_further_ahead_than_the_id_itself(tmp_path: Path) -> None:
+    ids, as_of = pa.array([1, 1, 1, 2]), np.array([1, 2, 3, 1])
+    folder = publish_store(tmp_path / "s", ids, np.arange(4.0)[:, None], as_of)
+    store = FrozenStore(folder, stage="export", shuffle_seed=0)
+    rows = store.rows_of(pa.array([1, 2]), before=np.array([1, 1]))
+    assert rows.tolist() == [-1, -1]
+
+
+def test_lookups_carry_no_gradient_and_leave_the_bytes_alone(tmp_path: Path) -> None:
+    folder = publish_store(tmp_path / "s", pa.array([1, 2]), np.eye(2))
+    before = (folder / "rows.f16").read_bytes()
+    store = FrozenStore(folder, stage="export")
+    found = store.vectors(torch.tensor([0, 1]))
+    found.add_(1.0)
+    assert not found.requires_grad
+    assert (folder / "rows.f16").read_bytes() == before
+    assert store.vectors(torch.tensor([0, 1])).tolist() == [[1, 0], [0, 1]]
+
+
+def test_an_empty_store_knows_nobody(tmp_path: Path) -> None:
+    folder = publish_store(tmp_path / "s", pa.array([], pa.int64()), np.zeros((0, 3)), np.zeros(0, np.int64))
+    store = FrozenStore(folder, stage="export")
+    rows = store.rows_of(pa.array([1, 2]), before=np.array([5, 5]))
+    assert rows.tolist() == [-1, -1]
+    assert store.vectors(torch.from_numpy(rows)).tolist() == [[0, 0, 0], [0, 0, 0]]
+
+
+def test_equal_strings_have_equal_keys_in_any_chunking() -> None:
+    chunked = pa.chunked_array([["a", "b"], ["a"]])
+    assert to_keys(chunked).tolist() == to_keys(pa.array(["a", "b", "a"])).tolist()
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e6])
+def test_a_vector_that_float16_cannot_hold_is_refused_with_its_id(tmp_path: Path, bad: float) -> None:
+    with pytest.raises(InputError, match="1 vectors are NaN, infinite or beyond float16, first id 8"):
+        publish_store(tmp_path / "s", pa.array([7, 8]), np.array([[0.0], [bad]]))
+    assert not (tmp_path / "s").exists()
+
+
+def test_duplicate_ids_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="1 duplicate ids, first 7"):
+        publish_store(tmp_path / "s", pa.array([7, 8, 7]), np.zeros((3, 2)))
+    with pytest.raises(InputError, match="1 duplicate ids, first 7"):
+        publish_store(tmp_path / "s", pa.array([7, 7]), np.zeros((2, 2)), np.array([5, 5]))
+
+
+def test_ids_of_another_type_are_refused(tmp_path: Path) -> None:
+    store = FrozenStore(publish_store(tmp_path / "s", pa.array([1]), np.zeros((1, 2))), stage="export")
+    with pytest.raises(InputError, match="keys are int64, but the ids asked for are string"):
+        store.rows_of(pa.array(["1"]))
+    with pytest.raises(InputError, match="nulls"):
+        store.rows_of(pa.array([1, None]))
+    with pytest.raises(InputError, match="expected integers or strings"):
+        store.rows_of(pa.array([1.0]))
+
+
+def test_a_damaged_unfinished_or_foreign_store_is_refused(tmp_path: Path) -> None:
+    folder = publish_store(tmp_path / "s", pa.array([1, 2]), np.zeros((2, 2)))
+    with pytest.raises(InputError, match="made by stage 'export', expected 'extract'"):
+        FrozenStore(folder, stage="extract")
+    with pytest.raises(InputError, match="not there or not finished"):
+        FrozenStore(tmp_path / "nowhere", stage="export")
+    (folder / "rows.f16").write_bytes(b"123")
+    with pytest.raises(InputError, match=r"rows\.f16: 3 bytes, expected 8"):
+        FrozenStore(folder, stage="export")

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from learn_rank.artifact import Manifest, file_fingerprint, is_current, publish, read_manifest
+from learn_rank.errors import InputError
+
+ONE, OTHER = Manifest("prepare", {"log": "a"}, {"x": 1}), Manifest("prepare", {"log": "a"}, {"x": 2})
+
+
+def test_a_published_folder_carries_what_made_it(tmp_path: Path) -> None:
+    with publish(tmp_path / "p", ONE) as (work, facts):
+        (work / "data").write_text("whole")
+        facts["rows"] = 3
+    assert (tmp_path / "p" / "data").read_text() == "whole"
+    found = read_manifest(tmp_path / "p", stage="prepare")
+    assert (found.fingerprint, found.facts, found.inputs) == (ONE.fingerprint, {"rows": 3}, {"log": "a"})
+    assert "pyarrow" in found.versions
+    assert is_current(tmp_path / "p", ONE)
+    assert not is_current(tmp_path / "p", OTHER)
+
+
+def test_a_failure_leaves_the_previous_folder_and_nothing_else(tmp_path: Path) -> None:
+    with publish(tmp_path / "p", ONE) as (work, _):
+        (work / "data").write_text("first")
+    with pytest.raises(RuntimeError), publish(tmp_path / "p", OTHER) as (work, _):
+        (work / "data").write_text("half")
+        raise RuntimeError
+    assert (tmp_path / "p" / "data").read_text() == "first"
+    assert {path.name for path in tmp_path.iterdir()} == {"p", ".p.lock"}
+
+
+def test_a_resumable_stage_finds_its_work_again_only_under_the_same_fingerprint(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), publish(tmp_path / "p", ONE, is_resumable=True) as (work, _):
+        (work / "part").write_text("1")
+        raise RuntimeError
+    with publish(tmp_path / "p", ONE, is_resumable=True) as (work, _):
+        assert (work / "part").read_text() == "1"
+        raise_after = work
+    with publish(tmp_path / "p", OTHER, is_resumable=True) as (work, _):
+        assert not (work / "part").exists()
+    assert raise_after == work
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from learn_rank.artifact import Manifest, publish
+with publish(Path(sys.argv[1]), Manifest("prepare", {}, {"x": 9})) as (work, facts):
+    (work / "data").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_process_leaves_the_previous_folder_and_the_next_run_recovers(tmp_path: Path) -> None:
+    with publish(tmp_path / "p", ONE) as (work, _):
+        (work / "data").write_text("first")
+    killed = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path / "p")], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "p" / "data").read_text() == "first"
+    with publish(tmp_path / "p", OTHER) as (work, _):
+        assert not (work / "data").exists()
+        (work / "data").write_text("second")
+    assert (tmp_path / "p" / "data").read_text() == "second"
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
+    with publish(tmp_path / "p", ONE) as (work, _):
+        (work / "data").write_text("first")
+    (tmp_path / "p").rename(tmp_path / ".p.old")
+    with pytest.raises(RuntimeError), publish(tmp_path / "p", OTHER):
+        raise RuntimeError
+    assert (tmp_path / "p" / "data").read_text() == "first"
+
+
+def test_two_processes_cannot_write_one_folder(tmp_path: Path) -> None:
+    with publish(tmp_path / "p", ONE), pytest.raises(InputError, match="another process"), publish(tmp_path / "p", ONE):
+        pass
+
+
+def test_an_edited_manifest_is_refused(tmp_path: Path) -> None:
+    with publish(tmp_path / "p", ONE):
+        pass
+    path = tmp_path / "p" / "manifest.json"
+    path.write_text(path.read_text().replace('"x": 1', '"x": 5'))
+    with pytest.raises(InputError, match="was edited"):
+        read_manifest(tmp_path / "p", stage="prepare")
+
+
+def test_a_large_file_is_known_by_its_ends_and_size(tmp_path: Path) -> None:
+    path = tmp_path / "big"
+    path.write_bytes(b"a" * (3 << 20))
+    before = file_fingerprint(path)
+    assert before == file_fingerprint(path)
+    with path.open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        stream.write(b"b")
+    assert file_fingerprint(path) != before

@@ -1,0 +1,108 @@
+"""distributed: the helpers on one process, and the same under torchrun with a restart."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import distributed as dist
+
+from learn_rank.distributed import gather_equal, on_main, process_group, sum_over_ranks, thread_advice
+from learn_rank.errors import InputError
+
+CPU = torch.device("cpu")
+
+
+def refuse() -> int:
+    raise InputError("no such file")
+
+
+def test_helpers_work_without_any_group() -> None:
+    assert on_main(lambda: 7) == 7
+    assert sum_over_ranks(torch.tensor([2.0])).item() == 2
+    (only,) = gather_equal(np.ones(3, np.float32), CPU)
+    assert only.tolist() == [1, 1, 1]
+    with pytest.raises(InputError, match="no such file"):
+        on_main(refuse)
+
+
+def test_a_group_of_one_is_left_again() -> None:
+    for _ in range(2):
+        with process_group() as process:
+            assert dist.is_initialized()
+            assert (process.rank, process.world_size, process.is_main) == (0, 1, True)
+        assert not dist.is_initialized()
+
+
+def test_a_group_made_by_the_caller_is_used_and_kept() -> None:
+    with process_group():
+        with process_group() as inner:
+            assert inner.world_size == 1
+        assert dist.is_initialized()
+
+
+def test_thread_advice_names_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    assert thread_advice(1, CPU) is None
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert "OMP_WAIT_POLICY=PASSIVE" in thread_advice(1, CPU)
+    assert "OMP_NUM_THREADS=1" in thread_advice(10_000, CPU)
+    assert thread_advice(2, torch.device("cuda")) is None
+
+
+_RANK = """
+import json, os, sys
+from pathlib import Path
+import numpy as np, torch
+from learn_rank.distributed import gather_equal, on_main, process_group, sum_over_ranks
+from learn_rank.errors import InputError
+
+def refuse():
+    raise InputError("no such file")
+
+def divide():
+    return 1 / 0
+
+with process_group(timeout_seconds=60) as process:
+    total = sum_over_ranks(torch.tensor([process.rank + 1.0])).item()
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and process.rank == 1:
+        os._exit(1)
+    found = {"total": total, "from_main": on_main(lambda: ["rank", process.rank])}
+    parts = gather_equal(np.full(2, process.rank, np.float32), process.device)
+    found["parts"] = [part.tolist() for part in parts]
+    for name, function in {"input": refuse, "bug": divide}.items():
+        try:
+            on_main(function)
+        except Exception as error:
+            found[name] = f"{type(error).__name__}: {error}"
+    found["attempt"] = os.environ["TORCHELASTIC_RESTART_COUNT"]
+    (Path(sys.argv[1]) / f"{process.rank}.json").write_text(json.dumps(found))
+"""
+
+
+def test_two_ranks_agree_and_join_again_after_a_restart(tmp_path: Path) -> None:
+    script = tmp_path / "rank.py"
+    script.write_text(_RANK)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, str(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    for found in ranks:
+        assert found["attempt"] == "1"
+        assert found["total"] == 3
+        assert found["from_main"] == ["rank", 0]
+        assert found["parts"] == [[0, 0], [1, 1]]
+        assert found["input"] == "InputError: no such file"
+    assert ranks[0]["bug"] == "ZeroDivisionError: division by zero"
+    assert "rank 0 failed: ZeroDivisionError" in ranks[1]["bug"]

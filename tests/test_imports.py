@@ -1,0 +1,63 @@
+"""The direction of imports is part of the design: cli -> stages -> store, data, adaptor -> foundations."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import learn_rank
+
+PACKAGE = Path(learn_rank.__file__).parent
+FOUNDATIONS = {"schema", "errors", "artifact", "io", "layers", "distributed", "checkpoint", "progress"}
+SHARED = {"store", "data", "adaptor"}
+STAGES = {"content", "alignment", "ranker", "evaluation", "integrations"}
+
+
+def imported_parts(path: Path) -> set[str]:
+    """Names X of every `learn_rank.X` that a file imports, inside functions too."""
+    parts = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [
+                f"{node.module}.{alias.name}" if node.module == "learn_rank" else node.module for alias in node.names
+            ]
+        parts |= {name.split(".")[1] for name in names if name.startswith("learn_rank.")}
+    return parts - {"__version__"}
+
+
+def test_imports_point_down_only() -> None:
+    files = list(PACKAGE.rglob("*.py"))
+    assert len(files) > 30
+    for path in files:
+        own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        allowed = {own} | FOUNDATIONS
+        if own in STAGES:
+            allowed |= SHARED
+        if own in ("cli", "__main__"):
+            allowed |= SHARED | STAGES | {"cli"}
+        assert imported_parts(path) <= allowed, path
+
+
+def test_every_part_of_the_package_has_a_layer() -> None:
+    known = FOUNDATIONS | SHARED | STAGES | {"cli", "__init__", "__main__", "configs", "__pycache__", "py"}
+    assert {path.name.split(".")[0] for path in PACKAGE.iterdir()} - known <= {"py"}
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    heavy = {"torch", "numpy", "pyarrow", "sklearn", "duckdb", "hydra", "transformers", "torchrec", "fbgemm_gpu"}
+    assert not loaded_by("import learn_rank") & heavy
+
+
+def test_evaluation_and_the_command_lines_help_need_no_torch() -> None:
+    assert "torch" not in loaded_by("import learn_rank.evaluation")
+    assert "torch" not in loaded_by("from learn_rank.cli.main import main; main(['pipeline', '--help'])")

@@ -1,0 +1,43 @@
+"""What a newcomer copies from the README works as written."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from learn_rank.cli.config import load
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_python_examples_run() -> None:
+    pytest.importorskip("torch")
+    found = blocks("python")
+    assert len(found) >= 2
+    for block in found:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_recipe_is_accepted(tmp_path: Path) -> None:
+    (recipe,) = blocks("yaml")
+    (tmp_path / "shop.yaml").write_text(recipe)
+    config = load("run", [f"dataset={tmp_path / 'shop.yaml'}", "run_dir=x", "encoder=minilm"])
+    assert (config.dataset.ranking_label, config.dataset.cvr_label) == ("click", "conversion")
+    assert config.encoder.kind == "hf"
+
+
+def test_every_learn_rank_command_has_options_that_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shop.yaml").write_text(blocks("yaml")[0])
+    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    commands = [shlex.split(line, comments=True) for line in lines if line.startswith("learn-rank ")]
+    assert len(commands) >= 2
+    for _, command, *overrides in commands:
+        load("evaluate" if command == "evaluate" else "run", overrides)
