@@ -23,6 +23,7 @@ _RECORDED_PACKAGES = (
     "torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "transformers", "scikit-learn", "pyarrow", "duckdb", "numpy",
 )  # fmt: skip
 _SAMPLE_BYTES = 1 << 20
+_FULL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def publish(
     """Yields (work folder, facts); on success the folder replaces `directory` in one rename, with manifest.json inside.
 
     `facts` is an empty dict for what the stage learns; it goes into the manifest. If the block fails or the process is
-    killed, `directory` is as it was. A resumable stage finds its unfinished work folder again as long as the
+    killed, `directory` is as it was; a failure on a full disk becomes an InputError. A resumable stage finds its unfinished work folder again as long as the
     fingerprint is the same; otherwise the work folder starts empty.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -127,9 +128,13 @@ def publish(
             yield work, facts
             record = {**asdict(manifest), "facts": facts, "versions": installed_versions()}
             write_json(work / MANIFEST, {**record, "fingerprint": manifest.fingerprint})
-        except BaseException:
+        except BaseException as error:
+            # libraries say "no space left" in many ways; the disk itself says it in one
+            is_full = isinstance(error, Exception) and shutil.disk_usage(work).free < _FULL_BYTES
             if not is_resumable:
                 shutil.rmtree(work, ignore_errors=True)
+            if is_full:
+                raise InputError(f"{directory}: the disk is full; free some space, then run the same command again")
             raise
         marker.unlink()
         _fsync_tree(work)

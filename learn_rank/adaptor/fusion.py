@@ -42,6 +42,8 @@ class LearnAdaptor(nn.Module):
     and variance, "none" leaves them.
     stop_ranker_gradient: the fusion embedding reaches the ranker detached, so that the CVR loss alone trains the fusion
     module; otherwise the ranker's loss trains it too.
+    vector_dropout: share of rows that take the missing vector in training although they have one, for users and items
+    apart: the ranker cannot lean on a user's vector as on a second id, and meets missing ones before it serves them.
     synchronise: batch statistics over all processes of the default group; every process must then call together.
     """
 
@@ -56,9 +58,13 @@ class LearnAdaptor(nn.Module):
         dropout: float = 0.0,
         normalization: str = "batch",
         stop_ranker_gradient: bool = False,
+        vector_dropout: float = 0.0,
         synchronise: bool = False,
     ) -> None:
         super().__init__()
+        if not 0 <= vector_dropout < 1:
+            raise InputError(f"vector_dropout is {vector_dropout}, expected 0 <= vector_dropout < 1")
+        self.vector_dropout = vector_dropout
         self.user_dim, self.item_dim, self.fusion_dim = user_dim, item_dim, fusion_dim
         self.stop_ranker_gradient = stop_ranker_gradient
         self.user_norm = _normalization(normalization, user_dim, synchronise)
@@ -83,11 +89,18 @@ class LearnAdaptor(nn.Module):
         """[B, U] and [B, I] vectors with [B] bool masks (True: there is a vector; None: all have one)."""
         _check_width("user", user, self.user_dim)
         _check_width("item", item, self.item_dim)
-        user = _fill(self.user_norm(user, user_mask), user_mask, self.user_missing)
-        item = _fill(self.item_norm(item, item_mask), item_mask, self.item_missing)
+        user = _fill(self.user_norm(user, user_mask), self._kept(user, user_mask), self.user_missing)
+        item = _fill(self.item_norm(item, item_mask), self._kept(item, item_mask), self.item_missing)
         fusion = self.fusion(torch.cat([user, item], dim=1))
         cvr_logit = self.cvr(fusion).squeeze(1)
         return AdaptorOutput(user, item, fusion.detach() if self.stop_ranker_gradient else fusion, cvr_logit)
+
+    def _kept(self, vectors: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
+        """[B] bool: the rows whose vector is used."""
+        if not self.training or self.vector_dropout == 0.0:
+            return mask
+        kept = torch.rand(len(vectors), device=vectors.device) >= self.vector_dropout
+        return kept if mask is None else kept & mask
 
 
 class PresentBatchNorm(nn.Module):

@@ -19,8 +19,8 @@ class AlignOptions:
     max_history: int = field(default=50, metadata={"help": "most recent interactions a user vector sees"})
     max_targets: int = field(default=20, metadata={"help": "all_action: interactions after the cut"})
     objective: str = field(
-        default="catalogue",
-        metadata={"help": "catalogue: next item against all items; all_action: the paper's dense all action loss"},
+        default="all_action",
+        metadata={"help": "all_action: the paper's dense all action loss; catalogue: a later item against all items"},
     )
     targets: str = field(
         default="later", metadata={"help": "catalogue: the next interaction, or one drawn from all later"}
@@ -29,8 +29,8 @@ class AlignOptions:
         default=True, metadata={"help": "false: histories are shuffled in training, for logs whose order means nothing"}
     )
     item_tower: str = field(default="a", metadata={"help": "all_action: a (causal over targets) or b (each alone)"})
-    num_user_samples: int = field(default=10, metadata={"help": "all_action: N_h user embeddings per user"})
-    num_item_samples: int = field(default=10, metadata={"help": "all_action: N_t target items per user"})
+    num_user_samples: int = field(default=10, metadata={"help": "N_h user embeddings per window and step"})
+    num_item_samples: int = field(default=10, metadata={"help": "all_action: N_t target items per window and step"})
     recency_alpha: float = field(default=10.0, metadata={"help": "all_action: Eq. 1 alpha"})
     recency_beta: float = field(default=10000.0, metadata={"help": "all_action: Eq. 1 beta; equal to alpha: uniform"})
     max_catalogue: int = field(default=20_000, metadata={"help": "catalogue: more items are sampled each step"})
@@ -38,13 +38,13 @@ class AlignOptions:
         default=True,
         metadata={"help": "catalogue: leave popularity out of the embeddings (log-frequency in the softmax)"},
     )
-    temperature: float = field(default=0.07, metadata={"help": "of the softmax"})
-    epochs: int = field(default=16, metadata={"help": "passes over all users"})
+    temperature: float = field(default=0.1, metadata={"help": "of the softmax"})
+    epochs: int = field(default=10, metadata={"help": "passes over all users"})
     batch_size: int = field(default=128, metadata={"help": "windows (users) per step"})
-    learning_rate: float = field(default=2e-3, metadata={"help": "peak, AdamW"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak, AdamW"})
     warmup_share: float = field(default=0.1, metadata={"help": "share of steps with a rising learning rate"})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW"})
-    patience: int = field(default=4, metadata={"help": "epochs without a better validation metric before stopping"})
+    patience: int = field(default=3, metadata={"help": "epochs without a better validation metric before stopping"})
     seed: int = field(default=0, metadata={"help": "of weights, sampling and dropout"})
 
     def __post_init__(self) -> None:

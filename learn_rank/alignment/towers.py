@@ -42,6 +42,9 @@ class Tower(nn.Module):
         self.blocks = nn.ModuleList(_Block(width, num_heads, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, embedding_dim)
+        for linear in (self.input, self.output):  # keep angles: equal content stays near
+            nn.init.orthogonal_(linear.weight)
+            nn.init.zeros_(linear.bias)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, content: torch.Tensor) -> torch.Tensor:
@@ -59,16 +62,32 @@ class Tower(nn.Module):
         return embedded.squeeze(1)
 
 
+_PAST_WEIGHT = 4.0  # of the mean history beside the last interaction, in an untrained tower
+
+
 class _Block(nn.Module):
-    """Pre-norm transformer layer with causal attention. Padding stands at the end, so no real position sees it."""
+    """Pre-norm transformer layer with causal attention. Padding stands at the end, so no real position sees it.
+
+    It starts as hidden + 4 x mean of the past: attention almost uniform, values passed through, an MLP that adds nothing.
+    So an untrained tower matches a user's mean content with an item's (the paper's "w/o Align"), and training goes on
+    from there; from an ordinary start a log of this size ends below it.
+    """
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.num_heads, self.dropout_rate = num_heads, dropout
         self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query_key_value, self.projection = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        last = nn.Linear(4 * width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), last)
         self.dropout = nn.Dropout(dropout)
+        with torch.no_grad():
+            self.query_key_value.weight[: 2 * width].normal_(std=0.02)
+            self.query_key_value.weight[2 * width :].copy_(torch.eye(width))
+            self.projection.weight.copy_(_PAST_WEIGHT * torch.eye(width))
+            last.weight.zero_()
+            for linear in (self.query_key_value, self.projection, last):
+                linear.bias.zero_()
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         batch, length, width = hidden.shape

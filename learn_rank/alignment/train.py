@@ -246,20 +246,18 @@ def _catalogue_step(
     options: AlignOptions,
     generator: np.random.Generator,
 ) -> torch.Tensor:
-    """Every position's user embedding against one later item of the window [B, L + 1], -1 where padded."""
-    length = items.shape[1] - 1
+    """N_h user embeddings of each window [B, L + 1] (-1 where padded), each against one later item of the window."""
     users = tower(_content(content, items[:, :-1], catalogue.device))  # [B, L, D]
-    lengths = (items >= 0).sum(1, keepdims=True)
-    position = np.arange(length)
-    ahead = 1.0 if options.targets == "next" else 1 + generator.random(items[:, 1:].shape) * (lengths - 1 - position)
-    target_at = np.minimum((position + ahead).astype(np.int64), length)
-    target = torch.from_numpy(
-        np.where(
-            position < lengths - 1, np.take_along_axis(items, np.broadcast_to(target_at, items[:, 1:].shape), 1), -1
-        )
+    last = (items >= 0).sum(1, keepdims=True) - 1
+    noise = np.where(np.arange(items.shape[1] - 1) < last, generator.random((len(items), items.shape[1] - 1)), 2.0)
+    position = np.argsort(noise, axis=1)[:, : options.num_user_samples]  # [B, N_h] distinct, real ones first
+    is_real = position < last
+    ahead = 1 if options.targets == "next" else 1 + (generator.random(position.shape) * (last - position)).astype(int)
+    target = np.take_along_axis(items, np.where(is_real, position + ahead, 0), 1)
+    row, column = np.nonzero(is_real)
+    return catalogue.loss(
+        tower, users[row, position[row, column]], torch.from_numpy(target[row, column]), options.temperature
     )
-    is_real = target >= 0
-    return catalogue.loss(tower, users[is_real.to(users.device)], target[is_real], options.temperature)
 
 
 def _all_action_step(

@@ -252,9 +252,12 @@ def demo(config: RunConfig) -> None:
 
 
 def validation_uauc(users: npt.NDArray[Any], labels: npt.NDArray[Any], scores: npt.NDArray[Any]) -> float | None:
-    """The metric by which both training loops choose their best epoch; None where no user has both classes."""
+    """UAUC, by which both training loops choose their best epoch; None where no user has both classes."""
     from learn_rank.evaluation.evaluate import user_auc
 
+    positives = np.unique(users[labels == 1])
+    if not np.isin(users[labels == 0], positives).any():
+        return None
     return user_auc(users, labels.astype(np.int8), scores)
 
 

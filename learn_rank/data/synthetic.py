@@ -63,8 +63,8 @@ _DAY = 86_400
 class SyntheticOptions:
     """Size of the generated log."""
 
-    num_users: int = field(default=5000, metadata={"help": "users"})
-    num_items: int = field(default=2500, metadata={"help": "items"})
+    num_users: int = field(default=2500, metadata={"help": "users"})
+    num_items: int = field(default=2000, metadata={"help": "items"})
     num_interactions: int = field(default=250_000, metadata={"help": "impressions"})
     num_days: int = field(default=60, metadata={"help": "length of the log; the last 15 % of rows are the test window"})
     new_share: float = field(default=0.2, metadata={"help": "share of users and items that appear near the end"})

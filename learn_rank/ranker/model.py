@@ -67,6 +67,7 @@ def build_ranker(features: FeatureSet, options: RankerOptions, frozen: FrozenVec
             dropout=options.dropout,
             normalization=options.normalization,
             stop_ranker_gradient=options.stop_ranker_gradient,
+            vector_dropout=options.vector_dropout,
             synchronise=True,
         )
     backbone = build_backbone(

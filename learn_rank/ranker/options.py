@@ -28,6 +28,9 @@ class RankerOptions:
     use_learn: bool = field(default=True, metadata=_doc("add LEARN vectors through the adaptor; false is the baseline"))
     fusion_dim: int = field(default=64, metadata=_doc("width of the adaptor's fusion embedding"))
     normalization: str = field(default="batch", metadata=_doc("of the frozen vectors: batch, layer or none"))
+    vector_dropout: float = field(
+        default=0.3, metadata=_doc("share of training rows that go without their user (item) vector")
+    )
     cvr_loss_weight: float = field(
         default=0.5, metadata=_doc("weight of the adaptor's CVR loss beside the ranking loss")
     )
@@ -72,8 +75,9 @@ class RankerOptions:
             raise InputError(f"embedding_dim is {self.embedding_dim}, expected a multiple of 4 (fbgemm kernels)")
         if not self.hidden_dims or min(self.hidden_dims) < 1:
             raise InputError(f"hidden_dims is {self.hidden_dims}, expected one or more positive widths")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout is {self.dropout}, expected 0 <= dropout < 1")
+        for name in ("dropout", "vector_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}, expected 0 <= {name} < 1")
         if self.shuffle_seed is not None:
             _check("shuffle_seed", self.shuffle_seed, at_least=0)
 

@@ -124,6 +124,25 @@ def test_adaptor_exports_for_serving_with_any_number_of_rows() -> None:
     torch.testing.assert_close(program.module()(*arguments), adaptor(*arguments))
 
 
+def test_vector_dropout_replaces_whole_vectors_in_training_alone() -> None:
+    torch.manual_seed(0)
+    adaptor = LearnAdaptor(4, 4, vector_dropout=0.3, normalization="none")
+    with torch.no_grad():
+        adaptor.user_missing.fill_(9.0)
+        adaptor.item_missing.fill_(9.0)
+    vectors = torch.randn(4000, 4)
+    output = adaptor(vectors, vectors)
+    for found in (output.user, output.item):
+        is_dropped = (found == 9.0).all(1)
+        assert is_dropped.float().mean().item() == pytest.approx(0.3, abs=0.03)
+        assert torch.equal(found[~is_dropped], vectors[~is_dropped])
+    both = (output.user == 9.0).all(1) & (output.item == 9.0).all(1)
+    assert both.float().mean().item() == pytest.approx(0.09, abs=0.02)  # users and items apart
+    assert torch.equal(adaptor.eval()(vectors, vectors).user, vectors)
+    with pytest.raises(InputError, match="vector_dropout is 1.0"):
+        LearnAdaptor(vector_dropout=1.0)
+
+
 def test_vectors_of_another_width_are_refused() -> None:
     with pytest.raises(InputError, match=r"item vectors have shape \(12, 32\), expected \[B, 64\]; set item_dim"):
         LearnAdaptor()(vectors(), vectors(1, 32))
