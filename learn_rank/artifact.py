@@ -105,8 +105,8 @@ def publish(
     """Yields (work folder, facts); on success the folder replaces `directory` in one rename, with manifest.json inside.
 
     `facts` is an empty dict for what the stage learns; it goes into the manifest. If the block fails or the process is
-    killed, `directory` is as it was; a failure on a full disk becomes an InputError. A resumable stage finds its unfinished work folder again as long as the
-    fingerprint is the same; otherwise the work folder starts empty.
+    killed, `directory` is as it was; a failure on a full disk becomes an InputError. A resumable stage finds its
+    unfinished work folder again as long as the fingerprint is the same; otherwise the work folder starts empty.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     work = directory.with_name(f".{directory.name}.partial")

@@ -68,8 +68,8 @@ _PAST_WEIGHT = 4.0  # of the mean history beside the last interaction, in an unt
 class _Block(nn.Module):
     """Pre-norm transformer layer with causal attention. Padding stands at the end, so no real position sees it.
 
-    It starts as hidden + 4 x mean of the past: attention almost uniform, values passed through, an MLP that adds nothing.
-    So an untrained tower matches a user's mean content with an item's (the paper's "w/o Align"), and training goes on
+    It starts as hidden + 4 x mean of the past: attention almost uniform, values passed on, an MLP that adds nothing. So
+    an untrained tower matches a user's mean content with an item's (the paper's "w/o Align"), and training goes on
     from there; from an ordinary start a log of this size ends below it.
     """
 

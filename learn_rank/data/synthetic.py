@@ -2,8 +2,9 @@
 
 The world: an item belongs to a topic (its words, and its category) and has a style (its adjectives); a user likes a few
 topics and one style. Clicks follow that taste, the item's quality and the user's own click rate; conversions after a
-click follow taste and price. Popularity is a power law. Some items and users appear only near the end of the log: a
-ranker that knows ids alone cannot know them, while their texts and first clicks tell.
+click follow taste and price. Popularity is a power law. Some items and users appear only near the end of the log. The
+platform has the tastes of most of its older users on file, as features of the baseline; of the new ones it knows only
+what their first clicks tell.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ _STYLES = {
 }
 _START = 1_700_000_000  # seconds
 _DAY = 86_400
+_PROFILE_SHARE = 0.85  # of the users who were there from the start
 
 
 @dataclass
@@ -65,7 +67,7 @@ class SyntheticOptions:
 
     num_users: int = field(default=2500, metadata={"help": "users"})
     num_items: int = field(default=2000, metadata={"help": "items"})
-    num_interactions: int = field(default=250_000, metadata={"help": "impressions"})
+    num_interactions: int = field(default=300_000, metadata={"help": "impressions"})
     num_days: int = field(default=60, metadata={"help": "length of the log; the last 15 % of rows are the test window"})
     new_share: float = field(default=0.2, metadata={"help": "share of users and items that appear near the end"})
     taste_weight: float = field(default=1.5, metadata={"help": "strength of the planted content signal"})
@@ -92,17 +94,27 @@ def write_synthetic(directory: Path, options: SyntheticOptions) -> dict[str, Any
     likes_topic = (likes_topic >= np.sort(likes_topic, axis=1)[:, [-3]]).astype(float)  # three topics each
     likes_style = np.eye(len(_STYLES))[generator.integers(len(_STYLES), size=options.num_users)]
     age_groups = generator.integers(6, size=options.num_users)
+    born_user = _births(generator, options.num_users, options.new_share)
+    names = np.array(list(_TOPICS))
+    has_profile = (born_user == 0) & (generator.random(options.num_users) < _PROFILE_SHARE)
     write_table(
         directory / "users.parquet",
         pa.table({
             "user_id": np.arange(options.num_users) + 10_000,
             "age_group": [f"{18 + 10 * group}-{27 + 10 * group}" for group in age_groups],
+            "interests": [
+                "|".join(names[liked > 0]) if is_known else None
+                for liked, is_known in zip(likes_topic, has_profile, strict=True)
+            ],
+            "style": [
+                list(_STYLES)[liked.argmax()] if is_known else None
+                for liked, is_known in zip(likes_style, has_profile, strict=True)
+            ],
         }),
     )  # fmt: skip
 
-    born_user = _births(generator, options.num_users, options.new_share)
     born_item = _births(generator, options.num_items, options.new_share)
-    users = _users_by_activity(generator, options)
+    users = _users_by_activity(generator, born_user, options)
     times = born_user[users] + (1 - born_user[users]) * generator.random(len(users))
     items = _exposed_items(generator, times, born_item)
 
@@ -146,6 +158,8 @@ def synthetic_recipe(directory: Path) -> DatasetRecipe:
             "user_id": SparseSource(column="interactions.user_id"),
             "item_id": SparseSource(column="interactions.item_id"),
             "age_group": SparseSource(column="users.age_group"),
+            "style": SparseSource(column="users.style"),
+            "interests": SparseSource(column="users.interests", separator="|"),
             "category": SparseSource(column="items.category"),
             "brand": SparseSource(column="items.brand"),
         },
@@ -181,14 +195,16 @@ def _items(
 
 
 def _births(generator: np.random.Generator, count: int, new_share: float) -> FloatArray:
-    """[count] first moments in [0, 1): a share appears in the last fifth of the log, the others from the start."""
+    """[count] first moments in [0, 1): a share appears late in the log, the others are there from the start."""
     is_new = generator.random(count) < new_share
-    return np.where(is_new, generator.uniform(0.8, 1.0, count), 0.0)
+    return np.where(is_new, generator.uniform(0.76, 0.96, count), 0.0)
 
 
-def _users_by_activity(generator: np.random.Generator, options: SyntheticOptions) -> npt.NDArray[np.int64]:
-    """[num_interactions] users: a power law of activity."""
-    activity = generator.pareto(2.0, options.num_users) + 1
+def _users_by_activity(
+    generator: np.random.Generator, born: FloatArray, options: SyntheticOptions
+) -> npt.NDArray[np.int64]:
+    """[num_interactions] users: a power law of activity; who is new looks around more."""
+    activity = (generator.pareto(2.0, options.num_users) + 1) * np.where(born > 0, 2.0, 1.0)
     return generator.choice(options.num_users, options.num_interactions, p=activity / activity.sum())
 
 

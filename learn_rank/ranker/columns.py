@@ -88,6 +88,22 @@ def keyed_jagged(table: pa.Table, features: tuple[SparseFeature, ...]) -> KeyedJ
     )
 
 
+def hide_values(sparse: KeyedJaggedTensor, features: tuple[SparseFeature, ...], share: float) -> KeyedJaggedTensor:
+    """The same features; in a random share of the rows each value becomes, by a coin, its feature's unknown (last) row.
+
+    Every id of the training window is known, so without this nothing would ever train the unknown row, and the ranker
+    would never learn what to lean on when a new user or item comes (DropoutNet, Volkovs et al. 2017).
+    """
+    values = sparse.values()
+    unknown = torch.tensor([feature.num_embeddings - 1 for feature in features], device=values.device)
+    counts = torch.tensor(sparse.length_per_key(), device=values.device)
+    num_rows, lengths = sparse.stride(), sparse.lengths()
+    is_hit = (torch.rand(num_rows, device=values.device) < share).repeat(len(features))  # [F * B], as lengths
+    is_hidden = is_hit.repeat_interleave(lengths) & (torch.rand(len(values), device=values.device) < 0.5)
+    hidden = torch.where(is_hidden, unknown.repeat_interleave(counts), values)
+    return KeyedJaggedTensor(keys=sparse.keys(), values=hidden, lengths=lengths)
+
+
 def label(table: pa.Table, name: str) -> torch.Tensor:
     """[B] float32 of a label column."""
     return torch.from_numpy(table[name].to_numpy().astype(np.float32))

@@ -31,6 +31,10 @@ class RankerOptions:
     vector_dropout: float = field(
         default=0.3, metadata=_doc("share of training rows that go without their user (item) vector")
     )
+    unknown_share: float = field(
+        default=0.05,
+        metadata=_doc("share of training rows in which about half of the values are hidden, as if never seen"),
+    )
     cvr_loss_weight: float = field(
         default=0.5, metadata=_doc("weight of the adaptor's CVR loss beside the ranking loss")
     )
@@ -75,7 +79,7 @@ class RankerOptions:
             raise InputError(f"embedding_dim is {self.embedding_dim}, expected a multiple of 4 (fbgemm kernels)")
         if not self.hidden_dims or min(self.hidden_dims) < 1:
             raise InputError(f"hidden_dims is {self.hidden_dims}, expected one or more positive widths")
-        for name in ("dropout", "vector_dropout"):
+        for name in ("dropout", "vector_dropout", "unknown_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, expected 0 <= {name} < 1")
         if self.shuffle_seed is not None:

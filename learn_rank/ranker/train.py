@@ -22,6 +22,7 @@ from learn_rank.errors import InputError
 from learn_rank.io import read_table
 from learn_rank.progress import progress_bar
 from learn_rank.ranker.batch import BatchReader, RankerBatch
+from learn_rank.ranker.columns import hide_values
 from learn_rank.ranker.inputs import RankerInputs, check_fingerprints, check_labels, open_inputs
 from learn_rank.ranker.model import build_ranker, ranker_loss
 from learn_rank.ranker.options import RankerOptions
@@ -130,13 +131,14 @@ def _train_step(run: _Run, batch: RankerBatch, *, save_is_due: bool) -> bool:
     """One step on this rank's batch; tells every rank whether rank 0 says that a checkpoint is due."""
     options, progress, frozen = run.options, run.progress, run.inputs.frozen
     device, world_size = run.process.device, run.process.world_size
-    # a seed per step: a resumed run drops the same units without generator states in its checkpoint
+    # a seed per step: a resumed run drops the same units and hides the same values without generator states in its checkpoint
     torch.manual_seed(_step_seed(options.seed, progress.global_step, run.process.rank))
     batch = batch.to(device)
+    sparse = hide_values(batch.sparse, run.inputs.features.sparse, options.unknown_share)
     due = torch.tensor(float(save_is_due), device=device)
     cvr_weight, due = sum_over_ranks(torch.stack([batch.cvr_weight.sum(), due])).unbind()
     with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
-        output = run.ranker.model(batch.sparse, batch.dense, None if frozen is None else batch.vectors(frozen, device))
+        output = run.ranker.model(sparse, batch.dense, None if frozen is None else batch.vectors(frozen, device))
     # gradients are averaged over ranks, so each divides by its share of all weights
     loss = ranker_loss(output, batch, cvr_loss_weight=options.cvr_loss_weight, total_cvr_weight=cvr_weight / world_size)
     cvr = torch.zeros_like(loss.ranking) if loss.cvr is None else loss.cvr

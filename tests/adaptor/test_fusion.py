@@ -139,7 +139,7 @@ def test_vector_dropout_replaces_whole_vectors_in_training_alone() -> None:
     both = (output.user == 9.0).all(1) & (output.item == 9.0).all(1)
     assert both.float().mean().item() == pytest.approx(0.09, abs=0.02)  # users and items apart
     assert torch.equal(adaptor.eval()(vectors, vectors).user, vectors)
-    with pytest.raises(InputError, match="vector_dropout is 1.0"):
+    with pytest.raises(InputError, match=r"vector_dropout is 1\.0"):
         LearnAdaptor(vector_dropout=1.0)
 
 
