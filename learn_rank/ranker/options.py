@@ -32,7 +32,7 @@ class RankerOptions:
         default=0.3, metadata=_doc("share of training rows that go without their user (item) vector")
     )
     unknown_share: float = field(
-        default=0.05,
+        default=0.3,
         metadata=_doc("share of training rows in which about half of the values are hidden, as if never seen"),
     )
     cvr_loss_weight: float = field(

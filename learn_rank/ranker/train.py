@@ -131,7 +131,7 @@ def _train_step(run: _Run, batch: RankerBatch, *, save_is_due: bool) -> bool:
     """One step on this rank's batch; tells every rank whether rank 0 says that a checkpoint is due."""
     options, progress, frozen = run.options, run.progress, run.inputs.frozen
     device, world_size = run.process.device, run.process.world_size
-    # a seed per step: a resumed run drops the same units and hides the same values without generator states in its checkpoint
+    # a seed per step: a resumed run drops and hides the same without generator states in its checkpoint
     torch.manual_seed(_step_seed(options.seed, progress.global_step, run.process.rank))
     batch = batch.to(device)
     sparse = hide_values(batch.sparse, run.inputs.features.sparse, options.unknown_share)

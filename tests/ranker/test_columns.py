@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from learn_rank.errors import InputError
-from learn_rank.ranker.columns import check_rows, check_schema, dense, keyed_jagged
+from learn_rank.ranker.columns import check_rows, check_schema, dense, hide_values, keyed_jagged
 from learn_rank.schema import FeatureSet, SparseFeature
 
 SPARSE = (SparseFeature("user_id", 10), SparseFeature("genres", 5, is_list=True))
@@ -33,6 +34,21 @@ def test_keyed_jagged_tensor_worked_example() -> None:
     assert sparse.keys() == ["user_id", "genres"]
     assert sparse.values().tolist() == [7, 3, 9, 1, 4, 2, 0]
     assert sparse.lengths().tolist() == [1, 1, 1, 3, 0, 1]
+
+
+def test_hidden_values_become_the_unknown_row_of_their_feature_in_a_share_of_the_rows() -> None:
+    torch.manual_seed(0)
+    rows = pa.table({"sparse.user_id": pa.array([3] * 4000), "sparse.genres": pa.array([[1, 2]] * 4000)})
+    sparse = keyed_jagged(rows, SPARSE)
+    hidden = hide_values(sparse, SPARSE, 0.4)
+    assert torch.equal(hidden.lengths(), sparse.lengths())
+    users, genres = hidden["user_id"].values(), hidden["genres"].values()
+    assert set(users.tolist()) == {3, 9}
+    assert set(genres.tolist()) == {1, 2, 4}
+    assert (users == 9).float().mean().item() == pytest.approx(0.2, abs=0.03)
+    is_hit = (users == 9) | (genres.view(-1, 2) == 4).any(1)
+    assert is_hit.float().mean().item() == pytest.approx(0.4 * (1 - 0.5**3), abs=0.03)
+    assert torch.equal(hide_values(sparse, SPARSE, 0.0).values(), sparse.values())
 
 
 def test_a_slice_of_a_list_column_keeps_its_own_values() -> None:
