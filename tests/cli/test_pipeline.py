@@ -94,7 +94,8 @@ def test_a_changed_option_makes_its_stage_and_the_later_ones_again(
 def test_stages_run_alone_and_evaluation_of_the_runs_files_gives_the_same_numbers(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for command in ("extract", "align", "export", "train", "predict"):
+    # on their own, stages take the defaults of `pipeline`, not those of `demo`
+    for command in ("extract", "align", "export", "train", "predict", "evaluate"):
         main([command, f"run_dir={run}", *(option for option in SMALL if not option.startswith("demo."))])
     main([
         "evaluate", f"predictions={run}/predict/test.parquet", f"user_counts={run}/prepare/user_counts.parquet",
@@ -107,6 +108,7 @@ def test_stages_run_alone_and_evaluation_of_the_runs_files_gives_the_same_number
     )
     assert one["overall"] == other["overall"]
     assert one["segments"] == other["segments"]
+    demo(run)
 
 
 def test_stages_that_do_not_belong_together_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
