@@ -40,4 +40,4 @@ def test_every_learn_rank_command_has_options_that_exist(tmp_path: Path, monkeyp
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("learn-rank ")]
     assert len(commands) >= 2
     for _, command, *overrides in commands:
-        load("evaluate" if command == "evaluate" else "run", overrides)
+        load(command if command in ("evaluate", "demo") else "run", overrides)
