@@ -82,7 +82,7 @@ def user_states(
     with progress_bar(total=len(windows.users), description="export", unit="window") as progress:
         for start in range(0, len(windows.users), _BATCH):
             items = windows.items[start : start + _BATCH]
-            vectors = content.vectors(torch.from_numpy(items.reshape(-1))).view(*items.shape, -1)
+            vectors = content.vectors(torch.from_numpy(items.reshape(-1))).view(*items.shape, content.dim)
             embedded = tower(vectors).numpy()
             is_fresh = items >= 0
             is_fresh &= is_first[start : start + _BATCH, None] | (np.arange(max_history) >= overlap)

@@ -91,7 +91,9 @@ class _Block(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         batch, length, width = hidden.shape
-        heads = self.query_key_value(self.attention_norm(hidden)).view(batch, length, 3, self.num_heads, -1)
+        heads = self.query_key_value(self.attention_norm(hidden)).view(
+            batch, length, 3, self.num_heads, width // self.num_heads
+        )
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each [B, heads, L, width / heads]
         attended = F.scaled_dot_product_attention(
             query, key, value, is_causal=length > 1, dropout_p=self.dropout_rate if self.training else 0.0

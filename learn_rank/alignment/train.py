@@ -320,7 +320,7 @@ def _shift(
 
 
 def _content(content: FrozenStore, items: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
-    return content.vectors(torch.from_numpy(items.reshape(-1))).view(*items.shape, -1).to(device)
+    return content.vectors(torch.from_numpy(items.reshape(-1))).view(*items.shape, content.dim).to(device)
 
 
 @dataclass(frozen=True)

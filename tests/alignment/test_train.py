@@ -118,6 +118,15 @@ def test_training_stops_when_validation_no_longer_improves(planted: Path, conten
     json.dumps(facts)
 
 
+def test_a_validation_window_of_strangers_leaves_the_last_epoch(
+    prepare: Any, content: FrozenStore, tmp_path: Path
+) -> None:
+    rows = [(user, 100 + user + n, n, -1, 1) for user in range(8) for n in range(3)]
+    folder = prepare(tmp_path / "prepare", {"train": rows, "validation": [(99, 100, 50, -1, 1)]})
+    facts = train(folder, content, tmp_path, AlignOptions(epochs=2, **SMALL), validation_metric=lambda *_: None)
+    assert (facts["best_epoch"], facts["epochs"], facts["validation_metric"]) == (1, 2, None)
+
+
 # Bad input
 
 
