@@ -119,7 +119,7 @@ def test_stores_are_untouched_and_absent_from_the_checkpoint(log, tmp_path: Path
 
 
 def test_missing_vector_is_learnt_from_users_without_one(log, tmp_path: Path) -> None:
-    options = small(epochs=1)
+    options = small(epochs=1, vector_dropout=0.0)
     train(log.prepared, log.stores, tmp_path, options, validation_metric=auc)
     saved = weights(log, tmp_path, options)
     assert saved["/model/adaptor.user_missing"].abs().sum() > 0

@@ -16,7 +16,8 @@ from learn_rank.ranker.predict import predict
 from learn_rank.ranker.train import RankerOptions, train
 
 # one step per epoch over all rows, so that the two ranks' batches together are the one rank's batch;
-# users and items split by rows, genres on one rank; the CVR loss over clicks, which are not equally many per rank
+# users and items split by rows, genres on one rank; the CVR loss over clicks, which are not equally many per rank;
+# nothing drawn at random per row, since ranks draw for themselves
 OPTIONS = RankerOptions(
     batch_size=4000,
     hidden_dims=[32, 16],
@@ -25,6 +26,8 @@ OPTIONS = RankerOptions(
     learning_rate=5e-3,
     row_wise_rows=40,
     cvr_space="clicks",
+    vector_dropout=0.0,
+    unknown_share=0.0,
 )
 _TORCHRUN = """
 import json, sys
