@@ -148,19 +148,21 @@ class _Catalogue:
         self.content, self.device, self.size = content, device, content.num_rows
         counts = torch.from_numpy(np.bincount(histories.items, minlength=self.size))
         self.log_popularity = (counts + 1.0).log().to(device) if options.corrects_popularity else None
-        self.is_sampled = self.size > options.max_catalogue
         self.max_catalogue = options.max_catalogue
-        self.all_content = None if self.is_sampled else content.all_vectors().to(device)
+        # the all action loss contrasts within the batch: a large catalogue is never read whole for it
+        is_whole = options.objective == "catalogue" and self.size <= options.max_catalogue
+        self.all_content = content.all_vectors().to(device) if is_whole else None
 
     def loss(self, tower: Tower, users: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
         """`catalogue_loss` of user embeddings [M, D] and their target rows [M]."""
         if self.all_content is not None:
-            items, targets, popularity = (
-                tower.embed_items(self.all_content),
+            return catalogue_loss(
+                users,
                 targets.to(self.device),
-                self.log_popularity,
+                tower.embed_items(self.all_content),
+                temperature=temperature,
+                log_popularity=self.log_popularity,
             )
-            return catalogue_loss(users, targets, items, temperature=temperature, log_popularity=popularity)
         wanted = targets.unique()
         others = torch.randint(self.size, (max(self.max_catalogue - len(wanted), 0),))
         rows = torch.cat([wanted, others]).unique()
