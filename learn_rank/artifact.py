@@ -137,11 +137,12 @@ def publish(
                 raise InputError(f"{directory}: the disk is full; free some space, then run the same command again")
             raise
         marker.unlink()
-        _fsync_tree(work)
+        for path in [work, *work.rglob("*")]:
+            fsync(path)
         if directory.exists():
             directory.rename(old)
         work.rename(directory)
-        _fsync_path(directory.parent)
+        fsync(directory.parent)
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -160,6 +161,15 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def fsync(path: Path) -> None:
+    """Forces a file's bytes, or a folder's entries, to disk: a rename is safe only after it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
     with path.open("w") as stream:
@@ -168,16 +178,3 @@ def _lock(path: Path) -> Iterator[None]:
         except BlockingIOError:
             raise InputError(f"{path.parent}: another process is writing here; wait for it or use another run_dir")
         yield
-
-
-def _fsync_tree(root: Path) -> None:
-    for path in [root, *root.rglob("*")]:
-        _fsync_path(path)
-
-
-def _fsync_path(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,7 +10,6 @@ directory/
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import warnings
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 
-from learn_rank.artifact import write_json
+from learn_rank.artifact import fsync, write_json
 from learn_rank.distributed import on_main
 from learn_rank.errors import InputError
 
@@ -84,23 +83,15 @@ def _publish(directory: Path, meta: dict[str, Any], is_best: bool) -> None:
     number = int(pointers.get(LATEST, f"{_PREFIX}0").removeprefix(_PREFIX)) + 1
     name = f"{_PREFIX}{number}"
     write_json(partial / _META, meta)
-    _fsync(partial)
+    fsync(partial)
     shutil.rmtree(directory / name, ignore_errors=True)  # renamed by a run that died before it was pointed to
     partial.rename(directory / name)
-    _fsync(directory)
+    fsync(directory)
     pointers[LATEST] = name
     if is_best:
         pointers[BEST] = name
     write_json(directory / _POINTERS, pointers)
-    _fsync(directory)
+    fsync(directory)
     for old in directory.glob(f"{_PREFIX}*"):
         if old.name not in pointers.values():
             shutil.rmtree(old)
-
-
-def _fsync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,7 +17,6 @@ TIMESTAMP = "timestamp"  # int64, unix milliseconds
 FOLD = "fold"  # int8: -1, or the fold of a training row whose time cannot be used (cross-fitting)
 VALUE = "value"  # float64, revenue of a conversion
 NUM_INTERACTIONS = "num_interactions"  # int64, rows of a user or item in the training window
-AS_OF = "as_of"  # int64, unix milliseconds: a snapshot holds interactions up to and including it
 SPARSE_PREFIX = "sparse."  # int64 table row, or list<int64> of them
 DENSE_PREFIX = "dense."  # float32
 
