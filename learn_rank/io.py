@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,9 @@ import pyarrow.parquet as pq
 
 from learn_rank.errors import InputError
 
+_STREAM_BYTES = 1 << 20  # read-ahead of a column: a row group of any size is streamed
+UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)  # what pyarrow raises on a damaged file
+
 
 def open_parquet(path: Path) -> pq.ParquetFile:
     """The opened file; InputError if it is absent, empty or not whole."""
@@ -19,7 +23,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         raise InputError(f"{path}: no such file")
     try:
         return pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: not a whole Parquet file ({_first_line(error)}); copy or write it again")
 
 
@@ -30,8 +34,37 @@ def read_table(path: Path, columns: Iterable[str] | None = None) -> pa.Table:
         require_columns(file.schema_arrow.names, names or [], where=str(path))
         try:
             return file.read(columns=names)
-        except (pa.ArrowInvalid, OSError) as error:
+        except UNREADABLE as error:
             raise InputError(f"{path}: cannot be read to its end ({_first_line(error)}); copy or write it again")
+
+
+def parquet_files(path: Path) -> list[Path]:
+    """The file itself, or all *.parquet below a folder, by name; InputError if there is none."""
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*.parquet") if not p.name.startswith((".", "_")))
+        if not files:
+            raise InputError(f"{path}: a folder without .parquet files")
+        return files
+    return [path]
+
+
+def read_batches(
+    path: Path, columns: Sequence[str], row_groups: Sequence[int] | None, batch_rows: int, *, coded: Sequence[str] = ()
+) -> Iterator[pa.RecordBatch]:
+    """Streams row groups (None: all) of a Parquet file; InputError if it breaks off or a page has a wrong checksum."""
+    options: dict[str, Any] = {
+        "buffer_size": _STREAM_BYTES,
+        "pre_buffer": False,
+        "read_dictionary": list(coded),
+        "page_checksum_verification": True,  # if the writer made any: without, a flipped bit is another score
+    }
+    try:
+        with pq.ParquetFile(path, **options) as file:
+            groups = range(file.metadata.num_row_groups) if row_groups is None else row_groups
+            yield from file.iter_batches(batch_rows, row_groups=list(groups), columns=list(columns), use_threads=False)
+    except UNREADABLE as error:
+        line = str(error).strip().split("\n")[0]
+        raise InputError(f"{path}: cannot be read to its end ({line}); copy or write it again")
 
 
 def write_table(path: Path, table: pa.Table, schema: pa.Schema | None = None) -> None:

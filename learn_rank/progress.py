@@ -10,6 +10,11 @@ from tqdm import tqdm
 _LOG_SECONDS = 15.0
 
 
+def note(text: str) -> None:
+    """One line on stderr, clear of any bar."""
+    tqdm.write(f"learn-rank: {text}", file=sys.stderr)
+
+
 def progress_bar(*, total: int, description: str, unit: str, is_shown: bool = True) -> Any:
     """A tqdm bar that is gone when it is done; nothing is printed for work of under two seconds."""
     is_terminal = sys.stderr.isatty()

@@ -17,6 +17,7 @@ TIMESTAMP = "timestamp"  # int64, unix milliseconds
 FOLD = "fold"  # int8: -1, or the fold of a training row whose time cannot be used (cross-fitting)
 VALUE = "value"  # float64, revenue of a conversion
 NUM_INTERACTIONS = "num_interactions"  # int64, rows of a user or item in the training window
+SEGMENT = "segment"  # string, such as cold_start
 SPARSE_PREFIX = "sparse."  # int64 table row, or list<int64> of them
 DENSE_PREFIX = "dense."  # float32
 
@@ -104,6 +105,11 @@ def interactions_schema(features: FeatureSet, user_type: pa.DataType, item_type:
 def counts_schema(entity_column: str, entity_type: pa.DataType) -> pa.Schema:
     """Schema of prepare/{user,item}_counts.parquet."""
     return pa.schema([pa.field(entity_column, entity_type), pa.field(NUM_INTERACTIONS, pa.int64())])
+
+
+def segments_schema(entity_column: str, entity_type: pa.DataType) -> pa.Schema:
+    """Names and types of {user,item}_segments.parquet: counts_schema and the segment that the count gives the id."""
+    return counts_schema(entity_column, entity_type).append(pa.field(SEGMENT, pa.string()))
 
 
 def predictions_schema(

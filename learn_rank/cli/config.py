@@ -22,8 +22,9 @@ from learn_rank.data.prepare import PrepareOptions
 from learn_rank.data.recipe import DatasetRecipe
 from learn_rank.data.synthetic import SyntheticOptions
 from learn_rank.errors import InputError
-from learn_rank.evaluation.evaluate import EvaluateOptions
+from learn_rank.evaluation.options import EvaluateOptions, SegmentOptions
 from learn_rank.ranker.options import RankerOptions
+from learn_rank.schema import ITEM_ID, USER_ID
 
 GROUPS = ("dataset", "encoder", "align", "ranker")
 
@@ -58,11 +59,42 @@ class RunConfig:
 class EvaluateConfig(EvaluateOptions):
     """Evaluation of predictions that any two models made; or, with run_dir, of a run's own."""
 
-    run_dir: str = field(default="", metadata={"help": "a run: predictions, labels and counts are taken from it"})
-    predictions: str = field(default="", metadata={"help": "Parquet file: user_id, item_id, label, score columns"})
-    user_counts: str = field(default="", metadata={"help": "Parquet: user_id, num_interactions in training"})
-    item_counts: str = field(default="", metadata={"help": "Parquet: item_id, num_interactions in training"})
+    predictions: str = field(default="", metadata={"help": "Parquet file, or a folder of them; required"})
+    user_segments: str = field(
+        default="",
+        metadata={"help": "file of `learn-rank segment` (user_id, segment or num_interactions), or a column's name"},
+    )
+    item_segments: str = field(default="", metadata={"help": "the same of items"})
     out: str = field(default="", metadata={"help": "folder for report.json, report.md, report.html"})
+    state: str = field(default="", metadata={"help": "instead of out: folder for the sums, for `evaluate-merge`"})
+    part: str = field(default="", metadata={"help": "K/N: of the users, only the K-th of N parts, K from 0"})
+    variant: str = field(
+        default="",
+        metadata={"help": "log of an A/B test: the column of who saw what; baseline and treatment are its values"},
+    )
+    run_dir: str = field(default="", metadata={"help": "a run: predictions, labels and segments are taken from it"})
+
+
+@dataclass
+class MergeConfig:
+    """States of `learn-rank evaluate state=DIR` over disjoint users, to be added."""
+
+    states: list[str] = field(default_factory=list, metadata={"help": "the state folders: [a,b,c]; required"})
+    out: str = field(default="", metadata={"help": "folder for report.json, report.md, report.html; required"})
+
+
+@dataclass
+class SegmentConfig(SegmentOptions):
+    """Counting of a training log."""
+
+    log: str = field(default="", metadata={"help": "the training log: Parquet or CSV, a file or a folder; required"})
+    out: str = field(default="", metadata={"help": "folder for user_segments.parquet, item_segments.parquet; required"})
+    user_id: str = field(default=USER_ID, metadata={"help": "user id column; empty: no users"})
+    item_id: str = field(default=ITEM_ID, metadata={"help": "item id column; empty: no items"})
+    memory_limit: str = field(default="2GiB", metadata={"help": "larger logs spill beside the output"})
+
+
+SCHEMAS: dict[str, type] = {"evaluate": EvaluateConfig, "merge": MergeConfig, "segment": SegmentConfig}
 
 
 def config_dir() -> Path:
@@ -72,11 +104,11 @@ def config_dir() -> Path:
 
 
 def load(name: str, overrides: Sequence[str]) -> Any:
-    """configs/NAME.yaml with key=value overrides as RunConfig or EvaluateConfig; InputError says what is off."""
-    schema = EvaluateConfig if name == "evaluate" else RunConfig
+    """configs/NAME.yaml with key=value overrides as the dataclass of that name; InputError says what is off."""
+    schema = SCHEMAS.get(name, RunConfig)
     store = ConfigStore.instance()
-    store.store(name="run_schema", node=RunConfig)
-    store.store(name="evaluate_schema", node=EvaluateConfig)
+    for key, node in {"run": RunConfig, **SCHEMAS}.items():
+        store.store(name=f"{key}_schema", node=node)
     plain, recipe_file, recipe_overrides = _take_recipe_file(overrides)
     for override in overrides:
         _check_key(override, schema)

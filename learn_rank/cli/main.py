@@ -79,12 +79,26 @@ _COMMANDS = {
         ("arms",),
     ),
     "evaluate": _Command(
-        "compare two rankers by user and item segment, with intervals",
-        "RUN/predict and RUN/prepare; or predictions= and training counts of any two models",
-        "report.json, report.md, report.html",
+        "compare rankers by user and item segment, with intervals; or the arms of an A/B test",
+        "predictions of any models, with segments; or, with run_dir, RUN/predict and RUN/prepare",
+        "report.json, report.md, report.html; or, with state=, sums for evaluate-merge",
         "learn-rank evaluate predictions=scores.parquet label=click baseline=old treatment=new "
-        "user_counts=users.parquet item_counts=items.parquet out=report",
+        "user_segments=segments/user_segments.parquet item_segments=segments/item_segments.parquet out=report",
         ("evaluate",),
+    ),
+    "evaluate-merge": _Command(
+        "add the states of several machines into one report",
+        "state folders that `evaluate state=DIR part=K/N` wrote, one per part",
+        "report.json, report.md, report.html",
+        "learn-rank evaluate-merge states=[part0,part1] out=report",
+        ("merge",),
+    ),
+    "segment": _Command(
+        "count a training log: which users and items are cold-start, long-tail, others",
+        "a training log, Parquet or CSV",
+        "OUT/user_segments.parquet, OUT/item_segments.parquet: id, num_interactions, segment",
+        "learn-rank segment log=train.parquet out=segments",
+        ("segment",),
     ),
 }
 
@@ -127,14 +141,18 @@ _EXTRAS = {
 def _run(command: str, overrides: Sequence[str]) -> None:
     # waiting OpenMP threads that spin cost a busy machine up to 20x; read when torch starts its threads
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from learn_rank.cli import stages
+    from learn_rank.cli import evaluations, stages
     from learn_rank.cli.config import load
 
     if command == "evaluate":
         if any(word.startswith("run_dir=") for word in overrides):
             stages.evaluate_run(load("run", overrides))
         else:
-            stages.evaluate_files(load("evaluate", overrides))
+            evaluations.evaluate_files(load("evaluate", overrides))
+        return
+    if command in ("evaluate-merge", "segment"):
+        name = command.removeprefix("evaluate-")
+        getattr(evaluations, name)(load(name, overrides))
         return
     config = load("demo" if command == "demo" else "run", overrides)
     getattr(stages, command)(config)
@@ -151,20 +169,21 @@ def _find(word: str) -> str:
 
 def _overview() -> str:
     lines = ["usage: learn-rank <command> [key=value ...]", ""]
-    lines += [f"  {name:<10} {command.summary}" for name, command in _COMMANDS.items()]
+    lines += [f"  {name:<14} {command.summary}" for name, command in _COMMANDS.items()]
     lines += ["", "learn-rank <command> --help says what a command reads, writes and takes. RUN is run_dir."]
     return "\n".join(lines)
 
 
 def _help(name: str) -> str:
-    from learn_rank.cli.config import EvaluateConfig, RunConfig, config_dir, keys_of
+    from learn_rank.cli.config import SCHEMAS, RunConfig, config_dir, keys_of
 
     command = _COMMANDS[name]
     lines = [
         f"learn-rank {name}: {command.summary}", "",
         f"reads    {command.reads}", f"writes   {command.writes}", f"example  {command.example}", "", "options",
     ]  # fmt: skip
-    schema, sections = (EvaluateConfig, ()) if name == "evaluate" else (RunConfig, ("run_dir", *command.sections))
+    own = SCHEMAS.get(name.removeprefix("evaluate-"))
+    schema, sections = (own, ()) if own else (RunConfig, ("run_dir", *command.sections))
     for key, default, text in keys_of(schema):
         if not sections or key.split(".")[0] in sections:
             lines.append(f"  {key}={default}\n      {text}" if text else f"  {key}={default}")

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from learn_rank.artifact import Manifest, is_current, publish, read_manifest
-from learn_rank.cli.config import EvaluateConfig, RunConfig
+from learn_rank.cli.config import RunConfig
 from learn_rank.errors import InputError
-from learn_rank.schema import FEATURES, FeatureSet
+from learn_rank.schema import FEATURES, VALUE, FeatureSet
 
 Work = Callable[[Path], dict[str, Any]]
 
@@ -171,12 +171,14 @@ def evaluate_run(config: RunConfig) -> None:
     features = FeatureSet.read(prepared / FEATURES)
     predictions = read_manifest(predicted, stage="predict")
     arms = predictions.options["arms"]
+    has_labels = set(config.evaluate.label_columns) <= set(features.labels)
     options = replace(
         config.evaluate,
-        label=config.evaluate.label if config.evaluate.label in features.labels else features.ranking_label,
+        label=config.evaluate.label if has_labels else features.ranking_label,
         baseline=arms[0],
         treatment=arms[1] if len(arms) > 1 else "",
         control="shuffled" if "shuffled" in arms[2:] else "",
+        value=config.evaluate.value or (VALUE if features.has_value else ""),
     )
     made = read_manifest(prepared, stage="prepare")
     permuted = ["User and item vectors were permuted before training: no lift is to be expected."]
@@ -190,8 +192,8 @@ def evaluate_run(config: RunConfig) -> None:
     def work_in(work: Path) -> dict[str, Any]:
         report = run(
             predicted / "test.parquet",
-            user_counts=prepared / "user_counts.parquet",
-            item_counts=prepared / "item_counts.parquet",
+            user_segments=prepared / "user_counts.parquet",
+            item_segments=prepared / "item_counts.parquet",
             options=options,
             facts=facts,
         )
@@ -201,29 +203,6 @@ def evaluate_run(config: RunConfig) -> None:
     _stage(target, manifest, work_in)
     print(read_manifest(target, stage="evaluate").facts["table"])
     print(f"report: {target / 'report.html'}")
-
-
-def evaluate_files(config: EvaluateConfig) -> None:
-    """Predictions that any two models made -> report."""
-    from learn_rank.evaluation.evaluate import EvaluateOptions
-    from learn_rank.evaluation.evaluate import evaluate as run
-    from learn_rank.evaluation.report import format_table, write_report
-
-    for name in ("predictions", "user_counts", "item_counts", "out"):
-        if not getattr(config, name):
-            raise InputError(f"{name} is missing; see `learn-rank evaluate --help`")
-    options = EvaluateOptions(**{name: getattr(config, name) for name in EvaluateOptions.__dataclass_fields__})
-    report = run(
-        Path(config.predictions),
-        user_counts=Path(config.user_counts),
-        item_counts=Path(config.item_counts),
-        options=options,
-    )
-    out = Path(config.out)
-    with publish(out, Manifest("evaluate", report["inputs"], asdict(options))) as (work, _):
-        write_report(report, work)
-    print(format_table(report))
-    print(f"report: {out / 'report.html'}")
 
 
 def pipeline(config: RunConfig) -> None:

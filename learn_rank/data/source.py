@@ -27,7 +27,10 @@ def expression(source: str, types: dict[str, str]) -> str:
 
 @contextmanager
 def connect(scratch: Path, *, memory_limit: str) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A DuckDB connection that spills to `scratch` above memory_limit (such as "8GB"); the spill is removed after."""
+    """A DuckDB connection that spills to `scratch` above memory_limit (such as "8GB"); the spill is removed after.
+
+    InputError, from any query: what DuckDB cannot spill does not fit into memory_limit.
+    """
     scratch.mkdir(parents=True, exist_ok=True)
     connection = duckdb.connect(str(scratch / "scratch.duckdb"))
     try:
@@ -36,6 +39,9 @@ def connect(scratch: Path, *, memory_limit: str) -> Iterator[duckdb.DuckDBPyConn
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("SET enable_progress_bar = false")
         yield connection
+    except duckdb.OutOfMemoryException as error:
+        said = str(error).split("\n")[0].removeprefix("Out of Memory Error: ")
+        raise InputError(f"memory_limit={memory_limit} is too little for DuckDB: {said}; raise memory_limit")
     finally:
         connection.close()
         for path in scratch.glob("*"):
@@ -90,7 +96,7 @@ def sql_errors(where: str) -> Iterator[None]:
     try:
         yield
     except (duckdb.OutOfMemoryException, duckdb.InternalException):
-        raise
+        raise  # neither is about the file; `connect` explains the first
     except duckdb.Error as error:
         message = str(error).strip().split("\n\n")[0].replace("\n", " ")
         raise InputError(f"{where}: {message}")

@@ -1,6 +1,7 @@
-"""Two rankers compared by user and item segment, from their predictions alone: UAUC, WUAUC, AUC, calibration."""
+"""Rankers compared by user and item segment, from their predictions alone: UAUC, WUAUC, AUC, calibration, revenue."""
 
-from learn_rank.evaluation.evaluate import EvaluateOptions, evaluate, user_auc
+from learn_rank.evaluation.evaluate import evaluate, user_auc
+from learn_rank.evaluation.options import EvaluateOptions, SegmentOptions
 from learn_rank.evaluation.report import write_report
 
-__all__ = ["EvaluateOptions", "evaluate", "user_auc", "write_report"]
+__all__ = ["EvaluateOptions", "SegmentOptions", "evaluate", "user_auc", "write_report"]

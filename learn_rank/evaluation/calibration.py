@@ -3,123 +3,86 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from learn_rank.evaluation.kernel import Float64Array, Int64Array
-from learn_rank.evaluation.predictions import ScoredRows
+from learn_rank.evaluation.kernel import CLIP, LOG_LOSS, POSITIVES, ROWS, Float64Array
+from learn_rank.evaluation.state import State, over_users
 from learn_rank.evaluation.statistics import compare_means, interval_key
 
-CLIP = 1e-7  # a probability of 0 or 1 would make one wrong row cost infinity
+METRICS = ("log_loss", "normalized_entropy", "copc", "ece")
 
 
-class ReliabilityCurve(NamedTuple):
-    """Non-empty bins by rising prediction."""
+def slice_calibration(state: State, t: int, s: int, *, arm: int, confidence: float) -> dict[str, Any]:
+    """log_loss, normalized_entropy and copc of one slice for the baseline and, unless 0, another arm.
 
-    num_rows: Int64Array
-    mean_predicted: Float64Array
-    observed_rate: Float64Array
-
-
-class Calibration(NamedTuple):
-    """Parts of report.json: entries of `overall`, the `calibration` section, notes."""
-
-    overall: dict[str, Any]
-    section: dict[str, Any] | None
-    notes: list[str]
-
-
-def calibrate(rows: ScoredRows, *, baseline: str, treatment: str, num_bins: int, confidence: float) -> Calibration:
-    """Probability metrics of one arm, or of two; all null, with a note, if an arm holds scores outside [0, 1]."""
-    arms = {role: arm for role, arm in (("baseline", baseline), ("treatment", treatment)) if arm}
-    for arm in arms.values():
-        low, high = float(rows.scores[arm].min()), float(rows.scores[arm].max())
-        if low < 0 or high > 1:
-            note = f"No calibration or log loss: '{arm}' spans {low:.4g} to {high:.4g}, so it holds no probabilities."
-            return Calibration(dict.fromkeys(("log_loss", "normalized_entropy", "copc", "ece")), None, [note])
-    scores = {role: rows.scores[arm] for role, arm in arms.items()}
-    curves = {role: reliability_curve(rows.labels, p, num_bins) for role, p in scores.items()}
-    base_rate = float(rows.labels.mean())
-    log_loss = _log_loss(rows, scores, confidence)
-    overall = {
+    Log loss is the mean of -ln p(label) over rows, p clipped to [1e-7, 1 - 1e-7]; its interval is clustered by user.
+    """
+    moments = over_users(state.moments[:, LOG_LOSS])[t, s]
+    counts = state.slice_counts()[t, s]
+    num_rows, positives = int(counts[ROWS]), int(counts[POSITIVES])
+    found = compare_means(moments, arm, confidence)
+    predicted = over_users(np.moveaxis(state.predicted, 1, -1))[t, s]
+    roles = {"baseline": (found.baseline, predicted[0])}
+    if arm:
+        roles["treatment"] = (found.treatment, predicted[arm])
+    base_rate = positives / num_rows if num_rows else None
+    log_loss: dict[str, Any] = {role: loss for role, (loss, _) in roles.items()}
+    if arm:
+        log_loss |= {
+            "delta": found.delta,
+            interval_key(confidence).removesuffix("_pp"): None if found.low is None else [found.low, found.high],
+            "p_value": found.p_value,
+        }
+    return {
         "log_loss": log_loss,
-        "normalized_entropy": {role: normalized_entropy(log_loss[role], base_rate) for role in arms},
-        "copc": {role: copc(rows.labels, p) for role, p in scores.items()},
-        "ece": {role: expected_calibration_error(curve) for role, curve in curves.items()},
+        "normalized_entropy": {role: normalized_entropy(loss, base_rate) for role, (loss, _) in roles.items()},
+        "copc": {role: copc(positives, float(total)) for role, (_, total) in roles.items()},
     }
-    section = {
-        "base_rate": base_rate,
-        "num_bins": num_bins,
+
+
+def reliability_section(state: State, t: int, *, arm: int) -> dict[str, Any]:
+    """The `calibration` section of report.json: curves of the baseline and, unless 0, another arm."""
+    counts = state.slice_counts()[t, 0]
+    roles = {"baseline": 0} | ({"treatment": arm} if arm else {})
+    return {
+        "base_rate": float(counts[POSITIVES] / counts[ROWS]) if counts[ROWS] else None,
+        "num_bins": state.reliability.shape[2],
         "log_loss_clip": CLIP,
-        "reliability": {
-            role: {name: values.tolist() for name, values in curve._asdict().items()} for role, curve in curves.items()
-        },
+        "reliability": {role: curve(state.reliability[t, m]) for role, m in roles.items()},
     }
-    return Calibration(overall, section, [])
 
 
-def row_log_losses(labels: npt.NDArray[np.bool_], probabilities: npt.NDArray[np.floating]) -> Float64Array:
-    """[B] losses -[y ln p + (1 - y) ln(1 - p)] in float64, p clipped to [CLIP, 1 - CLIP]."""
-    p = np.clip(probabilities.astype(np.float64), CLIP, 1 - CLIP)
-    return -np.log(np.where(labels, p, 1 - p))
+def curve(sums: Float64Array) -> dict[str, list[float]]:
+    """Non-empty bins by rising prediction, from [bins, 3] rows, positives and summed predictions.
+
+    Bins hold equal numbers of rows; equal predictions share a bin, so fewer may be filled.
+    """
+    filled = sums[sums[:, 0] > 0]
+    return {
+        "num_rows": [int(rows) for rows in filled[:, 0]],
+        "mean_predicted": (filled[:, 2] / filled[:, 0]).tolist(),
+        "observed_rate": (filled[:, 1] / filled[:, 0]).tolist(),
+    }
 
 
-def normalized_entropy(log_loss: float, base_rate: float) -> float | None:
+def expected_calibration_error(sums: Float64Array) -> float | None:
+    """Mean over rows of |observed rate - mean prediction| of the row's bin, from [bins, 3]; None without rows."""
+    num_rows = float(sums[:, 0].sum())
+    return float(abs(sums[:, 1] - sums[:, 2]).sum()) / num_rows if num_rows else None
+
+
+def normalized_entropy(log_loss: float | None, base_rate: float | None) -> float | None:
     """Log loss over that of always predicting the base rate; below 1 is better than knowing the rate alone.
 
     None when there is one class. He et al. 2014, "Practical lessons from predicting clicks on ads at Facebook".
     """
-    if base_rate in (0.0, 1.0):
+    if log_loss is None or base_rate is None or base_rate in (0.0, 1.0):
         return None
     return log_loss / -(base_rate * math.log(base_rate) + (1 - base_rate) * math.log(1 - base_rate))
 
 
-def copc(labels: npt.NDArray[np.bool_], probabilities: npt.NDArray[np.floating]) -> float | None:
-    """Clicks over predicted clicks = sum of labels / sum of probabilities: above 1 predicts too little.
-
-    None if everything is predicted 0.
-    """
-    predicted = float(probabilities.sum(dtype=np.float64))
-    return float(labels.sum()) / predicted if predicted > 0 else None
-
-
-def reliability_curve(
-    labels: npt.NDArray[np.bool_], probabilities: npt.NDArray[np.floating], num_bins: int
-) -> ReliabilityCurve:
-    """Equal-mass bins: a row's bin is floor(num_bins * (rows predicted lower) / B).
-
-    Equal predictions share a bin, so the order of rows does not matter and fewer than num_bins bins may be filled.
-    """
-    order = np.argsort(probabilities, kind="stable")
-    ordered = probabilities[order].astype(np.float64)
-    is_new = np.r_[True, ordered[1:] != ordered[:-1]]
-    lower = np.maximum.accumulate(np.where(is_new, np.arange(len(ordered)), 0))
-    bins = lower * num_bins // len(ordered)
-    num_rows = np.bincount(bins, minlength=num_bins)
-    filled = np.flatnonzero(num_rows)
-    num_rows = num_rows[filled]
-    predicted = np.bincount(bins, weights=ordered, minlength=num_bins)[filled]
-    observed = np.bincount(bins, weights=labels[order], minlength=num_bins)[filled]
-    return ReliabilityCurve(num_rows, predicted / num_rows, observed / num_rows)
-
-
-def expected_calibration_error(curve: ReliabilityCurve) -> float:
-    """Mean over rows of |observed rate - mean prediction| of the row's bin."""
-    gaps = np.abs(curve.observed_rate - curve.mean_predicted)
-    return float(curve.num_rows @ gaps / curve.num_rows.sum())
-
-
-def _log_loss(rows: ScoredRows, scores: dict[str, npt.NDArray[np.floating]], confidence: float) -> dict[str, Any]:
-    """Mean loss per row, as the mean over users of their mean loss weighted by their rows: so it clusters by user."""
-    num_rows = np.bincount(rows.users)
-    means = [np.bincount(rows.users, weights=row_log_losses(rows.labels, p)) / num_rows for p in scores.values()]
-    found = compare_means(num_rows, means[0], means[1] if len(means) > 1 else None, confidence)
-    return {
-        "baseline": found.baseline,
-        "treatment": found.treatment,
-        "delta": found.delta,
-        interval_key(confidence).removesuffix("_pp"): None if found.low is None else [found.low, found.high],
-        "p_value": found.p_value,
-    }
+def copc(positives: int, predicted: float) -> float | None:
+    """Clicks over predicted clicks: above 1 predicts too little. None if everything is predicted 0."""
+    return positives / predicted if predicted > 0 else None

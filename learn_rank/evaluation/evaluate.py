@@ -1,9 +1,9 @@
-"""Did the treatment rank better than the baseline, and for whom? The report of one predictions file."""
+"""Did the treatment rank better than the baseline, and for whom? The report of one set of predictions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,121 +13,120 @@ import pyarrow as pa
 
 from learn_rank.artifact import file_fingerprint
 from learn_rank.errors import InputError
-from learn_rank.evaluation.calibration import calibrate
-from learn_rank.evaluation.kernel import pooled_auc, score_codes, user_wins
-from learn_rank.evaluation.predictions import ScoredRows, check_labels, check_scores, read_rows
-from learn_rank.evaluation.segments import SEGMENTS, Segmentation, SegmentOptions, assign_segments
-from learn_rank.evaluation.statistics import (
-    FEW_USERS,
-    WEIGHTS,
-    Comparison,
-    compare_means,
-    compare_pooled_auc,
-    interval_key,
-    user_weights,
-)
+from learn_rank.evaluation.binding import Binding, Segments, bind, check_id_type, name_column
+from learn_rank.evaluation.engine import Inputs, Part, run
+from learn_rank.evaluation.kernel import UAUC
+from learn_rank.evaluation.options import EvaluateOptions
+from learn_rank.evaluation.predictions import Predictions, open_predictions
+from learn_rank.evaluation.results import Results, few_user_note
+from learn_rank.evaluation.state import Layout, State
+from learn_rank.evaluation.statistics import compare_means
+from learn_rank.io import open_parquet, parquet_files
 
-SCHEMA_VERSION = 1
-
-Rows = npt.NDArray[np.bool_]
-
-
-@dataclass
-class EvaluateOptions:
-    """What is compared with what."""
-
-    label: str = field(default="label", metadata={"help": "label column, 0 or 1"})
-    baseline: str = field(default="baseline", metadata={"help": "score column of the ranker to beat"})
-    treatment: str = field(default="", metadata={"help": "score column of the ranker under test; empty: one alone"})
-    control: str = field(default="", metadata={"help": "score column of the arm with shuffled vectors; empty: none"})
-    weight: str = field(default="impressions", metadata={"help": "WUAUC weight of a user: impressions or clicks"})
-    confidence: float = field(default=0.95, metadata={"help": "of the intervals"})
-    reliability_bins: int = field(default=20, metadata={"help": "equal-mass bins of the reliability curve and ECE"})
-    segments: SegmentOptions = field(default_factory=SegmentOptions)
-
-    def __post_init__(self) -> None:
-        if not self.label or not self.baseline:
-            raise InputError("evaluate: label and baseline must name columns of the predictions")
-        if len(set(self.arms)) < len(self.arms):
-            raise InputError(f"evaluate: baseline, treatment and control must differ, got {', '.join(self.arms)}")
-        if self.control and not self.treatment:
-            raise InputError(f"evaluate: control '{self.control}' stands beside a treatment; name the treatment")
-        if self.weight not in WEIGHTS:
-            raise InputError(f"evaluate.weight is '{self.weight}', expected one of {', '.join(WEIGHTS)}")
-        if not 0.5 <= self.confidence < 1:
-            raise InputError(f"evaluate.confidence is {self.confidence}, expected 0.5 to below 1, such as 0.95")
-        if self.reliability_bins < 2:
-            raise InputError(f"evaluate.reliability_bins is {self.reliability_bins}, expected at least 2")
-
-    @property
-    def arms(self) -> list[str]:
-        return [arm for arm in (self.baseline, self.treatment, self.control) if arm]
+SCHEMA_VERSION = 2
 
 
 def evaluate(
-    predictions: pa.Table | Path,
+    predictions: Predictions,
     *,
-    user_counts: pa.Table | Path,
-    item_counts: pa.Table | Path,
+    user_segments: Segments = None,
+    item_segments: Segments = None,
     options: EvaluateOptions,
     facts: Mapping[str, object] | None = None,
 ) -> dict[str, Any]:
     """The content of report.json: values per ranker, paired differences with intervals, overall and by segment.
 
-    predictions holds user_id, item_id, the label and one score per arm; the counts hold the interactions of the
-    training window. Intervals are at options.confidence under the key `interval_key`; a metric that cannot be computed
-    (empty segment, one class) is null, never 0 or 0.5. facts goes into the report as it is; its list `notes`, if
-    any, is shown at the top. InputError: what read_rows and assign_segments refuse.
+    predictions: a Parquet file, a folder of them, a table (pyarrow, pandas, polars) or a mapping of numpy arrays, with
+    the user id, the labels and one score per arm; rows in any order, more than fit in memory. user_segments,
+    item_segments: a Parquet file or Table with (user_id | item_id) and `segment`, or `num_interactions` in the training
+    window (cut by options.segments); or the name of a column of the predictions.
+
+    Intervals are at options.confidence under the key `interval_key`; a metric that cannot be computed (empty segment,
+    one class) is null, never 0 or 0.5. facts goes into the report as it is; its list `notes`, if any, is shown at the
+    top. InputError, naming file, column and row, for what cannot be evaluated.
     """
-    rows = read_rows(predictions, label=options.label, arms=options.arms)
-    segmentations = {
-        "user": assign_segments(rows.user_ids, user_counts, entity="user", options=options.segments),
-        "item": assign_segments(rows.item_ids, item_counts, entity="item", options=options.segments),
-    }
+    inputs = open_inputs(predictions, user_segments=user_segments, item_segments=item_segments, options=options)
+    state, run_facts = run(inputs)
+    return make_report(
+        state,
+        options,
+        rules=segment_rules(inputs.users, inputs.items, state),
+        sources=fingerprints(
+            {"predictions": predictions, "user_segments": user_segments, "item_segments": item_segments}
+        ),
+        facts=facts,
+        engine=run_facts,
+    )
+
+
+def open_inputs(
+    predictions: Predictions,
+    *,
+    user_segments: Segments,
+    item_segments: Segments,
+    options: EvaluateOptions,
+    part: Part | None = None,
+) -> Inputs:
+    """Finds and checks everything that `evaluate` reads, before the expensive part."""
+    present = _column_names(predictions)
+    users = bind(user_segments, entity="user", columns=present, options=options.segments)
+    items = bind(item_segments, entity="item", columns=present, options=options.segments)
+    columns = [options.user_id, *options.label_columns, *options.arms]
+    columns += [options.item_id] * (items.source is not None) + [options.value] * bool(options.value)
+    columns += [binding.column for binding in (users, items) if binding.column]
+    source = open_predictions(predictions, columns, coded=[b.column for b in (users, items) if b.column])
+    for binding, id_name in ((users, options.user_id), (items, options.item_id)):
+        name_column(binding, source)
+        check_id_type(binding, source, id_name)
+    layout = Layout.of(
+        options,
+        user_segments=users.names,
+        item_segments=items.names,
+        is_wide=any(pa.types.is_float64(source.types[arm]) for arm in options.arms),
+    )
+    return Inputs(source, options, layout, users, items, part)
+
+
+def make_report(
+    state: State,
+    options: EvaluateOptions,
+    *,
+    rules: dict[str, Any],
+    sources: dict[str, Any],
+    facts: Mapping[str, object] | None = None,
+    engine: Mapping[str, object] | None = None,
+) -> dict[str, Any]:
+    """The report of a finished state. The first label and treatment stand at the top, the others under `further`."""
+    results = Results(state, options)
     facts = dict(facts or {})
     given = facts.pop("notes", [])
     notes = [str(note) for note in given] if isinstance(given, (list, tuple)) else [str(given)]
-    overall = _measure(rows, np.ones(len(rows.labels), np.bool_), options)
-    slices = [(where, _measure(rows, mask, options)) for where, mask in _slices(rows, segmentations)]
-    segments = [{**where, **measured[options.treatment]} for where, measured in slices]
-    control = None
+    arms = state.layout.arms
+    treatments = [arms.index(name) for name in options.treatments] or [0]
+    blocks = [_block(results, t, arm) for t in range(len(state.layout.tasks)) for arm in treatments]
     if options.control:
-        control = {
-            "arm": options.control,
-            "overall": overall[options.control],
-            "segments": [{**where, **measured[options.control]} for where, measured in slices],
-        }
-    calibrated = calibrate(
-        rows,
-        baseline=options.baseline,
-        treatment=options.treatment,
-        num_bins=options.reliability_bins,
-        confidence=options.confidence,
-    )
-    notes += calibrated.notes + _few_user_note(segments)
+        for t in range(len(state.layout.tasks)):
+            control = {"arm": options.control, **results.comparison(t, arms.index(options.control))}
+            for block in blocks[t * len(treatments) : (t + 1) * len(treatments)]:
+                block["control"] = control
+    first = blocks[0]
+    notes += results.notes() + few_user_note(first["segments"])
     return {
         "schema_version": SCHEMA_VERSION,
-        "label": options.label,
+        "label": first.pop("label"),
         "baseline": options.baseline,
-        "treatment": options.treatment or None,
+        "treatment": first.pop("treatment"),
         "weight": options.weight,
         "confidence": options.confidence,
+        "auc": options.auc,
+        "value": options.value or None,
         "notes": notes,
-        "overall": {**overall[options.treatment], **calibrated.overall},
-        "segments": segments,
-        "segment_rules": {entity: _rule(found, entity, options.segments) for entity, found in segmentations.items()},
-        "control": control,
-        "calibration": calibrated.section,
-        "excluded": _excluded(rows),
+        **first,
+        "further": blocks[1:],
+        "segment_rules": rules,
         "facts": facts,
-        "inputs": {
-            name: file_fingerprint(source) if isinstance(source, Path) else "in memory"
-            for name, source in (
-                ("predictions", predictions),
-                ("user_counts", user_counts),
-                ("item_counts", item_counts),
-            )
-        },
+        "engine": dict(engine or {}),
+        "inputs": sources,
         "options": asdict(options),
     }
 
@@ -142,94 +141,59 @@ def user_auc(
     >>> user_auc(np.array([7, 7, 7, 8]), np.array([1, 0, 0, 1]), np.array([0.5, 0.5, 0.9, 0.1]))
     0.25
     """
-    codes = pa.array(user_ids).dictionary_encode()
-    users = codes.indices.to_numpy().astype(np.int64)
-    checked = check_labels(labels, "user_auc: labels")
-    ranks = score_codes(check_scores(scores, "user_auc: scores"))
-    auc = user_wins(users, checked, ranks, num_users=len(codes.dictionary)).auc()
-    if len(auc) == 0:
-        raise InputError(f"user_auc: none of {len(codes.dictionary)} users has both a positive and a negative row")
-    return float(auc.mean())
+    options = EvaluateOptions(
+        label="label", baseline="score", user_id="user", auc="off", calibration=False, bootstrap_samples=0, threads=1
+    )
+    arrays = {"user": user_ids, "label": labels, "score": scores}
+    inputs = open_inputs(arrays, user_segments=None, item_segments=None, options=options)
+    state, _ = run(inputs)
+    found = compare_means(state.moments[0, UAUC, 0, 0], 0, options.confidence).baseline
+    if found is None:
+        raise InputError(
+            f"user_auc: none of {state.users_per_segment.sum()} users has both a positive and a negative row"
+        )
+    return found
 
 
-def _slices(rows: ScoredRows, segmentations: dict[str, Segmentation]) -> list[tuple[dict[str, Any], Rows]]:
-    """({entity, segment, share of the entities}, [B] rows of the slice) for every segment, empty ones too."""
-    slices = []
-    for entity, of_row in (("user", rows.users), ("item", rows.items)):
-        codes = segmentations[entity].codes
-        for code, segment in enumerate(SEGMENTS):
-            share = float(np.mean(codes == code))
-            slices.append(({"entity": entity, "segment": segment, "share": share}, codes[of_row] == code))
-    return slices
-
-
-def _measure(rows: ScoredRows, mask: Rows, options: EvaluateOptions) -> dict[str, dict[str, Any]]:
-    """Counts and ranking metrics of the masked rows: by the arm that the baseline is compared with, '' if it is alone.
-
-    The slice is cut first: classes, weights and who is scored come from its rows alone.
-    """
-    users, labels, num_users = rows.users[mask], rows.labels[mask], len(rows.user_ids)
-    codes = {arm: rows.codes[arm][mask] for arm in options.arms}
-    wins = {arm: user_wins(users, labels, codes[arm], num_users=num_users) for arm in options.arms}
-    pooled = {arm: pooled_auc(users, labels, codes[arm], num_users=num_users) for arm in options.arms}
-    baseline = wins[options.baseline]
-    auc, weights = baseline.auc(), user_weights(baseline, options.weight)
-    counts = {
-        "num_rows": len(users),
-        "num_users": int(np.count_nonzero(baseline.num_positives + baseline.num_negatives)),
-        "num_users_scored": len(auc),
-    }
-    measured = {}
-    for other in options.arms[1:] or [""]:
-        other_auc = wins[other].auc() if other else None
-        comparisons = {
-            "uauc": compare_means(np.ones(len(auc)), auc, other_auc, options.confidence),
-            "wuauc": compare_means(weights, auc, other_auc, options.confidence),
-            "auc": compare_pooled_auc(pooled[options.baseline], pooled.get(other), options.confidence),
-        }
-        metrics = {name: _in_points(comparison, options.confidence) for name, comparison in comparisons.items()}
-        measured[other] = {**counts, **metrics}
-    return measured
-
-
-def _in_points(comparison: Comparison, confidence: float) -> dict[str, Any]:
-    """A ranking metric of report.json; differences in percentage points (pp), 100 times the raw ones."""
-    low, high = comparison.low, comparison.high
+def segment_rules(users: Binding, items: Binding, state: State) -> dict[str, Any]:
+    """How each entity was cut and how many ids the files did not hold."""
     return {
-        "baseline": comparison.baseline,
-        "treatment": comparison.treatment,
-        "delta_pp": None if comparison.delta is None else 100 * comparison.delta,
-        interval_key(confidence): None if low is None or high is None else [100 * low, 100 * high],
-        "p_value": comparison.p_value,
+        "user": {**users.rule, "num_without_history": state.unlisted_users},
+        "item": {**items.rule, "num_without_history": state.unlisted_items},
     }
 
 
-def _excluded(rows: ScoredRows) -> dict[str, int]:
-    """Users without both classes have no AUC; UAUC and WUAUC leave them and their rows out."""
-    num_rows = np.bincount(rows.users)
-    num_positives = np.bincount(rows.users[rows.labels], minlength=len(num_rows))
-    only_negatives, only_positives = num_positives == 0, num_positives == num_rows
+def _block(results: Results, t: int, arm: int) -> dict[str, Any]:
     return {
-        "num_users_one_class": int(np.count_nonzero(only_negatives | only_positives)),
-        "num_rows_one_class": int(num_rows[only_negatives | only_positives].sum()),
-        "num_users_only_negatives": int(np.count_nonzero(only_negatives)),
-        "num_users_only_positives": int(np.count_nonzero(only_positives)),
+        "label": results.layout.tasks[t].name,
+        "treatment": results.layout.arms[arm] if arm else None,
+        **results.comparison(t, arm),
+        "control": None,
+        "calibration": results.calibration(t, arm),
+        "distribution": results.distribution(t, arm),
+        "excluded": results.excluded(t),
     }
 
 
-def _rule(found: Segmentation, entity: str, options: SegmentOptions) -> dict[str, Any]:
-    return {
-        "cold_start_max": found.cold_start_max,
-        "long_tail_max": found.long_tail_max,
-        "proportions": list(options.proportions(entity)) or None,
-        "num_without_history": found.num_without_history,
-    }
+def _column_names(predictions: Predictions) -> list[str]:
+    if isinstance(predictions, pa.Table):
+        return list(predictions.column_names)
+    if isinstance(predictions, Mapping):
+        return list(predictions)
+    if hasattr(predictions, "__arrow_c_stream__"):
+        return list(pa.table(predictions).column_names)
+    with open_parquet(parquet_files(Path(predictions))[0]) as file:
+        return list(file.schema_arrow.names)
 
 
-def _few_user_note(segments: list[dict[str, Any]]) -> list[str]:
-    few = [
-        f"{found['entity']}s {found['segment'].replace('_', '-')} ({found['num_users_scored']})"
-        for found in segments
-        if 0 < found["num_users_scored"] < FEW_USERS
-    ]
-    return [f"Few users with both classes, so rough intervals: {', '.join(few)}."] if few else []
+def fingerprints(sources: Mapping[str, Any]) -> dict[str, Any]:
+    """What identifies each source: a hash of the file, the column's name, or that it was in memory."""
+    found: dict[str, Any] = {}
+    for name, source in sources.items():
+        if source is None or (isinstance(source, str) and not source):
+            found[name] = None
+        elif isinstance(source, (str, Path)):
+            found[name] = file_fingerprint(Path(source)) if Path(source).exists() else f"column {source}"
+        else:
+            found[name] = "in memory"
+    return found

@@ -1,161 +1,211 @@
-"""Two pictures of a report, as inline SVG: the lift by segment, and the reliability curve."""
+"""Pictures of a report as inline SVG: forests of intervals, distribution of users, reliability curves.
+
+Places are given in percent of the width, so that text, markers and lines keep their size on a phone and on paper; the
+colours come from the page's style sheet. No text here comes from the data.
+"""
 
 from __future__ import annotations
 
-import io
-import re
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any, NamedTuple
 
-import matplotlib
-from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
+from markupsafe import Markup
 
-from learn_rank.evaluation.statistics import FEW_USERS, RANKING_METRICS, interval_key
-from learn_rank.evaluation.verdict import SEGMENT_NAMES, outcome
+from learn_rank.evaluation.readings import Reading, Table
+from learn_rank.evaluation.wording import MINUS
 
-COLORS = {"up": "#0b7a53", "down": "#b3261e", "unclear": "#57606a", "none": "#57606a"}
-_CONTROL, _GRID, _TEXT = "#a8b0b9", "#e3e7ec", "#24292f"
-_STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _TEXT,
-    "text.color": _TEXT,
-    "xtick.color": _TEXT,
-    "ytick.color": _TEXT,
-    "svg.fonttype": "path",  # looks the same on every machine
-    "svg.hashsalt": "learn-rank",  # the same report gives the same bytes
-}
+_MOST_TICKS = 6
+_WIDE = 3.0  # intervals wider than this many usual half-widths run off the axis, as an arrow
+_STRETCH_ABOVE = 4.0  # a reliability axis this many base rates long has most bins in its corner
+_ROW_HEIGHT, _CONTROL_HEIGHT = 24, 32
 
 
-def forest_svg(report: dict[str, Any]) -> str:
-    """Delta and interval of UAUC, WUAUC and AUC, overall and by segment; the control in grey below each.
+class Axis(NamedTuple):
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    decimals: int  # of the ticks
 
-    Filled and coloured: the interval excludes zero. Hollow: it holds zero. An arrow: it goes on beyond the axis.
-    """
-    key = interval_key(report["confidence"])
-    rows = [("Overall", report["overall"]), *((_name(found), found) for found in report["segments"])]
-    control = report["control"]
-    control_rows = [control["overall"], *control["segments"]] if control else []
-    low, high = _axis(report, control_rows, key)
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(10.4, 0.8 + 0.5 * len(rows)), layout="constrained")
-        panels = figure.subplots(1, len(RANKING_METRICS), sharex=True, sharey=True)
-        for panel, name in zip(panels, RANKING_METRICS, strict=True):
-            panel.set_title(f"{name.upper()}, pp", loc="left", fontsize=10, fontweight="bold")
-            panel.grid(axis="x", color=_GRID, linewidth=0.8)
-            panel.axhline(0.5, color=_GRID, linewidth=0.8)
-            panel.axhline(3.5, color=_GRID, linewidth=0.8)
-            panel.axvline(0, color=_TEXT, linewidth=1)
-            for position, (_, found) in enumerate(rows):
-                _mark(panel, found[name], position - (0.12 if control else 0), key, limits=(low, high))
-            for position, found in enumerate(control_rows):
-                _mark(panel, found[name], position + 0.24, key, limits=(low, high), is_control=True)
-            panel.set_xlim(low, high)
-            panel.set_ylim(len(rows) - 0.4, -0.6)
-            panel.tick_params(length=0)
-            panel.spines[["top", "right", "left"]].set_visible(False)
-        panels[0].set_yticks(range(len(rows)), [label for label, _ in rows])
-        return _svg(figure, "forest")
+    def place(self, value: float) -> float:
+        """Percent of the width, from 0 to 100 whatever the value."""
+        share = (value - self.low) / (self.high - self.low)
+        return round(100 * min(max(share, 0.0), 1.0), 3)
 
 
-def reliability_svg(report: dict[str, Any]) -> str:
+def forest_axis(table: Table) -> Axis:
+    """Holds the reference, all estimates of slices with enough users, and intervals of usual width whole."""
+    rows = [row for row in table.rows if row.is_steady] or list(table.rows)
+    readings = [reading for row in rows for reading in (*row.readings, *(row.controls or ()))]
+    halves = [(reading.bounds[1] - reading.bounds[0]) / 2 for reading in readings if reading.bounds]
+    reach = _WIDE * median(halves) if halves else 0.0
+    reference = _reference(table)
+    ends = [] if reference is None else [reference]
+    for reading in readings:
+        if reading.estimate is not None:
+            low, high = reading.bounds or (reading.estimate, reading.estimate)
+            ends += [max(low, reading.estimate - reach), min(high, reading.estimate + reach)]
+    for reading in table.rows[0].readings:
+        ends += reading.bounds or ()
+    ends = ends or [0.0]
+    margin = 0.06 * (max(ends) - min(ends)) or (1.0 if table.unit else 0.05)
+    return _axis(min(ends) - margin, max(ends) + margin, is_signed=bool(table.unit))
+
+
+def forest_strip(table: Table, axis: Axis, position: int, column: int) -> Markup:
+    """One slice, one metric. Filled: a claim stands. Hollow: none does. An arrow: the interval goes on."""
+    row = table.rows[position]
+    height = _CONTROL_HEIGHT if table.has_controls else _ROW_HEIGHT
+    parts = [_grid(axis, _reference(table))]
+    if row.controls is not None:
+        parts.append(_mark(row.controls[column], axis, height - 9.5, is_control=True))
+    parts.append(_mark(row.readings[column], axis, 12, is_control=False))
+    return Markup(f'<svg class="strip" width="100%" height="{height}">{"".join(parts)}</svg>')
+
+
+def axis_strip(axis: Axis, *, is_signed: bool) -> Markup:
+    """The numbers below a forest."""
+    return Markup(f'<svg class="axis" width="100%" height="18">{_tick_texts(axis, is_signed=is_signed)}</svg>')
+
+
+def distribution_plot(distribution: dict[str, Any], means: dict[str, float | None]) -> Markup | None:
+    """Share of scored users by their AUC, as steps, with the mean of each ranker; None without a scored user."""
+    edges, counts = distribution["edges"], distribution["num_users"]
+    shares = {role: [100 * n / sum(found) for n in found] for role, found in counts.items() if sum(found)}
+    if not shares:
+        return None
+    x, y = _axis(0.0, 1.0), _axis(0.0, 1.05 * max(max(found) for found in shares.values()))
+    parts = []
+    for role, found in shares.items():
+        corners = [(edge, share) for at, share in enumerate(found) for edge in edges[at : at + 2]]
+        parts.append(_line([(edges[0], 0.0), *corners, (edges[-1], 0.0)], x, y, role))
+    for role, mean in means.items():
+        if mean is not None:
+            parts.append(f'<line class="mean {role}" x1="{x.place(mean)}%" x2="{x.place(mean)}%" y1="0" y2="100%"/>')
+    return _plot(x, y, "".join(parts))
+
+
+def is_stretched(calibration: dict[str, Any]) -> bool:
+    """Whether the reliability plot has square-root axes."""
+    return _top(calibration) > _STRETCH_ABOVE * (calibration["base_rate"] or 0.0)
+
+
+def reliability_plot(calibration: dict[str, Any]) -> Markup:
     """Observed rate over mean prediction per equal-mass bin; on the diagonal the probabilities mean what they say."""
-    curves = report["calibration"]["reliability"]
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(5.0, 4.2), layout="constrained")
-        panel = figure.subplots()
-        top = 1.05 * max(max(curve["mean_predicted"] + curve["observed_rate"]) for curve in curves.values())
-        panel.plot([0, top], [0, top], color=_CONTROL, linewidth=1, linestyle="--", label="perfect")
-        for role, color, marker in (("baseline", "#8250df", "s"), ("treatment", "#0969da", "o")):
-            if role in curves:
-                panel.plot(
-                    curves[role]["mean_predicted"],
-                    curves[role]["observed_rate"],
-                    color=color,
-                    marker=marker,
-                    markersize=4,
-                    linewidth=1.4,
-                    label=_literal(report[role]),
-                )
-        panel.set_xlim(0, top)
-        panel.set_ylim(0, top)
-        panel.set_xlabel("mean predicted probability")
-        panel.set_ylabel(_literal(f"observed rate of {report['label']}"))
-        panel.grid(color=_GRID, linewidth=0.8)
-        panel.tick_params(length=0)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(frameon=False, loc="upper left")
-        return _svg(figure, "reliability")
+    top = 1.05 * _top(calibration) or 1.0
+    scale: Callable[[float], float] = math.sqrt if is_stretched(calibration) else float
+    axis = _axis(0.0, top)
+    if scale is math.sqrt:
+        axis = Axis(0.0, scale(top), *_root_ticks(top))
+    parts = ['<line class="diagonal" x1="0" y1="100%" x2="100%" y2="0"/>']
+    for role, curve in calibration["reliability"].items():
+        points = [
+            (scale(p), scale(rate)) for p, rate in zip(curve["mean_predicted"], curve["observed_rate"], strict=True)
+        ]
+        parts.append(_line(points, axis, axis, role))
+        parts += [
+            f'<circle class="{role}" cx="{axis.place(p)}%" cy="{round(100 - axis.place(rate), 3)}%" r="3"/>'
+            for p, rate in points
+        ]
+    return _plot(axis, axis, "".join(parts), unscale=(lambda value: value**2) if scale is math.sqrt else float)
 
 
-def _name(found: dict[str, Any]) -> str:
-    return f"{found['entity'].capitalize()}s: {SEGMENT_NAMES[found['segment']]}"
+def _top(calibration: dict[str, Any]) -> float:
+    curves = calibration["reliability"].values()
+    return max(value for curve in curves for value in (*curve["mean_predicted"], *curve["observed_rate"]))
 
 
-def _axis(report: dict[str, Any], control_rows: list[dict[str, Any]], key: str) -> tuple[float, float]:
-    """Limits that hold zero and the intervals of slices with enough users, of all slices if none has."""
-    slices = [report["overall"], *report["segments"], *control_rows]
-    steady = [found for found in slices if found["num_users_scored"] >= FEW_USERS] or slices
-    metrics = [found[name] for found in steady for name in RANKING_METRICS]
-    ends = [0.0, *(end for metric in metrics for end in metric[key] or [metric["delta_pp"] or 0.0])]
-    margin = 0.08 * (max(ends) - min(ends)) or 1.0
-    return min(ends) - margin, max(ends) + margin
+def _reference(table: Table) -> float | None:
+    """No difference; or, of levels of AUCs, chance."""
+    if table.unit:
+        return 0.0
+    return 0.5 if "UAUC" in table.titles else None
 
 
-def _mark(
-    panel: Any,
-    metric: dict[str, Any],
-    height: float,
-    key: str,
-    *,
-    limits: tuple[float, float],
-    is_control: bool = False,
-) -> None:
+def _axis(low: float, high: float, *, is_signed: bool = False) -> Axis:
+    """Ticks at 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10((high - low) / _MOST_TICKS))
+    step = next(m * power for m in (1, 2, 5, 10, 20) if (high - low) / (m * power) <= _MOST_TICKS)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return Axis(
+        low, high, tuple(n * step for n in range(first, last + 1)), max(0, -math.floor(math.log10(step) + 1e-9))
+    )
+
+
+def _root_ticks(top: float) -> tuple[tuple[float, ...], int]:
+    """Places and decimals of round numbers on a square-root axis, at least a seventh of it apart."""
+    smallest = math.floor(math.log10(top)) - 2
+    places = [0.0]
+    steps = [m * 10.0**power for power in range(smallest, smallest + 4) for m in (1, 2, 5)]
+    shown = [value for value in steps if value <= top]
+    for value in shown:
+        if math.sqrt(value) - places[-1] >= math.sqrt(top) / 7:
+            places.append(math.sqrt(value))
+    least = places[1] ** 2 if len(places) > 1 else 1.0
+    return tuple(places), max(0, -math.floor(math.log10(least) + 1e-9))
+
+
+def _grid(axis: Axis, reference: float | None) -> str:
+    lines = [_vertical("grid", axis.place(tick)) for tick in axis.ticks if tick != reference]
+    return "".join(lines) + (_vertical("zero", axis.place(reference)) if reference is not None else "")
+
+
+def _vertical(name: str, place: float) -> str:
+    return f'<line class="{name}" x1="{place}%" x2="{place}%" y1="0" y2="100%"/>'
+
+
+def _mark(reading: Reading, axis: Axis, height: float, *, is_control: bool) -> str:
     """One estimate with its interval; nothing if there is no estimate."""
-    delta = metric["delta_pp"]
-    if delta is None:
-        if not is_control:
-            panel.text(0, height, "  no user to score", va="center", fontsize=7.5, color=COLORS["none"])
-        return
-    side = outcome(metric, key)
-    color = _CONTROL if is_control else COLORS[side]
-    low, high = metric[key] or (delta, delta)
-    panel.plot(
-        [max(low, limits[0]), min(high, limits[1])], [height, height], color=color, linewidth=1.4 + (not is_control)
-    )
-    for is_cut, edge, arrow in ((low < limits[0], limits[0], "<"), (high > limits[1], limits[1], ">")):
+    if reading.estimate is None:
+        return ""
+    low, high = reading.bounds or (reading.estimate, reading.estimate)
+    name = "control" if is_control else reading.outcome
+    parts = [f'<line class="bar" x1="{axis.place(low)}%" x2="{axis.place(high)}%" y1="{height}" y2="{height}"/>']
+    for is_cut, edge, tip in ((low < axis.low, 0, 5), (high > axis.high, 100, -5)):
         if is_cut:
-            panel.plot(edge, height, marker=arrow, color=color, markersize=6, clip_on=False)
-    is_hollow = side not in ("up", "down")
-    panel.plot(
-        delta,
-        height,
-        marker="s" if is_control else "o",
-        markersize=4 if is_control else 7,
-        color=color,
-        markerfacecolor="white" if is_hollow else color,
-        markeredgewidth=1.6,
+            arrow = f'<path d="M{tip} -4 L0 0 L{tip} 4Z"/>'
+            parts.append(f'<svg x="{edge}%" y="{height}" overflow="visible">{arrow}</svg>')
+    if axis.low <= reading.estimate <= axis.high:
+        place, is_filled = axis.place(reading.estimate), reading.outcome in ("up", "down", "level")
+        filled = "filled" if is_filled else "hollow"
+        if is_control:
+            square = f'class="{filled}" x="{place}%" y="{height - 2.5}" width="5" height="5"'
+            parts.append(f'<rect {square} transform="translate(-2.5 0)"/>')
+        else:
+            parts.append(f'<circle class="{filled}" cx="{place}%" cy="{height}" r="4.2"/>')
+    return f'<g class="mark {name}">{"".join(parts)}</g>'
+
+
+def _line(points: Sequence[tuple[float, float]], x: Axis, y: Axis, role: str) -> str:
+    """A curve that is stretched to its plot while its stroke is not."""
+    path = " ".join(f"{x.place(a):g},{100 - y.place(b):g}" for a, b in points)
+    stretched = 'viewBox="0 0 100 100" preserveAspectRatio="none" width="100%" height="100%"'
+    return f'<svg {stretched}><polyline class="{role}" points="{path}"/></svg>'
+
+
+def _plot(x: Axis, y: Axis, parts: str, *, unscale: Callable[[float], float] = float) -> Markup:
+    """Axes and what is drawn between them. unscale: from a place on the axis to its number."""
+    rows = "".join(
+        f'<line class="grid" x1="0" x2="100%" y1="{100 - y.place(t):g}%" y2="{100 - y.place(t):g}%"/>' for t in y.ticks
     )
-    if not is_control:
-        place = min(max(delta, limits[0]), limits[1])
-        align = "left" if place == limits[0] else "right" if place == limits[1] else "center"
-        halo = [withStroke(linewidth=2.5, foreground="white")]  # readable across the zero line
-        text = f"{delta:+.2f}"
-        panel.text(place, height - 0.17, text, ha=align, va="bottom", fontsize=7.5, color=color, path_effects=halo)
+    numbers = "".join(
+        f'<text x="100%" dx="-7" y="{100 - y.place(t):g}%" dy="4" text-anchor="end">{unscale(t):.{y.decimals}f}</text>'
+        for t in y.ticks
+    )
+    return Markup(
+        f'<div class="plot"><svg class="axis" height="100%">{numbers}</svg>'
+        f'<svg class="area" width="100%" height="100%">{_grid(x, None)}{rows}{parts}</svg><span></span>'
+        f'<svg class="axis" width="100%" height="18">{_tick_texts(x, unscale=unscale)}</svg></div>'
+    )
 
 
-def _literal(text: str) -> str:
-    return text.replace("$", r"\$")  # matplotlib reads $...$ as mathematics
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """The figure as an <svg> element without prolog, metadata or namespace addresses: HTML needs none of them.
-
-    Ids get the figure's name in front: two figures of one page must not share them.
-    """
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    text = stream.getvalue()
-    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text[text.index("<svg") :])
-    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+def _tick_texts(axis: Axis, *, is_signed: bool = False, unscale: Callable[[float], float] = float) -> str:
+    """Numbers at the ticks; near an edge they are moved inside."""
+    texts = []
+    for tick in axis.ticks:
+        place, value = axis.place(tick), unscale(tick)
+        anchor = "start" if place < 4 else "end" if place > 96 else "middle"
+        text = f"{value:{'+' if is_signed and abs(value) > 1e-12 else ''}.{axis.decimals}f}".replace("-", MINUS)
+        texts.append(f'<text x="{place}%" y="14" text-anchor="{anchor}">{text}</text>')
+    return "".join(texts)

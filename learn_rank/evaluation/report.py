@@ -1,57 +1,98 @@
-"""Writes a report for people: report.json, report.md, report.html, and a table for the terminal."""
+"""Writes reports for people: report.json, report.md, report.html, and a table for the terminal."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from learn_rank.artifact import write_json, write_text
-from learn_rank.evaluation.statistics import RANKING_METRICS, interval_key
-from learn_rank.evaluation.verdict import SEGMENT_NAMES, claims, outcome
+from learn_rank.evaluation.markdown import plain, tables
+from learn_rank.evaluation.page import page, pictures, ranking_table
+from learn_rank.evaluation.readings import Reading, Table
+from learn_rank.evaluation.terminal import aligned, wrapped
+from learn_rank.evaluation.verdict import check_notes, claims, comparisons
+from learn_rank.evaluation.wording import MINUS, MISSING, Wording, count_text, label_text, share_text
 
 
 def write_report(report: dict[str, Any], directory: Path) -> None:
     """Writes report.json, report.md and report.html into a folder; the HTML is one file that needs no network."""
-    from learn_rank.evaluation.figures import forest_svg, reliability_svg  # matplotlib: 0.5 s that only reports need
+    directory.mkdir(parents=True, exist_ok=True)
+    found = page(report)
+    write_json(directory / "report.json", report)
+    markdown = _render("report.md.jinja", found | {"tables": tables(found)})
+    write_text(directory / "report.md", re.sub(r"\n{3,}", "\n\n", markdown) + "\n")
+    write_text(directory / "report.html", _render("report.html.jinja", found | pictures(found)))
+
+
+def write_experiment(report: dict[str, Any], directory: Path) -> None:
+    """The same three files for the report of an online experiment (`evaluate_experiment`)."""
+    from learn_rank.evaluation.experiment_page import experiment_page
+    from learn_rank.evaluation.experiment_text import experiment_markdown
 
     directory.mkdir(parents=True, exist_ok=True)
-    forest = forest_svg(report) if report["treatment"] is not None else None
-    reliability = reliability_svg(report) if report["calibration"] is not None else None
     write_json(directory / "report.json", report)
-    write_text(directory / "report.md", _render("report.md.jinja", report))
-    write_text(directory / "report.html", _render("report.html.jinja", report, forest=forest, reliability=reliability))
+    write_text(directory / "report.md", experiment_markdown(report))
+    write_text(directory / "report.html", _render("experiment.html.jinja", experiment_page(report)))
 
 
 def format_table(report: dict[str, Any]) -> str:
-    """The verdict and one aligned line per slice, under 100 columns to a billion rows: for the terminal."""
-    has_treatment = report["treatment"] is not None
-    names = ["baseline", "UAUC pp ", "WUAUC pp ", "AUC pp "] if has_treatment else ["UAUC", "WUAUC", "AUC"]
-    lines = [["segment", "share", "rows", "scored", *names]]
-    for found in _slices(report):
-        cells = [found["name"], found["share_text"], f"{found['num_rows']:,}", f"{found['num_users_scored']:,}"]
-        cells.append(_value(found["uauc"]["baseline"]))
-        if has_treatment:
-            cells += [_delta_cell(found[name], report) for name in RANKING_METRICS]
-        else:
-            cells += [_value(found[name]["baseline"]) for name in RANKING_METRICS[1:]]
-        lines.append(cells)
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    table = [
-        "  ".join(
-            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-        )
-        for line in lines
-    ]
-    table.insert(1, "-" * len(table[0]))
-    if has_treatment:
-        table.append(f"baseline: its UAUC; ±: {100 * report['confidence']:g} % interval, * it excludes zero")
-    return "\n".join([*(claim.sentence for claim in claims(report)[:2]), "", *table])
+    """Verdict, control, notes, one aligned line per slice, then one per further comparison; under 100 columns."""
+    wording = Wording.of(report)
+    lines = [wrapped(claim.sentence) for claim in claims(report, with_segments=False)]
+    lines += [wrapped(f"Note: {note}") for note in [*report["notes"], *check_notes(report)]]
+    lines += ["", *_slice_lines(report, ranking_table(report, wording))]
+    if report["further"]:
+        lines += ["", "Further comparisons, overall:", *_comparison_lines(report, wording)]
+    if report["treatment"] is not None:
+        lines += [
+            "",
+            wrapped(
+                f"baseline: its UAUC; ±: {wording.percent} interval; *: the interval leaves out zero, or in a segment "
+                f"Holm's adjusted p is below {wording.alpha}"
+            ),
+        ]
+    return "\n".join(lines)
 
 
-def _render(template: str, report: dict[str, Any], **figures: str | None) -> str:
+def _slice_lines(report: dict[str, Any], table: Table) -> list[str]:
+    if table.unit:
+        header = ["segment", "share", "rows", "scored", "baseline", *(f"{title} pp " for title in table.titles)]
+    else:
+        header = ["segment", "share", "rows", "scored", *table.titles]
+    lines = [header]
+    wording = Wording.of(report)
+    for row, found in zip(table.rows, [report["overall"], *report["segments"]], strict=True):
+        name = f"{row.group.split(' ')[0]}s: {row.name}" if row.group else row.name
+        share = share_text(found["share"]) if row.group else ""
+        cells = [name, share, count_text(row.num_rows), count_text(row.num_users)]
+        if table.unit:
+            cells.append(wording.level(found["uauc"]["baseline"]))
+        lines.append([*cells, *(_cell(reading) for reading in row.readings)])
+    return aligned(lines)
+
+
+def _comparison_lines(report: dict[str, Any], wording: Wording) -> list[str]:
+    lines = [["label: treatment", "scored"]]
+    for at, block in enumerate(comparisons(report)[1:]):
+        row, titles = ranking_table(block, wording).rows[0], ranking_table(block, wording).titles
+        if at == 0:
+            lines[0] += [f"{title} pp " if block["treatment"] else title for title in titles]
+        name = label_text(block["label"]) + (f": {block['treatment']}" if block["treatment"] else "")
+        lines.append([name, count_text(row.num_users), *(_cell(reading) for reading in row.readings)])
+    return aligned(lines)
+
+
+def _cell(reading: Reading) -> str:
+    """'+1.62 ±0.18*': the interval is symmetric, so its half width says it all."""
+    return reading.short + ("" if reading.outcome == "level" else "*" if reading.stands else " ")
+
+
+def _render(template: str, found: dict[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=template.endswith(".html.jinja"),
@@ -59,70 +100,15 @@ def _render(template: str, report: dict[str, Any], **figures: str | None) -> str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"value": _value, "json": lambda content: json.dumps(content, default=str)}
-    key = interval_key(report["confidence"])
-    return environment.get_template(template).render(
-        report=report,
-        claims=claims(report),
-        slices=_slices(report),
-        metrics=RANKING_METRICS,
-        key=key,
-        level=f"{100 * report['confidence']:g} %",
-        outcome=lambda metric: outcome(metric, key),
-        pp=lambda metric: _pp(metric, key),
-        p_text=_p_text,
-        **figures,
-    )
+    environment.filters |= {
+        "minus": _minus,
+        "share": share_text,
+        "md": plain,
+        "json": lambda content: json.dumps(content, default=str),
+    }
+    return environment.get_template(template).render(missing=MISSING, **found)
 
 
-def _slices(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Overall and every segment, each with the words a reader needs and the control's numbers beside it."""
-    control = report["control"]
-    control_slices = [control["overall"], *control["segments"]] if control else []
-    overall = {**report["overall"], "name": "Overall", "entity": None, "share_text": "", "rule": ""}
-    slices = [overall]
-    for found in report["segments"]:
-        name = f"{found['entity'].capitalize()}s: {SEGMENT_NAMES[found['segment']]}"
-        rule = _rule(report["segment_rules"][found["entity"]], found["segment"])
-        slices.append({**found, "name": name, "share_text": f"{100 * found['share']:.1f} %", "rule": rule})
-    for position, found in enumerate(slices):
-        found["control"] = control_slices[position] if control_slices else None
-    return slices
-
-
-def _rule(rule: dict[str, Any], segment: str) -> str:
-    low, high = rule["cold_start_max"], rule["long_tail_max"]
-    return {
-        "cold_start": "none" if low < 0 else f"0 to {low}" if low else "0",
-        "long_tail": "none" if low == high else f"{low + 1} to {high}",
-        "others": f"above {high}",
-    }[segment]
-
-
-def _value(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _pp(metric: dict[str, Any], key: str) -> str:
-    """'+1.62 (+1.43 to +1.80)', in percentage points."""
-    if metric["delta_pp"] is None:
-        return "-"
-    bounds = metric[key]
-    return f"{metric['delta_pp']:+.2f} " + (
-        "(no interval)" if bounds is None else f"({bounds[0]:+.2f} to {bounds[1]:+.2f})"
-    )
-
-
-def _delta_cell(metric: dict[str, Any], report: dict[str, Any]) -> str:
-    """'+1.62 ±0.18*': the interval is symmetric, so its half width says it all."""
-    key = interval_key(report["confidence"])
-    if metric["delta_pp"] is None:
-        return "- "
-    half = "?" if metric[key] is None else f"{(metric[key][1] - metric[key][0]) / 2:.2f}"
-    return f"{metric['delta_pp']:+.2f} ±{half}" + ("*" if outcome(metric, key) in ("up", "down") else " ")
-
-
-def _p_text(p_value: float | None) -> str:
-    if p_value is None:
-        return "-"
-    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+def _minus(text: str) -> Markup:
+    """Escaped, with true minus signs before numbers."""
+    return Markup(re.sub(r"(?<![\w.)\]])-(?=\d)", MINUS, str(escape(text))))

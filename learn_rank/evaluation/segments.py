@@ -1,134 +1,320 @@
-"""Which users and items are cold-start, long-tail or neither? By their interactions in the training window."""
+"""Which segment is an id in? By its interactions in the training window, or by the name that a file gives it."""
 
 from __future__ import annotations
 
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from learn_rank.data.source import connect, create_view, find_files, id_type, quote, sql_errors
 from learn_rank.errors import InputError
-from learn_rank.evaluation.predictions import canonical_ids, open_table, refuse_nulls
-from learn_rank.schema import ITEM_ID, NUM_INTERACTIONS, USER_ID
+from learn_rank.evaluation.ids import canonical_ids, refuse_nulls
+from learn_rank.evaluation.options import SEGMENTS, SegmentOptions
+from learn_rank.io import open_parquet, parquet_files, read_batches, require_columns
+from learn_rank.schema import ITEM_ID, NUM_INTERACTIONS, SEGMENT, USER_ID
 
-SEGMENTS = ("cold_start", "long_tail", "others")
-ENTITIES = {"user": USER_ID, "item": ITEM_ID}
-
-
-@dataclass
-class SegmentOptions:
-    """Where the segments are cut: at interaction counts, or so that given shares of the entities fall below."""
-
-    user_cold_start_max: int = field(default=5, metadata={"help": "most interactions of a cold-start user"})
-    user_long_tail_max: int = field(default=50, metadata={"help": "most interactions of a long-tail user"})
-    item_cold_start_max: int = field(default=5, metadata={"help": "most interactions of a cold-start item"})
-    item_long_tail_max: int = field(default=50, metadata={"help": "most interactions of a long-tail item"})
-    user_proportions: list[float] = field(
-        default_factory=list,
-        metadata={"help": "shares of users that are cold-start, long-tail, e.g. [0.0716, 0.2754]; [] = by counts"},
-    )
-    item_proportions: list[float] = field(
-        default_factory=list,
-        metadata={"help": "shares of items that are cold-start, long-tail, e.g. [0.0315, 0.2647]; [] = by counts"},
-    )
-
-    def __post_init__(self) -> None:
-        for entity in ENTITIES:
-            low, high = self.thresholds(entity)
-            if not 0 <= low < high:
-                raise InputError(
-                    f"segments.{entity}_cold_start_max={low} and {entity}_long_tail_max={high}: expected 0 <= "
-                    "cold_start_max < long_tail_max"
-                )
-            shares = self.proportions(entity)
-            if shares and (len(shares) != 2 or min(shares) < 0 or sum(shares) > 1):
-                raise InputError(
-                    f"segments.{entity}_proportions={shares}: expected two shares, cold-start and long-tail, that are "
-                    "not negative and add up to at most 1, or []"
-                )
-
-    def thresholds(self, entity: str) -> tuple[int, int]:
-        """(cold_start_max, long_tail_max) of 'user' or 'item'."""
-        if entity == "user":
-            return self.user_cold_start_max, self.user_long_tail_max
-        return self.item_cold_start_max, self.item_long_tail_max
-
-    def proportions(self, entity: str) -> list[float]:
-        """The wanted shares of 'user' or 'item'; empty: thresholds hold."""
-        return self.user_proportions if entity == "user" else self.item_proportions
+ID_COLUMNS = {"user": USER_ID, "item": ITEM_ID}
+UNLISTED = "unlisted"  # segment of ids that a file of other names does not hold
+MAX_SEGMENTS = 15
+_BATCH_ROWS = 1 << 17
 
 
-class Segmentation(NamedTuple):
-    """codes [E] index SEGMENTS; an entity with n interactions is in the first segment whose max is >= n."""
+class Cuts(NamedTuple):
+    """An id with n interactions is in the first segment of SEGMENTS whose max is >= n, else in the last."""
 
-    codes: npt.NDArray[np.int64]
     cold_start_max: int  # -1: nobody is cold-start
     long_tail_max: int
-    num_without_history: int  # ids that the counts do not hold
+
+    def codes(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Positions in SEGMENTS of [E] interaction counts."""
+        return np.searchsorted(self, counts, side="left").astype(np.uint8)
 
 
-def assign_segments(
-    ids: pa.Array, counts: pa.Table | Path, *, entity: str, options: SegmentOptions | None = None
-) -> Segmentation:
-    """Segments of [E] distinct ids from a table of (user_id | item_id, num_interactions).
+@dataclass(frozen=True)
+class SegmentSource:
+    """Ids and their segments, read batch by batch: a file of any size takes the memory of one batch."""
 
-    An id that the counts do not hold had no interactions. InputError with file, column and row: a missing column, a
-    null, ids of another type than those asked for, a count below 0, an id twice (it would be in two segments).
+    entity: str  # 'user' or 'item'
+    names: tuple[str, ...]  # at most MAX_SEGMENTS, in report order; codes are positions here
+    default: int  # code of ids that the source does not hold
+    rule: dict[str, Any]  # cold_start_max, long_tail_max, proportions; None where the source names the segments
+    num_rows: int
+    id_type: pa.DataType  # int64 or large_string
+    _parts: tuple[_Part, ...] = field(repr=False)
+    _cuts: Cuts | None = field(repr=False)  # None: the source names the segments
+
+    def batches(self) -> Iterator[tuple[pa.Array, npt.NDArray[np.uint8]]]:
+        """([E] canonical ids, [E] codes) per batch, in file order; an id may come twice, which the caller refuses.
+
+        InputError with file, column and row: a null, a negative count, a file that cannot be read to its end.
+        """
+        column = SEGMENT if self._cuts is None else NUM_INTERACTIONS
+        names = pa.array(self.names, pa.large_string())
+        for part in self._parts:
+            for first_row, (raw_ids, values) in part.read(ID_COLUMNS[self.entity], column):
+                where = part.column(ID_COLUMNS[self.entity])
+                refuse_nulls(raw_ids, where, first_row=first_row)
+                ids = canonical_ids(raw_ids, where)
+                if self._cuts is None:
+                    codes = pc.index_in(_segment_names(values, part, first_row), value_set=names)
+                    yield ids, codes.to_numpy().astype(np.uint8)
+                else:
+                    yield ids, self._cuts.codes(_counts(values, part, first_row))
+
+
+def open_segments(source: Path | pa.Table, *, entity: str, options: SegmentOptions) -> SegmentSource:
+    """Segments of 'user' or 'item' from a Parquet file, a folder of them or a table.
+
+    It holds user_id or item_id, and either `segment`, taken as it is, or `num_interactions`, cut by the options. An id
+    that it does not hold has no interactions; if it names segments of its own that do not include cold_start, such an
+    id is "unlisted". Proportions are shares of the ids of the source. Names and proportions take one pass over one
+    column. InputError: a missing column, a wrong type, more than MAX_SEGMENTS names, and what `batches` refuses.
     """
-    options = options or SegmentOptions()
-    column = ENTITIES[entity]
-    table, where = open_table(counts, f"{entity}_counts", [column, NUM_INTERACTIONS])
-    known = canonical_ids(table[column], f"{where}: column '{column}'")
-    wanted = canonical_ids(ids, f"{entity} ids")
-    if known.type != wanted.type:
-        raise InputError(f"{where}: column '{column}' is {known.type}, but the predictions' is {wanted.type}; cast one")
-    num_interactions = _interactions(table[NUM_INTERACTIONS], f"{where}: column '{NUM_INTERACTIONS}'")
-    _refuse_duplicates(known, f"{where}: column '{column}'")
-    rows = pc.index_in(wanted, value_set=known)
-    index = rows.fill_null(-1).to_numpy().astype(np.int64)
-    history = np.append(num_interactions, 0)[index]  # index -1 takes the 0 at the end
-    shares = options.proportions(entity)
-    low, high = _cuts(history, shares) if shares else options.thresholds(entity)
-    codes = np.searchsorted([low, high], history, side="left")
-    return Segmentation(codes.astype(np.int64), low, high, int(rows.null_count))
+    id_column = ID_COLUMNS[entity]
+    parts = _open_parts(source, f"{entity}_segments")
+    has_names = SEGMENT in parts[0].schema.names
+    types = {_check_columns(part, id_column, SEGMENT if has_names else NUM_INTERACTIONS) for part in parts}
+    if len(types) > 1:
+        raise InputError(f"{source}: column '{id_column}' is int64 in some files and string in others; cast one")
+    if has_names:
+        names, default = _named(parts, str(source) if isinstance(source, Path) else parts[0].where)
+        cuts, rule = None, dict.fromkeys(("cold_start_max", "long_tail_max", "proportions"))
+    else:
+        shares = options.proportions(entity)
+        cuts = choose_cuts(_histogram(parts), shares) if shares else Cuts(*options.thresholds(entity))
+        names, default = SEGMENTS, int(cuts.codes(np.zeros(1, np.int64))[0])
+        rule = {**cuts._asdict(), "proportions": list(shares) or None}
+    num_rows = sum(part.num_rows for part in parts)
+    return SegmentSource(entity, names, default, rule, num_rows, types.pop(), parts, cuts)
 
 
-def _cuts(history: npt.NDArray[np.int64], shares: list[float]) -> tuple[int, int]:
-    """Counts (cold_start_max, long_tail_max) that put shares of the entities nearest the wanted ones below them.
+def count_segments(
+    log: Path,
+    out: Path,
+    *,
+    user_id: str = USER_ID,
+    item_id: str = ITEM_ID,
+    options: SegmentOptions,
+    memory_limit: str = "2GiB",
+    scratch: Path,
+) -> dict[str, Any]:
+    """Counts the rows of a training log per user and item; writes {user,item}_segments.parquet, sorted by id.
 
-    Entities with the same count are never split: the whole tie goes where it brings the share nearer, and to the side
-    of fewer interactions if both are equally near. A wanted share above 0 takes at least the smallest count, so that
-    ids without history are cold-start however many there are.
+    log: Parquet or CSV; a file, a folder or a glob. Columns of the result: user_id | item_id, num_interactions,
+    segment. An empty user_id or item_id skips that entity. Above memory_limit DuckDB spills into a folder that is made
+    in scratch and removed. Returns num_rows and, per entity, the cuts and the number and share of ids per segment.
+    InputError: no file, no rows, a missing column, a null id, an id that is neither integer nor string, a memory_limit
+    that is too small.
     """
-    values, sizes = np.unique(history, return_counts=True)
-    reached = np.cumsum(sizes) / len(history)
+    columns = {entity: column for entity, column in (("user", user_id), ("item", item_id)) if column}
+    if not columns:
+        raise InputError("segment: user_id and item_id are both empty; name at least one id column of the log")
+    files = find_log(log)
+    facts: dict[str, Any] = {}
+    scratch.mkdir(parents=True, exist_ok=True)
+    with connect(Path(tempfile.mkdtemp(dir=scratch)), memory_limit=memory_limit) as connection:
+        types = create_view(connection, "log", files, list(columns.values()))
+        kinds = {entity: id_type(types, column, where=str(log)) for entity, column in columns.items()}
+        for entity, column in columns.items():
+            _count(connection, column, kinds[entity], where=str(log))
+            histogram = dict(
+                connection.execute(f"SELECT {NUM_INTERACTIONS}, count(*) FROM counts GROUP BY 1").fetchall()
+            )
+            shares = options.proportions(entity)
+            cuts = choose_cuts(histogram, shares) if shares else Cuts(*options.thresholds(entity))
+            _write_segments(connection, out / f"{entity}_segments.parquet", ID_COLUMNS[entity], cuts)
+            facts["num_rows"] = sum(count * num_ids for count, num_ids in histogram.items())
+            facts[entity] = _facts(histogram, cuts, shares)
+    return facts
+
+
+def choose_cuts(histogram: dict[int, int], shares: Sequence[float]) -> Cuts:
+    """Cuts that put shares of the ids nearest the wanted (cold-start, long-tail) ones below them.
+
+    histogram: number of ids per interaction count. Ids with the same count are never split: the whole tie goes where it
+    brings the share nearer, and to the side of fewer interactions if both are equally near. A wanted share above 0
+    takes at least the smallest count. No ids at all: as if all had no interactions.
+    """
+    counts = sorted(histogram or {0: 1})
+    sizes = np.array([histogram[count] for count in counts] if histogram else [1])
+    reached = np.cumsum(sizes) / sizes.sum()
     cuts = [-1, -1]
     for position, wanted in enumerate(np.cumsum(shares)):
         if wanted > 0:
             gaps = np.round(np.abs(reached - wanted), 12)  # rounding must not decide which is nearer
             nearest = len(gaps) - 1 - int(np.argmin(gaps[::-1]))
-            cuts[position] = max(int(values[nearest]), cuts[0])
-    return cuts[0], cuts[1]
+            cuts[position] = max(int(counts[nearest]), cuts[0])
+    return Cuts(*cuts)
 
 
-def _interactions(column: pa.ChunkedArray, where: str) -> npt.NDArray[np.int64]:
-    refuse_nulls(column, where)
-    if not pa.types.is_integer(column.type):
-        raise InputError(f"{where} is {column.type}, expected integers; cast it")
-    counts: npt.NDArray[np.int64] = column.cast(pa.int64()).to_numpy()
+def find_log(log: Path) -> list[Path]:
+    """The Parquet or CSV files of a log: itself, all in the folder, or what the glob matches; InputError if none."""
+    root = Path(log.anchor or ".")
+    try:
+        return find_files(root, str(log.relative_to(root)))
+    except InputError:
+        raise InputError(f"{log}: no such file, or a folder without .parquet or .csv files")
+
+
+def report_order(names: Iterable[str]) -> tuple[str, ...]:
+    """cold_start, long_tail and others first, then other names by the alphabet."""
+    given = set(names)
+    return (*(name for name in SEGMENTS if name in given), *sorted(given - set(SEGMENTS)))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One Parquet file or one table."""
+
+    source: Path | pa.Table
+    where: str
+    schema: pa.Schema
+    num_rows: int
+
+    def column(self, name: str) -> str:
+        """What to call a column in errors."""
+        return f"{self.where}: column '{name}'"
+
+    def read(self, *columns: str) -> Iterator[tuple[int, list[pa.Array]]]:
+        """(number of the first row, the columns) per batch; dictionaries are decoded, for they can hide nulls."""
+        first_row = 0
+        for batch in self._batches(list(columns)):
+            arrays = [batch.column(name) for name in columns]
+            yield first_row, [a.dictionary_decode() if pa.types.is_dictionary(a.type) else a for a in arrays]
+            first_row += batch.num_rows
+
+    def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        if isinstance(self.source, pa.Table):
+            yield from self.source.select(columns).to_batches(max_chunksize=_BATCH_ROWS)
+            return
+        yield from read_batches(self.source, columns, None, _BATCH_ROWS)
+
+
+def _open_parts(source: Path | pa.Table, name: str) -> tuple[_Part, ...]:
+    if isinstance(source, pa.Table):
+        return (_Part(source, name, source.schema, source.num_rows),)
+    parts = []
+    for path in parquet_files(source):
+        with open_parquet(path) as file:
+            parts.append(_Part(path, str(path), file.schema_arrow, file.metadata.num_rows))
+    return tuple(parts)
+
+
+def _check_columns(part: _Part, id_column: str, column: str) -> pa.DataType:
+    """The canonical type of the ids; InputError for a missing column or a wrong type."""
+    require_columns(part.schema.names, [id_column], where=part.where)
+    if column == NUM_INTERACTIONS and column not in part.schema.names:
+        has = ", ".join(part.schema.names)
+        raise InputError(f"{part.where}: neither column '{SEGMENT}' nor '{column}'; it has {has}")
+    require_columns(part.schema.names, [column], where=part.where)
+    kind = _value_type(part.schema.field(column).type)
+    if column == NUM_INTERACTIONS and not pa.types.is_integer(kind):
+        raise InputError(f"{part.column(column)} is {kind}, expected integers; cast it")
+    if column == SEGMENT and not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise InputError(f"{part.column(column)} is {kind}, expected strings; cast it")
+    ids = pa.array([], _value_type(part.schema.field(id_column).type))
+    return canonical_ids(ids, part.column(id_column)).type
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _named(parts: tuple[_Part, ...], where: str) -> tuple[tuple[str, ...], int]:
+    """(names in report order, default code) of a source that names its segments."""
+    found: set[str] = set()
+    for part in parts:
+        for first_row, (column,) in part.read(SEGMENT):
+            found.update(pc.unique(_segment_names(column, part, first_row)).to_pylist())
+            if len(found) > MAX_SEGMENTS:
+                raise InputError(f"{part.column(SEGMENT)} holds more than {MAX_SEGMENTS} names; merge some")
+    if found <= set(SEGMENTS):  # the usual segments: those that happen to be empty are reported too
+        return SEGMENTS, 0
+    names = report_order(found)
+    if SEGMENTS[0] in found:
+        return names, 0
+    if UNLISTED not in found:
+        if len(names) == MAX_SEGMENTS:
+            raise InputError(
+                f"{where}: column '{SEGMENT}' holds {MAX_SEGMENTS} names, and ids that it does not hold need one more; "
+                f"merge some, or call one '{UNLISTED}'"
+            )
+        names = (*names, UNLISTED)
+    return names, names.index(UNLISTED)
+
+
+def _segment_names(column: pa.Array, part: _Part, first_row: int) -> pa.Array:
+    refuse_nulls(column, part.column(SEGMENT), first_row=first_row)
+    return column.cast(pa.large_string())
+
+
+def _counts(column: pa.Array, part: _Part, first_row: int) -> npt.NDArray[np.int64]:
+    where = part.column(NUM_INTERACTIONS)
+    refuse_nulls(column, where, first_row=first_row)
+    try:
+        counts: npt.NDArray[np.int64] = column.cast(pa.int64()).to_numpy()
+    except pa.ArrowInvalid:
+        raise InputError(f"{where} holds counts beyond int64")
     negative = np.flatnonzero(counts < 0)
     if len(negative):
-        raise InputError(f"{where} is {counts[negative[0]]} in row {negative[0]}, expected 0 or more")
+        raise InputError(f"{where} is {counts[negative[0]]} in row {first_row + negative[0]}, expected 0 or more")
     return counts
 
 
-def _refuse_duplicates(ids: pa.ChunkedArray, where: str) -> None:
-    if pc.count_distinct(ids).as_py() == len(ids):
-        return
-    counted = pc.value_counts(ids)
-    twice = counted.filter(pc.greater(counted.field("counts"), 1))[0]["values"].as_py()
-    raise InputError(f"{where} holds id {twice!r} more than once; an id has one count and one segment")
+def _histogram(parts: tuple[_Part, ...]) -> dict[int, int]:
+    """Number of ids per interaction count."""
+    histogram: Counter[int] = Counter()
+    for part in parts:
+        for first_row, (column,) in part.read(NUM_INTERACTIONS):
+            counted = pc.value_counts(pa.array(_counts(column, part, first_row)))
+            values, sizes = counted.field("values").to_pylist(), counted.field("counts").to_pylist()
+            for value, size in zip(values, sizes, strict=True):
+                histogram[value] += size
+    return histogram
+
+
+def _count(connection: duckdb.DuckDBPyConnection, column: str, kind: str, *, where: str) -> None:
+    """Makes the table `counts`: id, num_interactions."""
+    with sql_errors(where):
+        connection.execute(
+            f"CREATE OR REPLACE TABLE counts AS SELECT CAST({quote(column)} AS {kind}) AS id, "
+            f"count(*) AS {NUM_INTERACTIONS} FROM log GROUP BY 1"
+        )
+    nulls = connection.execute(f"SELECT {NUM_INTERACTIONS} FROM counts WHERE id IS NULL").fetchall()
+    if nulls:
+        raise InputError(f"{where}: column '{column}' is null in {nulls[0][0]} rows; fill or drop them")
+    if not connection.execute("SELECT 1 FROM counts LIMIT 1").fetchall():
+        raise InputError(f"{where}: no rows; nothing to count")
+
+
+def _write_segments(connection: duckdb.DuckDBPyConnection, path: Path, id_column: str, cuts: Cuts) -> None:
+    low, middle, high = (f"'{name}'" for name in SEGMENTS)
+    target = str(path).replace("'", "''")
+    connection.execute(
+        f"""COPY (SELECT id AS {id_column}, {NUM_INTERACTIONS},
+        CASE WHEN {NUM_INTERACTIONS} <= {cuts.cold_start_max} THEN {low}
+        WHEN {NUM_INTERACTIONS} <= {cuts.long_tail_max} THEN {middle} ELSE {high} END AS {SEGMENT}
+        FROM counts ORDER BY id) TO '{target}' (FORMAT parquet, COMPRESSION zstd)"""
+    )
+
+
+def _facts(histogram: dict[int, int], cuts: Cuts, shares: Sequence[float]) -> dict[str, Any]:
+    num_ids = sum(histogram.values())
+    per_segment = dict.fromkeys(SEGMENTS, 0)
+    for count, size in histogram.items():
+        per_segment[SEGMENTS[int(cuts.codes(np.array([count]))[0])]] += size
+    return {
+        **cuts._asdict(),
+        "proportions": list(shares) or None,
+        "num_ids": num_ids,
+        "segments": {name: {"num_ids": size, "share": size / num_ids} for name, size in per_segment.items()},
+    }

@@ -1,18 +1,17 @@
-"""What do two rankers score, how far apart are they, and how sure is that? Paired, clustered by user."""
+"""What do two rankers score, how far apart are they, and how sure is that? Paired, clustered by user, from sums."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 
-from learn_rank.evaluation.kernel import Float64Array, Int64Array, PooledAuc, UserWins
+from learn_rank.evaluation.kernel import Float64Array
 
 RANKING_METRICS = ("uauc", "wuauc", "auc")
-WEIGHTS = ("impressions", "clicks")
 FEW_USERS = 30  # the normal law of the intervals needs about this many
 _NO_SPREAD = 1e-12  # a standard error below this is rounding: AUCs carry about 1e-16
 
@@ -28,84 +27,50 @@ class Comparison(NamedTuple):
     p_value: float | None = None
 
 
-@dataclass(frozen=True)
-class PairedSums:
-    """Sums over users of a weighted mean of two rankers and of their difference D. States of disjoint users add up.
+def compare_means(moments: Float64Array, arm: int, confidence: float) -> Comparison:
+    """Weighted means of the first arm and of another over users, from the 6 M moments of one slice (see state.State).
 
-    D is taken per user before it is squared: the variance of a small difference does not cancel.
+    Delta = sum w D / sum w with its delta-method (ratio) variance over users:
+    n / (n - 1) * sum w^2 (D - delta)^2 / (sum w)^2. D is taken per user before it is squared, so that the variance of
+    a small difference does not cancel. arm 0: the first arm alone, with the interval of its level as low and high.
     """
-
-    num_users: int = 0
-    weight: float = 0.0  # sum of w
-    baseline: float = 0.0  # sum of w A
-    treatment: float = 0.0  # sum of w B
-    difference: float = 0.0  # sum of w D, D = B - A
-    weight_sq: float = 0.0  # sum of w^2
-    weight_sq_difference: float = 0.0  # sum of w^2 D
-    weight_sq_difference_sq: float = 0.0  # sum of w^2 D^2
-
-    @staticmethod
-    def of(weights: Float64Array | Int64Array, baseline: Float64Array, treatment: Float64Array) -> PairedSums:
-        """The state of [U] users with their weights and their value under each ranker."""
-        w, difference = weights.astype(np.float64), treatment - baseline
-        return PairedSums(
-            num_users=len(w),
-            weight=float(w.sum()),
-            baseline=float(w @ baseline),
-            treatment=float(w @ treatment),
-            difference=float(w @ difference),
-            weight_sq=float(w @ w),
-            weight_sq_difference=float(w * w @ difference),
-            weight_sq_difference_sq=float(w * w @ (difference * difference)),
-        )
-
-    def __add__(self, other: PairedSums) -> PairedSums:
-        return PairedSums(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
-
-    def compare(self, confidence: float) -> Comparison:
-        """Delta = sum w D / sum w, with its delta-method (ratio) variance over users:
-
-        var = n / (n - 1) * sum w^2 (D - delta)^2 / (sum w)^2. No users: all None.
-        """
-        if self.num_users == 0 or self.weight == 0:
-            return Comparison(None)
-        delta = self.difference / self.weight
-        residual = self.weight_sq_difference_sq - 2 * delta * self.weight_sq_difference + delta**2 * self.weight_sq
-        spread = math.sqrt(max(residual, 0.0)) / self.weight
-        low, high, p_value = interval(delta, spread, num_clusters=self.num_users, confidence=confidence)
-        return Comparison(self.baseline / self.weight, self.treatment / self.weight, delta, low, high, p_value)
-
-
-def user_weights(wins: UserWins, weight: str) -> Int64Array:
-    """Weights of the scored users for WUAUC: their impressions in the slice, or their clicks (positives)."""
-    scored = wins.is_scored()
-    positives = wins.num_positives[scored]
-    return positives if weight == "clicks" else positives + wins.num_negatives[scored]
-
-
-def compare_means(
-    weights: Float64Array | Int64Array, baseline: Float64Array, treatment: Float64Array | None, confidence: float
-) -> Comparison:
-    """Weighted means of [U] per-user values; treatment None compares nothing and fills the baseline alone."""
-    if treatment is None:
-        return Comparison(PairedSums.of(weights, baseline, baseline).compare(confidence).baseline)
-    return PairedSums.of(weights, baseline, treatment).compare(confidence)
-
-
-def compare_pooled_auc(baseline: PooledAuc | None, treatment: PooledAuc | None, confidence: float) -> Comparison:
-    """AUC over all pairs of rows, with the user-clustered interval of the paired difference.
-
-    var = n / (n - 1) * sum over users of (influence under treatment - influence under baseline)^2. Plain DeLong takes
-    rows of one user as independent and gives level intervals that are too narrow.
-    """
-    if baseline is None:
+    num_users, weight, weight_sq = moments[:3]
+    if num_users == 0 or weight == 0:
         return Comparison(None)
-    if treatment is None:
-        return Comparison(baseline.auc)
-    delta = treatment.auc - baseline.auc
-    spread = float(np.linalg.norm(treatment.influence - baseline.influence))
-    low, high, p_value = interval(delta, spread, num_clusters=baseline.num_clusters, confidence=confidence)
-    return Comparison(baseline.auc, treatment.auc, delta, low, high, p_value)
+    num_arms = len(moments) // 6
+    first = 3 if arm == 0 else 3 * num_arms + 3 * arm
+    mean = moments[first] / weight
+    residual = moments[first + 2] - 2 * mean * moments[first + 1] + mean * mean * weight_sq
+    spread = math.sqrt(max(residual, 0.0)) / weight
+    low, high, p_value = interval(mean, spread, num_clusters=int(num_users), confidence=confidence)
+    baseline = float(moments[3] / weight)
+    if arm == 0:
+        return Comparison(baseline, low=low, high=high)
+    return Comparison(baseline, float(moments[3 + 3 * arm] / weight), float(mean), low, high, p_value)
+
+
+def compare_auc(
+    wins2: Sequence[int], centred: Float64Array, *, positives: int, negatives: int, num_users: int, confidence: float
+) -> Comparison:
+    """AUC over all pairs of rows of the first arm and another, with the user-clustered interval of their difference.
+
+    wins2 of the two arms, or of one alone (the interval is then that of its level). centred [3]: squared influence on
+    what is compared, see influence.py. Plain DeLong takes the rows of a user as independent; its intervals of a level
+    are too narrow.
+    """
+    if positives == 0 or negatives == 0:
+        return Comparison(None)
+    values = [int(wins) / (2 * positives * negatives) for wins in wins2]
+    first, cross, second = centred
+    variance = first / positives**2 + 2 * cross / (positives * negatives) + second / negatives**2
+    spread = math.sqrt(max(float(variance), 0.0))
+    # the difference of integers, so that equal rankers differ by zero
+    delta = (int(wins2[-1]) - int(wins2[0])) / (2 * positives * negatives)
+    estimate = values[0] if len(values) == 1 else delta
+    low, high, p_value = interval(estimate, spread, num_clusters=num_users, confidence=confidence)
+    if len(values) == 1:
+        return Comparison(values[0], low=low, high=high)
+    return Comparison(values[0], values[1], delta, low, high, p_value)
 
 
 def interval(
@@ -124,7 +89,44 @@ def interval(
         return (0.0, 0.0, 1.0) if is_equal else (None, None, None)
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * standard_error
     p_value = math.erfc(abs(delta) / standard_error / math.sqrt(2))
-    return delta - half, delta + half, p_value
+    return float(delta - half), float(delta + half), p_value
+
+
+def bootstrap_intervals(buckets: Float64Array, *, samples: int, confidence: float, seed: int) -> Float64Array:
+    """[..., M - 1, 2] intervals of (later arm - first arm) from [1024, ..., 1 + M] sums by user bucket: w, wA per arm.
+
+    Each sample draws every bucket a Poisson(1) number of times; the interval lies between the quantiles of the samples'
+    differences of weighted means. NaN where no user is.
+    """
+    num_buckets, shape = len(buckets), buckets.shape[1:]
+    draws = np.random.default_rng(seed).poisson(1.0, (samples, num_buckets)).astype(np.float64)
+    sums = (draws @ buckets.reshape(num_buckets, -1)).reshape(samples, *shape)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        differences = (sums[..., 2:] - sums[..., 1:2]) / sums[..., :1]
+    tail = (1 - confidence) / 2
+    is_empty = ~(buckets[..., 0].sum(axis=0) > 0)
+    differences = np.where(np.isfinite(differences), differences, 0.0)
+    found = np.quantile(differences, [tail, 1 - tail], axis=0)
+    found = np.moveaxis(found, 0, -1)
+    found[is_empty] = np.nan
+    return found
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down adjustment: below alpha, the hypothesis falls with a family-wise error of at most alpha.
+
+    None stays None and does not count.
+
+    >>> holm([0.01, None, 0.04, 0.03])
+    [0.03, None, 0.06, 0.06]
+    """
+    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    reached = 0.0
+    for rank, (p, i) in enumerate(known):
+        reached = max(reached, min(1.0, (len(known) - rank) * p))
+        adjusted[i] = reached
+    return adjusted
 
 
 def interval_key(confidence: float) -> str:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from learn_rank.cli.config import config_dir, load
+from learn_rank.cli.config import SCHEMAS, config_dir, load
 from learn_rank.cli.main import _COMMANDS, main
 from learn_rank.errors import InputError
 
@@ -33,14 +33,16 @@ def test_each_commands_help_says_what_it_reads_and_writes_with_an_example(
 ) -> None:
     main([command, "--help"])
     text = capsys.readouterr().out
-    for word in ("reads ", "writes ", f"example  learn-rank {command} ", "options", "run_dir="):
+    folder = "out=" if command in ("evaluate-merge", "segment") else "run_dir="
+    for word in ("reads ", "writes ", f"example  learn-rank {command} ", "options", folder):
         assert word in text
 
 
 @pytest.mark.parametrize("command", [name for name in _COMMANDS if name != "evaluate"])
 def test_each_commands_example_is_accepted(command: str) -> None:
     words = _COMMANDS[command].example.split()
-    load("demo" if command == "demo" else "run", words[2:])
+    name = command.removeprefix("evaluate-")
+    load(name if name in (*SCHEMAS, "demo") else "run", words[2:])
 
 
 def test_every_recipe_in_the_configs_composes() -> None:

@@ -59,7 +59,7 @@ def test_predictions_hold_one_probability_per_ranker_for_every_row(run: Path) ->
 def test_the_report_follows_the_contract_and_says_that_the_data_is_generated(run: Path) -> None:
     report = json.loads((run / "evaluate" / "report.json").read_text())
     assert (report["schema_version"], report["baseline"], report["treatment"], report["label"]) == (
-        1, "baseline", "learn", "click",
+        2, "baseline", "learn", "click",
     )  # fmt: skip
     assert set(report["overall"]["uauc"]) >= {"baseline", "treatment", "delta_pp", "ci95_pp"}
     assert [(s["entity"], s["segment"]) for s in report["segments"]] == [
@@ -98,9 +98,9 @@ def test_stages_run_alone_and_evaluation_of_the_runs_files_gives_the_same_number
     for command in ("extract", "align", "export", "train", "predict", "evaluate"):
         main([command, f"run_dir={run}", *(option for option in SMALL if not option.startswith("demo."))])
     main([
-        "evaluate", f"predictions={run}/predict/test.parquet", f"user_counts={run}/prepare/user_counts.parquet",
-        f"item_counts={run}/prepare/item_counts.parquet", "label=click", "baseline=baseline", "treatment=learn",
-        "control=shuffled", f"out={tmp_path}/report",
+        "evaluate", f"predictions={run}/predict/test.parquet", f"user_segments={run}/prepare/user_counts.parquet",
+        f"item_segments={run}/prepare/item_counts.parquet", "label=click", "value=value", "baseline=baseline",
+        "treatment=learn", "control=shuffled", f"out={tmp_path}/report",
     ])  # fmt: skip
     capsys.readouterr()
     one, other = (

@@ -51,13 +51,18 @@ def generated() -> Generated:
 
 
 @pytest.fixture(scope="session")
+def few_generated() -> Generated:
+    return generate(num_users=160, num_items=60, seed=4)
+
+
+@pytest.fixture(scope="session")
 def report(generated: Generated) -> dict:
     from learn_rank.evaluation import EvaluateOptions, evaluate
 
     return evaluate(
         generated.predictions,
-        user_counts=generated.user_counts,
-        item_counts=generated.item_counts,
+        user_segments=generated.user_counts,
+        item_segments=generated.item_counts,
         options=EvaluateOptions("click", "baseline", "learn", "shuffled"),
         facts={"data": "generated", "notes": ["Generated data: it shows the report, not a result."]},
     )

@@ -6,45 +6,156 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
-from learn_rank.evaluation.calibration import (
-    copc,
-    expected_calibration_error,
-    normalized_entropy,
-    reliability_curve,
-    row_log_losses,
-)
+from learn_rank.evaluation import EvaluateOptions, evaluate
+from learn_rank.evaluation.calibration import copc, curve, expected_calibration_error, normalized_entropy
+
+CLIP = 1e-7
 
 
-def test_log_loss_agrees_with_scikit_learn_and_clips_certainties():
-    rng = np.random.default_rng(0)
-    labels, p = rng.random(500) < 0.3, rng.random(500)
-    assert row_log_losses(labels, p).mean() == pytest.approx(log_loss(labels, p), rel=1e-12)
-    certain = row_log_losses(np.array([True, False]), np.array([0.0, 1.0], np.float32))
-    assert certain == pytest.approx(-math.log(1e-7), rel=1e-6)
+def _log(seed, dtype=np.float32, num_rows=4000):
+    """Probabilities with ties, certainties and values that float32 cannot hold apart; users of many sizes."""
+    rng = np.random.default_rng(seed)
+    p = rng.beta(1, 4, num_rows)
+    p = np.where(rng.random(num_rows) < 0.3, p.round(1), p)
+    p[rng.random(num_rows) < 0.05] = 0.0
+    p[rng.random(num_rows) < 0.02] = 1.0
+    p[rng.random(num_rows) < 0.02] = 1e-9
+    click = rng.random(num_rows) < p
+    click ^= rng.random(num_rows) < 0.02  # certainties that are wrong
+    return {
+        "user_id": (rng.pareto(0.8, num_rows) * 3).astype(int).clip(0, 300),
+        "click": click,
+        "buy": click & (rng.random(num_rows) < 0.5),
+        "a": p.astype(dtype),
+        "b": (0.7 * p + 0.05).astype(dtype),
+        "item": rng.choice(["x", "y"], num_rows),
+    }
+
+
+def _report(log, label="click", **options):
+    options = EvaluateOptions(label, "a", "b", bootstrap_samples=0, threads=2, **options)
+    return evaluate(log, item_segments="item", options=options)
+
+
+def _binned(labels, p, num_bins):
+    """Rows, positives and summed predictions of equal-mass bins: a row's bin is floor(bins * rows scored lower / n)."""
+    lower = np.searchsorted(np.sort(p), p, side="left")
+    at = lower * num_bins // len(p)
+    return np.stack([np.bincount(at, weights=w, minlength=num_bins) for w in (np.ones(len(p)), labels, p)], axis=1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("label", ["click", "buy|click"])
+def test_log_loss_copc_and_entropy_of_every_slice_agree_with_scikit_learn_and_numpy(dtype, label):
+    log = _log(0, dtype)
+    report = _report(log, label)
+    given = log["click"] if label == "buy|click" else np.ones(len(log["click"]), bool)
+    slices = [(report["overall"], given)]
+    slices += [(found, given & (log["item"] == found["segment"])) for found in report["segments"]]
+    assert len(slices) == 3
+    for found, kept in slices:
+        labels = log[label.split("|")[0]][kept]
+        rate = labels.mean()
+        entropy = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
+        for role, arm in (("baseline", "a"), ("treatment", "b")):
+            p = log[arm][kept].astype(float)
+            expected = log_loss(labels, p.clip(CLIP, 1 - CLIP))
+            assert found["log_loss"][role] == pytest.approx(expected, abs=1e-12)
+            assert found["normalized_entropy"][role] == pytest.approx(expected / entropy, abs=1e-12)
+            assert found["copc"][role] == pytest.approx(labels.sum() / p.sum(), abs=1e-12)
+        assert found["log_loss"]["delta"] == pytest.approx(
+            found["log_loss"]["treatment"] - found["log_loss"]["baseline"], abs=1e-12
+        )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("label", "num_bins"), [("click", 20), ("buy|click", 7), ("click", 2)])
+def test_reliability_and_ece_agree_with_numpy(dtype, label, num_bins):
+    log = _log(1, dtype)
+    report = _report(log, label, reliability_bins=num_bins)
+    given = log["click"] if label == "buy|click" else np.ones(len(log["click"]), bool)
+    assert report["calibration"]["base_rate"] == pytest.approx(log[label.split("|")[0]][given].mean())
+    for role, arm in (("baseline", "a"), ("treatment", "b")):
+        sums = _binned(log[label.split("|")[0]][given], log[arm][given].astype(float), num_bins)
+        sums = sums[sums[:, 0] > 0]
+        found = report["calibration"]["reliability"][role]
+        assert found["num_rows"] == sums[:, 0].tolist()
+        assert found["mean_predicted"] == pytest.approx(sums[:, 2] / sums[:, 0], abs=1e-12)
+        assert found["observed_rate"] == pytest.approx(sums[:, 1] / sums[:, 0], abs=1e-12)
+        ece = abs(sums[:, 1] - sums[:, 2]).sum() / sums[:, 0].sum()
+        assert report["overall"]["ece"][role] == pytest.approx(ece, abs=1e-12)
+
+
+def test_the_log_loss_of_a_user_of_thousands_of_sure_and_wrong_rows_stays_finite():
+    num_rows = 5000
+    log = {"user_id": np.zeros(num_rows, int), "click": np.ones(num_rows, bool), "a": np.zeros(num_rows)}
+    found = evaluate(log, options=EvaluateOptions("click", "a"))["overall"]
+    assert found["log_loss"]["baseline"] == pytest.approx(-math.log(CLIP), rel=1e-12)
+    log["click"], log["a"] = ~log["click"], np.ones(num_rows)
+    found = evaluate(log, options=EvaluateOptions("click", "a"))["overall"]
+    assert found["log_loss"]["baseline"] == pytest.approx(-math.log(CLIP), rel=1e-8)  # 1 - (1 - 1e-7) rounds
+
+
+def test_the_interval_of_the_log_loss_is_clustered_by_user():
+    log = _log(2)
+    labels = log["click"]
+    losses = [
+        -np.log(np.where(labels, p, 1 - p)) for p in (log[arm].astype(float).clip(CLIP, 1 - CLIP) for arm in "ab")
+    ]
+    users = np.unique(log["user_id"], return_inverse=True)[1]
+    num_rows, difference = np.bincount(users), np.bincount(users, weights=losses[1] - losses[0])
+    delta = difference.sum() / num_rows.sum()
+    n = len(num_rows)
+    variance = n / (n - 1) * ((difference - delta * num_rows) ** 2).sum() / num_rows.sum() ** 2
+    found = _report(log)["overall"]["log_loss"]
+    assert found["ci95"] == pytest.approx(
+        [delta - 1.959964 * variance**0.5, delta + 1.959964 * variance**0.5], rel=1e-6
+    )
 
 
 def test_always_predicting_the_base_rate_has_a_normalized_entropy_of_one():
-    labels = np.array([1, 0, 0, 0], bool)
-    assert normalized_entropy(float(row_log_losses(labels, np.full(4, 0.25)).mean()), 0.25) == pytest.approx(1)
-    assert normalized_entropy(0.1, 1.0) is None
+    log = {"user_id": [1, 1, 2, 2], "click": [1, 0, 0, 0], "a": [0.25] * 4}
+    found = evaluate(log, options=EvaluateOptions("click", "a"))["overall"]
+    assert found["normalized_entropy"]["baseline"] == pytest.approx(1)
+    assert found["copc"]["baseline"] == pytest.approx(1)
+    assert normalized_entropy(0.1, 1.0) is normalized_entropy(0.1, 0.0) is normalized_entropy(None, 0.5) is None
 
 
 def test_copc_is_clicks_over_predicted_clicks():
-    assert copc(np.array([1, 1, 0, 0], bool), np.array([0.4, 0.4, 0.1, 0.1])) == pytest.approx(2.0)
-    assert copc(np.array([True]), np.array([0.0])) is None
+    assert copc(2, 1.0) == 2.0
+    assert copc(1, 0.0) is None
 
 
 def test_reliability_and_ece_by_hand():
-    curve = reliability_curve(np.array([0, 1, 1, 1], bool), np.array([0.1, 0.3, 0.6, 0.8]), 2)
-    assert curve.num_rows.tolist() == [2, 2]
-    assert curve.mean_predicted == pytest.approx([0.2, 0.7])
-    assert curve.observed_rate == pytest.approx([0.5, 1.0])
-    assert expected_calibration_error(curve) == pytest.approx(0.3)
+    log = {"user_id": [1] * 4, "click": [0, 1, 1, 1], "a": [0.1, 0.3, 0.6, 0.8]}
+    report = evaluate(log, options=EvaluateOptions("click", "a", reliability_bins=2))
+    found = report["calibration"]["reliability"]["baseline"]
+    assert found["num_rows"] == [2, 2]
+    assert found["mean_predicted"] == pytest.approx([0.2, 0.7])
+    assert found["observed_rate"] == pytest.approx([0.5, 1.0])
+    assert report["overall"]["ece"]["baseline"] == pytest.approx(0.3)
 
 
-def test_equal_predictions_share_a_bin_so_order_does_not_matter():
-    labels, p = np.array([1, 0, 1, 0, 1, 1], bool), np.array([0.5, 0.5, 0.5, 0.5, 0.5, 0.9])
-    curve = reliability_curve(labels, p, 3)
-    assert curve.num_rows.tolist() == [5, 1]
-    backwards = reliability_curve(labels[::-1], p[::-1], 3)
-    assert backwards.observed_rate == pytest.approx(curve.observed_rate)
+def test_equal_predictions_share_a_bin_so_empty_bins_are_left_out():
+    log = {"user_id": [1] * 6, "click": [1, 0, 1, 0, 1, 1], "a": [0.5, 0.5, 0.5, 0.5, 0.5, 0.9]}
+    found = evaluate(log, options=EvaluateOptions("click", "a", reliability_bins=3))["calibration"]["reliability"]
+    assert found["baseline"]["num_rows"] == [5, 1]
+
+
+def test_no_rows_have_an_empty_curve_and_no_error():
+    assert expected_calibration_error(np.zeros((3, 3))) is None
+    assert curve(np.zeros((3, 3))) == {"num_rows": [], "mean_predicted": [], "observed_rate": []}
+
+
+def test_the_histogram_puts_rows_into_nearly_the_same_bins():
+    log = _log(3)
+    exact, binned = (_report(log, auc=auc) for auc in ("exact", "histogram"))
+    for role in ("baseline", "treatment"):
+        assert binned["overall"]["ece"][role] == pytest.approx(exact["overall"]["ece"][role], abs=0.002)
+        assert binned["overall"]["log_loss"] == exact["overall"]["log_loss"]
+
+
+def test_calibration_can_be_switched_off():
+    report = _report(_log(4), calibration=False)
+    assert report["calibration"] is None
+    assert not {"log_loss", "copc", "ece", "normalized_entropy"} & set(report["overall"])

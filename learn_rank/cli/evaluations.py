@@ -1,0 +1,171 @@
+"""Evaluation of what any models predicted, away from a run: files in, a report or a state out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from learn_rank.artifact import Manifest, publish
+from learn_rank.cli.config import EvaluateConfig, MergeConfig, SegmentConfig
+from learn_rank.errors import InputError
+from learn_rank.evaluation.options import EvaluateOptions, SegmentOptions
+
+
+def evaluate_files(config: EvaluateConfig) -> None:
+    """Predictions that any models made -> report, or a state of some of the users; an A/B log -> its report."""
+    _require(config, "evaluate", "predictions", *(() if config.state else ("out",)))
+    if config.variant:
+        _experiment(config)
+        return
+    from learn_rank.evaluation.engine import Part, run
+    from learn_rank.evaluation.evaluate import fingerprints, make_report, open_inputs, segment_rules
+    from learn_rank.evaluation.merge import STAGE, save_state
+    from learn_rank.evaluation.report import format_table, write_report
+
+    if config.part and not config.state:
+        raise InputError("part=K/N makes a state: add state=FOLDER, then `learn-rank evaluate-merge`")
+    if config.state and config.out:
+        raise InputError("state and out are both set; a state becomes a report by `learn-rank evaluate-merge`")
+    options = EvaluateOptions(**{name: getattr(config, name) for name in EvaluateOptions.__dataclass_fields__})
+    part = Part(*_part(config.part)) if config.part else None
+    named: dict[str, Any] = {
+        "user_segments": config.user_segments or None,
+        "item_segments": config.item_segments or None,
+    }
+    start = time.monotonic()
+    inputs = open_inputs(Path(config.predictions), **named, options=options, part=part)
+    sources = fingerprints({"predictions": Path(config.predictions), **named})
+    recorded = {name: str(value) for name, value in sources.items()}
+    if config.state:
+        manifest = Manifest(STAGE, recorded, {**asdict(options), "part": config.part})
+        with publish(Path(config.state), manifest) as (work, facts):
+            state, found = run(inputs, save_scores=work if options.auc == "exact" else None)
+            rules = segment_rules(inputs.users, inputs.items, state)
+            save_state(state, work, options=options, part=part, rules=rules, sources=sources)
+            facts.update(found)
+        print(f"state: {config.state} ({state.num_rows:,} rows, {time.monotonic() - start:.1f} s)")
+        return
+    out = Path(config.out)
+    with publish(out, Manifest("evaluate", recorded, asdict(options))) as (work, _):
+        state, found = run(inputs)
+        seconds = time.monotonic() - start
+        report = make_report(
+            state,
+            options,
+            rules=segment_rules(inputs.users, inputs.items, state),
+            sources=sources,
+            engine={**found, "seconds": seconds, "rows_per_second": state.num_rows / seconds},
+        )
+        write_report(report, work)
+    print(format_table(report))
+    print(f"{state.num_rows:,} rows in {seconds:.1f} s; report: {out / 'report.html'}")
+
+
+def merge(config: MergeConfig) -> None:
+    """States of disjoint users -> report."""
+    _require(config, "evaluate-merge", "states", "out")
+    from learn_rank.artifact import read_manifest
+    from learn_rank.evaluation.evaluate import make_report
+    from learn_rank.evaluation.merge import STAGE, merge_states
+    from learn_rank.evaluation.report import format_table, write_report
+
+    folders, out = [Path(folder) for folder in config.states], Path(config.out)
+    inputs = {str(position): read_manifest(folder, stage=STAGE).fingerprint for position, folder in enumerate(folders)}
+    state, first, sources = merge_states(folders)
+    rules = {
+        entity: {**first.rules[entity], "num_without_history": unlisted}
+        for entity, unlisted in (("user", state.unlisted_users), ("item", state.unlisted_items))
+    }
+    report = make_report(state, first.options, rules=rules, sources=sources, engine={"num_parts": len(folders)})
+    with publish(out, Manifest("evaluate", inputs, asdict(first.options))) as (work, _):
+        write_report(report, work)
+    print(format_table(report))
+    print(f"report: {out / 'report.html'}")
+
+
+def segment(config: SegmentConfig) -> None:
+    """A training log -> segments of its users and items."""
+    _require(config, "segment", "log", "out")
+    from learn_rank.artifact import file_fingerprint
+    from learn_rank.evaluation.segments import count_segments
+
+    log, out = Path(config.log), Path(config.out)
+    options = SegmentOptions(**{name: getattr(config, name) for name in SegmentOptions.__dataclass_fields__})
+    inputs = {"log": file_fingerprint(log) if log.exists() else str(log)}
+    manifest = Manifest("segment", inputs, {**asdict(options), "user_id": config.user_id, "item_id": config.item_id})
+    with publish(out, manifest) as (work, facts):
+        facts.update(
+            count_segments(
+                log,
+                work,
+                user_id=config.user_id,
+                item_id=config.item_id,
+                options=options,
+                memory_limit=config.memory_limit,
+                scratch=work / "scratch",
+            )
+        )
+    print(f"{facts['num_rows']:,} rows")
+    for entity in ("user", "item"):
+        for name, found in facts.get(entity, {}).get("segments", {}).items():
+            print(f"  {entity}s {name:<12} {found['num_ids']:>14,}  {100 * found['share']:5.1f} %")
+    print(f"segments: {out}")
+
+
+def _experiment(config: EvaluateConfig) -> None:
+    from learn_rank.evaluation.evaluate import fingerprints
+    from learn_rank.evaluation.experiment import evaluate_experiment
+    from learn_rank.evaluation.experiment_text import format_experiment
+    from learn_rank.evaluation.report import write_experiment
+
+    if config.state or config.part or len(config.treatments) != 1 or config.control:
+        raise InputError("variant: baseline and treatment name two of its values; no state, part or control")
+    predictions, out = Path(config.predictions), Path(config.out)
+    named: dict[str, Any] = {
+        "user_segments": _file_or_column(config.user_segments), "item_segments": _file_or_column(config.item_segments),
+    }  # fmt: skip
+    sources = fingerprints({"predictions": predictions, **named})
+    recorded = {name: str(value) for name, value in sources.items()}
+    with publish(out, Manifest("experiment", recorded, asdict(config))) as (work, _):
+        report = evaluate_experiment(
+            predictions,
+            variant=config.variant,
+            control=config.baseline,
+            treatment=config.treatments[0],
+            labels=config.labels,
+            value=config.value,
+            user_id=config.user_id,
+            item_id=config.item_id,
+            **named,
+            segment_options=config.segments,
+            confidence=config.confidence,
+            memory_limit=config.memory_limit,
+            scratch=work / "scratch",
+        )
+        report["inputs"] = sources
+        write_experiment(report, work)
+    print(format_experiment(report))
+    print(f"report: {out / 'report.html'}")
+
+
+def _file_or_column(named: str) -> Path | str | None:
+    """A path if there is such a file, else the name of a column."""
+    if not named:
+        return None
+    return Path(named) if Path(named).exists() or named.endswith(".parquet") else named
+
+
+def _part(text: str) -> tuple[int, int]:
+    """'1/4' -> (1, 4)."""
+    number, _, total = text.partition("/")
+    if not (number.isdigit() and total.isdigit() and int(number) < int(total)):
+        raise InputError(f"part={text}: expected K/N with K from 0 to N - 1, such as 0/4")
+    return int(number), int(total)
+
+
+def _require(config: Any, command: str, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name):
+            raise InputError(f"{name} is missing; see `learn-rank {command} --help`")

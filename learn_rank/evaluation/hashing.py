@@ -1,0 +1,185 @@
+"""64-bit hashes of ids, so that no dictionary of users or items is ever needed.
+
+Integers go through the finaliser of SplitMix64, a bijection: equal hashes are equal ids. Strings go through XXH64:
+2.7e-4 expected colliding pairs at 10^8 distinct ids, 0.03 at 10^9.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from numba import njit
+
+UInt64Array = npt.NDArray[np.uint64]
+
+_MASK = (1 << 64) - 1
+_MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+_P1, _P2, _P3, _P4, _P5 = (
+    np.uint64(0x9E3779B185EBCA87), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0x165667B19E3779F9),
+    np.uint64(0x85EBCA77C2B2AE63), np.uint64(0x27D4EB2F165667C5),
+)  # fmt: skip
+
+
+def hash_ids(ids: pa.Array | pa.ChunkedArray) -> UInt64Array:
+    """[B] hashes of [B] canonical ids without nulls (int64 or large_string), or of a dictionary of them."""
+    if isinstance(ids, pa.ChunkedArray):
+        ids = ids.combine_chunks() if ids.num_chunks != 1 else ids.chunk(0)
+    if pa.types.is_dictionary(ids.type):
+        return hash_ids(ids.dictionary)[ids.indices.to_numpy()]
+    if pa.types.is_int64(ids.type):
+        return hash_int64(ids.to_numpy())
+    assert pa.types.is_large_string(ids.type)
+    if len(ids) == 0:
+        return np.empty(0, np.uint64)
+    _, offsets, data = ids.buffers()
+    ends = np.frombuffer(offsets, np.int64)[ids.offset : ids.offset + len(ids) + 1]
+    text = np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(1, np.uint8)
+    return _hash_strings(ends, text)
+
+
+def unhash_int64(value: int) -> int:
+    """The int64 id of a hash.
+
+    >>> unhash_int64(int(hash_int64(np.array([-7]))[0]))
+    -7
+    """
+    value ^= (value >> 31) ^ (value >> 62)
+    for shift, factor in reversed(_MIX):
+        value = value * pow(factor, -1, 1 << 64) & _MASK
+        value ^= (value >> shift) ^ (value >> 2 * shift)
+    return value - (1 << 64) if value >> 63 else value
+
+
+@njit(nogil=True, cache=True)
+def hash_int64(ids: npt.NDArray[np.int64]) -> UInt64Array:
+    """[B] SplitMix64 finaliser of [B] ids."""
+    out = np.empty(ids.size, np.uint64)
+    for i in range(ids.size):
+        x = np.uint64(ids[i])
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        out[i] = x ^ (x >> np.uint64(31))
+    return out
+
+
+class IdMap:
+    """Hash -> small code, for up to hundreds of millions of ids at 10 bytes a slot; remembers what was looked up."""
+
+    def __init__(self, num_ids: int) -> None:
+        bits = max(4, int(np.ceil(np.log2(max(num_ids, 1) / 0.7))))
+        self._hashes = np.zeros(1 << bits, np.uint64)
+        self._codes = np.zeros(1 << bits, np.uint8)  # code + 1; 0 is an empty slot
+        self._is_seen = np.zeros(1 << bits, np.uint8)
+
+    @staticmethod
+    def size_bytes(num_ids: int) -> int:
+        """Memory that a map of so many ids takes."""
+        return 10 << max(4, int(np.ceil(np.log2(max(num_ids, 1) / 0.7))))
+
+    def insert(self, hashes: UInt64Array, codes: npt.NDArray[np.uint8]) -> int:
+        """Adds [B] ids; returns the position of the first that is already there, or -1."""
+        return int(_insert(self._hashes, self._codes, hashes, codes))
+
+    def lookup(self, hashes: UInt64Array) -> npt.NDArray[np.uint8]:
+        """[B] codes of [B] hashes, 255 where the map does not hold the id."""
+        return np.asarray(_lookup(self._hashes, self._codes, self._is_seen, hashes))
+
+    def seen_per_code(self, num_codes: int) -> npt.NDArray[np.int64]:
+        """[C] distinct ids of each code that were looked up."""
+        return np.bincount(self._codes[self._is_seen != 0] - 1, minlength=num_codes).astype(np.int64)
+
+    def seen(self, code: int) -> UInt64Array:
+        """The hashes of one code that were looked up."""
+        return self._hashes[(self._is_seen != 0) & (self._codes == code + 1)]
+
+
+@njit(nogil=True, cache=True)
+def _insert(table: UInt64Array, slots: npt.NDArray[np.uint8], hashes: UInt64Array, codes: npt.NDArray[np.uint8]) -> int:
+    mask = np.uint64(table.size - 1)
+    for i in range(hashes.size):
+        slot = hashes[i] & mask
+        while slots[slot] != 0:
+            if table[slot] == hashes[i]:
+                return i
+            slot = (slot + np.uint64(1)) & mask
+        table[slot] = hashes[i]
+        slots[slot] = codes[i] + np.uint8(1)
+    return -1
+
+
+@njit(nogil=True, cache=True)
+def _lookup(
+    table: UInt64Array,
+    slots: npt.NDArray[np.uint8],
+    is_seen: npt.NDArray[np.uint8],
+    hashes: UInt64Array,
+) -> npt.NDArray[np.uint8]:
+    mask = np.uint64(table.size - 1)
+    out = np.empty(hashes.size, np.uint8)
+    for i in range(hashes.size):
+        slot = hashes[i] & mask
+        code = np.uint8(255)
+        while slots[slot] != 0:
+            if table[slot] == hashes[i]:
+                code = slots[slot] - np.uint8(1)
+                is_seen[slot] = 1
+                break
+            slot = (slot + np.uint64(1)) & mask
+        out[i] = code
+    return out
+
+
+@njit(nogil=True, cache=True)
+def _hash_strings(ends: npt.NDArray[np.int64], data: npt.NDArray[np.uint8]) -> UInt64Array:
+    """XXH64 with seed 0 of each string data[ends[i] : ends[i + 1]]."""
+    out = np.empty(ends.size - 1, np.uint64)
+    for i in range(out.size):
+        start, end = ends[i], ends[i + 1]
+        size, at = end - start, start
+        if size >= 32:
+            v1, v2, v3, v4 = _P1 + _P2, _P2, np.uint64(0), np.uint64(0) - _P1
+            while at + 32 <= end:
+                v1 = _round(v1, _read(data, at, 8))
+                v2 = _round(v2, _read(data, at + 8, 8))
+                v3 = _round(v3, _read(data, at + 16, 8))
+                v4 = _round(v4, _read(data, at + 24, 8))
+                at += 32
+            h = _rotate(v1, 1) + _rotate(v2, 7) + _rotate(v3, 12) + _rotate(v4, 18)
+            for v in (v1, v2, v3, v4):
+                h = (h ^ _round(np.uint64(0), v)) * _P1 + _P4
+        else:
+            h = _P5
+        h += np.uint64(size)
+        while at + 8 <= end:
+            h = _rotate(h ^ _round(np.uint64(0), _read(data, at, 8)), 27) * _P1 + _P4
+            at += 8
+        if at + 4 <= end:
+            h = _rotate(h ^ (_read(data, at, 4) * _P1), 23) * _P2 + _P3
+            at += 4
+        while at < end:
+            h = _rotate(h ^ (np.uint64(data[at]) * _P5), 11) * _P1
+            at += 1
+        h = (h ^ (h >> np.uint64(33))) * _P2
+        h = (h ^ (h >> np.uint64(29))) * _P3
+        out[i] = h ^ (h >> np.uint64(32))
+    return out
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _rotate(x: np.uint64, bits: int) -> np.uint64:
+    return (x << np.uint64(bits)) | (x >> np.uint64(64 - bits))
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _round(acc: np.uint64, lane: np.uint64) -> np.uint64:
+    return _rotate(acc + lane * _P2, 31) * _P1
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _read(data: npt.NDArray[np.uint8], at: int, size: int) -> np.uint64:
+    """size bytes from a position, little-endian."""
+    x = np.uint64(0)
+    for i in range(size):
+        x |= np.uint64(data[at + i]) << np.uint64(8 * i)
+    return x
