@@ -83,7 +83,9 @@ def polars_rank(table: pa.Table) -> Method:
         p, n = pl.col("p").cast(pl.Float64), (pl.col("n") - pl.col("p")).cast(pl.Float64)
         scored = users.filter((pl.col("p") > 0) & (pl.col("p") < pl.col("n")))
         scored = scored.with_columns(auc=(pl.col("ranks") - p * (p + 1) / 2) / (p * n))
-        return float(scored.select(pl.col("auc").mean(), (pl.col("auc") * pl.col("n")).sum() / pl.col("n").sum())[0, 0])
+        return float(
+            scored.select(pl.col("auc").mean(), weighted=(pl.col("auc") * pl.col("n")).sum() / pl.col("n").sum())[0, 0]
+        )
 
     return run
 

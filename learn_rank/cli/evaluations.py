@@ -19,10 +19,11 @@ def evaluate_files(config: EvaluateConfig) -> None:
     if config.variant:
         _experiment(config)
         return
-    from learn_rank.evaluation.engine import Part, run
+    from learn_rank.evaluation.engine import run
     from learn_rank.evaluation.evaluate import fingerprints, make_report, open_inputs, segment_rules
     from learn_rank.evaluation.merge import STAGE, save_state
     from learn_rank.evaluation.report import format_table, write_report
+    from learn_rank.evaluation.steps import Part
 
     if config.part and not config.state:
         raise InputError("part=K/N makes a state: add state=FOLDER, then `learn-rank evaluate-merge`")

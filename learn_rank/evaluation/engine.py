@@ -5,7 +5,7 @@
     measure   each partition of users: wins, losses, revenue; placements against the tallies
     pool      each range of scores: wins over all pairs of rows
 
-The steps of one partition are functions of whole users: they run in threads here and in Spark's workers alike.
+What is done with one batch or partition stands in steps.py; here are the threads, the memory and the order of things.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,44 +23,36 @@ import numpy as np
 import numpy.typing as npt
 
 from learn_rank.errors import InputError
-from learn_rank.evaluation.binding import Binding, item_codes, load_items
-from learn_rank.evaluation.hashing import IdMap, UInt64Array, hash_ids
-from learn_rank.evaluation.influence import References, measure_influence, references
+from learn_rank.evaluation.binding import Binding, load_items
+from learn_rank.evaluation.hashing import IdMap, hash_ids
 from learn_rank.evaluation.kernel import (
-    Int32Array,
-    Scores,
-    UInt8Array,
-    arrange,
-    arranged_columns,
-    group_users,
     measure_users,
-    measure_value,
-    segments_in_rows,
-    segments_in_table,
 )
 from learn_rank.evaluation.options import EvaluateOptions
-from learn_rank.evaluation.partition import Int64Array, Partitions, UInt32Array, check_disk, partition_rows
+from learn_rank.evaluation.partition import Partitions, check_disk, partition_rows
 from learn_rank.evaluation.pool import load_range, pool_exact, pool_tallies
 from learn_rank.evaluation.predictions import (
-    Batch,
-    Source,
     find_row,
-    id_column,
-    label_bits,
-    score_columns,
-    segment_codes,
-    value_column,
 )
 from learn_rank.evaluation.radix import score_codes
 from learn_rank.evaluation.scores import (
     Tally,
     UInt16Array,
-    count_bins,
-    payloads,
     scatter_scores,
-    score_bits,
 )
 from learn_rank.evaluation.state import SKETCH_SIZE, Layout, State, sketch
+from learn_rank.evaluation.steps import (
+    Inputs,
+    TwoSegmentsError,
+    Users,
+    group,
+    measure_partition,
+    note_scores,
+    partition_batch,
+    place_scores,
+    tally_users,
+    whole_hashes,
+)
 from learn_rank.progress import note, progress_bar
 
 _PARTITION_ROWS = 1 << 18  # about what caches hold
@@ -70,7 +61,6 @@ _BATCH_BYTES = 120  # of a row while it is read and partitioned
 _WORK_BYTES = 100  # of a row while its partition is measured
 _MIN_BATCH, _MAX_BATCH = 1 << 16, 1 << 21
 _SCORE_PART_ROWS = 1 << 20
-_SAMPLE_STRIDE = 257
 _LEAST_BYTES = 128 << 20
 
 
@@ -83,44 +73,6 @@ class Plan(NamedTuple):
     spill_dir: Path | None  # None: in memory
     num_score_parts: int
     limit_bytes: int
-
-
-class Part(NamedTuple):
-    """The users whose hash lies in one of `total` equal ranges, numbered from 0."""
-
-    number: int
-    total: int
-
-
-@dataclass(frozen=True)
-class Users:
-    """One partition: all rows of its users."""
-
-    rows: UInt32Array  # [n, W]
-    local: Int32Array  # [n] user of each row
-    hashes: UInt64Array  # [U] rest of the users' hashes
-    segments: UInt8Array  # [U]
-    num_unlisted: int = 0  # users that the segment file does not hold
-
-
-class TwoSegmentsError(Exception):
-    """Found by hash; where the user stands must be looked up."""
-
-    def __init__(self, found: int, what: str) -> None:
-        super().__init__(what)
-        self.hash, self.what = found, what
-
-
-@dataclass
-class Inputs:
-    """What is read: the rows, and where segments come from."""
-
-    source: Source
-    options: EvaluateOptions
-    layout: Layout
-    users: Binding
-    items: Binding
-    part: Part | None = None
 
 
 def make_plan(inputs: Inputs) -> Plan:
@@ -187,7 +139,9 @@ def run(inputs: Inputs, *, save_scores: Path | None = None) -> tuple[State, dict
         samples = _read(inputs, plan, rows, listed, state)
         if state.num_rows == 0:
             raise InputError(f"{inputs.source.name}: no row of part {inputs.part}; nothing to evaluate")
-        part_of_bin = [_cut_scores(sample, layout.bin_bits, plan.num_score_parts) for sample in samples]
+        part_of_bin = [
+            _cut_scores(sample, layout.bin_bits, plan.num_score_parts) for sample in (samples if is_exact else ())
+        ]
         load = _loader(inputs, plan, rows, listed)
         if layout.auc != "off":
             _tally(layout, plan, load, state, scores, part_of_bin)
@@ -210,138 +164,6 @@ def run(inputs: Inputs, *, save_scores: Path | None = None) -> tuple[State, dict
         elif layout.auc == "histogram":
             pool_tallies(state)
     return state, {"threads": plan.threads, "spill_bytes": spilled}
-
-
-def partition_batch(inputs: Inputs, batch: Batch, *, bits: int) -> tuple[UInt32Array, Int64Array, list[Scores]]:
-    """(rows ordered by partition, starts, the scores of each arm) of one checked batch."""
-    layout, options = inputs.layout, inputs.options
-    hashes = hash_ids(id_column(batch, options.user_id))
-    flags = label_bits(batch, layout.label_columns)
-    scores = score_columns(batch, layout.arms, is_wide=layout.is_wide)
-    flags |= item_codes(inputs.items, batch, options.item_id) << np.uint32(layout.item_shift)
-    if inputs.users.column:
-        flags |= segment_codes(batch, inputs.users.column, inputs.users.names) << np.uint32(layout.user_shift)
-    words: list[npt.NDArray[np.floating]] = list(scores)
-    if layout.value_top:
-        words.append(value_column(batch, options.value))
-    if inputs.part is not None:
-        part = (hashes >> np.uint64(32)) * np.uint64(inputs.part.total) >> np.uint64(32)
-        kept = np.flatnonzero(part == inputs.part.number)
-        hashes, flags, words = hashes[kept], flags[kept], [column[kept] for column in words]
-    rows, starts = partition_rows(hashes, flags, words, bits=bits)
-    return rows, starts, words[: len(scores)]
-
-
-def tally_users(
-    layout: Layout, users: Users, tallies: Sequence[Tally]
-) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.unsignedinteger], UInt16Array]]:
-    """Adds a partition's scores to the tallies; yields each arm's (bins, codes, payloads) for the sort by score."""
-    payload = payloads(
-        np.ascontiguousarray(users.rows[:, 0]),
-        users.local,
-        users.segments,
-        num_labels=len(layout.label_columns),
-        item_shift=layout.item_shift,
-        item_mask=layout.item_mask,
-        num_items=len(layout.item_segments),
-    )
-    every = np.arange(len(users.rows), dtype=np.int32)
-    scores = arranged_columns(
-        users.rows, every, num_columns=len(layout.arms), num_rows=len(every), is_wide=layout.is_wide
-    )
-    for m in range(len(layout.arms)):
-        bins = count_bins(score_bits(scores[m]), payload, layout.bin_bits, *tallies[m])
-        yield bins, score_codes(scores[m]) if layout.auc == "exact" else np.empty(0, np.uint32), payload
-
-
-def measure_partition(layout: Layout, users: Users, state: State, placed: Sequence[Placed]) -> None:
-    """Adds all that is known of a partition's users to the state."""
-    num_items = len(layout.item_segments)
-    for t, task in enumerate(layout.tasks):
-        starts, places = arrange(
-            users.rows,
-            users.local,
-            len(users.hashes),
-            positive_bit=task.positive_bit,
-            given_bit=task.given_bit,
-            item_shift=layout.item_shift,
-            item_mask=layout.item_mask,
-            num_items=num_items,
-        )
-        has_value = bool(layout.value_top) and t == value_task(layout)
-        columns = arranged_columns(
-            users.rows,
-            places,
-            num_columns=len(layout.arms) + has_value,
-            num_rows=int(starts[-1]),
-            is_wide=layout.is_wide,
-        )
-        scores = columns[: len(layout.arms)]
-        measure_users(
-            starts,
-            scores,
-            users.segments,
-            users.hashes,
-            num_items=num_items,
-            weighs_clicks=layout.weight == "clicks",
-            measures_loss=layout.has_calibration and holds_probabilities(state),
-            counts=state.counts[t],
-            moments=state.moments[t],
-            buckets=state.buckets[t],
-            auc_bins=state.auc_bins[t],
-            predicted=state.predicted[t],
-        )
-        if has_value:
-            measure_value(
-                starts,
-                scores,
-                columns[-1],
-                users.segments,
-                users.hashes,
-                num_items=num_items,
-                top=np.asarray(layout.value_top, np.int64),
-                moments=state.moments[t],
-                buckets=state.buckets[t],
-            )
-        if placed:
-            measure_influence(
-                starts,
-                score_bits(scores),
-                users.segments,
-                num_items=num_items,
-                bits=layout.bin_bits,
-                bins=placed[t].bins,
-                places=placed[t].places,
-                influence=state.influence[t],
-            )
-    state.unlisted_users += users.num_unlisted
-    state.users_per_segment += np.bincount(users.segments, minlength=len(layout.user_segments))
-
-
-class Placed(NamedTuple):
-    """References of all arms of a task, side by side."""
-
-    bins: npt.NDArray[np.int32]  # [M, B]
-    places: npt.NDArray[np.float64]  # [M, K, 2, S]
-
-
-def place_scores(layout: Layout, tallies: Sequence[Tally]) -> list[Placed]:
-    """For each task, where the scores of every arm stand among all rows."""
-    placed = []
-    for task in layout.tasks:
-        found: list[References] = [
-            references(one, layout.classes(task), layout.payload_slices(), layout.slices.num) for one in tallies
-        ]
-        places = np.zeros((len(found), max(len(one.places) for one in found), 2, layout.slices.num))
-        for m, one in enumerate(found):
-            places[m, : len(one.places)] = one.places
-        placed.append(Placed(np.stack([one.bins for one in found]), places))
-    return placed
-
-
-def holds_probabilities(state: State) -> bool:
-    """True if every arm's scores lie in [0, 1]: only then do log loss and calibration mean anything."""
-    return bool((state.score_range[:, 0] >= 0).all() and (state.score_range[:, 1] <= 1).all())
 
 
 def in_threads(num_threads: int, work: Callable[[int, threading.Event], None]) -> None:
@@ -398,17 +220,6 @@ def _read(
     return [np.concatenate(sample) if sample else np.zeros(1, np.float32) for sample in samples]
 
 
-def note_scores(state: State, samples: list[list[npt.NDArray[np.float32]]], scores: Sequence[Scores]) -> None:
-    """Widens the score ranges by a batch and takes a sample of it."""
-    with np.errstate(over="ignore"):
-        for m, column in enumerate(scores):
-            state.score_range[m] = (
-                min(state.score_range[m, 0], column.min()),
-                max(state.score_range[m, 1], column.max()),
-            )
-            samples[m].append(column[:: min(_SAMPLE_STRIDE, 1 + len(column) // 64)].astype(np.float32))
-
-
 def _read_user_segments(users: Binding, plan: Plan, listed: Partitions) -> None:
     assert users.source is not None
     with progress_bar(total=users.source.num_rows, description="user segments", unit=" users") as bar:
@@ -440,22 +251,6 @@ def _loader(inputs: Inputs, plan: Plan, rows: Partitions, listed: Partitions) ->
             raise InputError(f"{where} {error.what}; a user has one segment")
 
     return load
-
-
-def group(inputs: Inputs, rows: UInt32Array, table: UInt32Array | None, *, partition: int, bits: int) -> Users:
-    """The users of a partition with their segments; TwoSegmentsError if one has two."""
-    local, hashes = group_users(rows, bits)
-    num_unlisted = 0
-    if table is not None:
-        segments, twice, num_unlisted = segments_in_table(hashes, table, bits, inputs.users.default)
-    elif inputs.users.column:
-        segments, twice = segments_in_rows(rows, local, len(hashes), inputs.layout.user_shift, inputs.layout.user_mask)
-    else:
-        return Users(rows, local, hashes, np.zeros(len(hashes), np.uint8))
-    if twice >= 0:
-        what = "is twice in user_segments" if table is not None else f"has several values of '{inputs.users.column}'"
-        raise TwoSegmentsError(int(whole_hashes(hashes[twice : twice + 1], partition, bits)[0]), what)
-    return Users(rows, local, hashes, segments, num_unlisted)
 
 
 def _tally(
@@ -542,11 +337,6 @@ def _measure(layout: Layout, plan: Plan, load: Callable[[int], Users | None], st
         state.add_measured(states[thread])
 
 
-def whole_hashes(rest: UInt64Array, partition: int, bits: int) -> UInt64Array:
-    """The hashes of users from what is stored of them and their partition."""
-    return rest | (np.uint64(partition) << np.uint64(64 - bits)) if bits else rest
-
-
 def _cut_scores(sample: npt.NDArray[np.float32], bits: int, num_parts: int) -> UInt16Array:
     """[B] score range of each bin, so that ranges hold about equally many rows; results do not depend on it."""
     code = score_codes(np.ascontiguousarray(sample, np.float32)) >> np.uint32(32 - bits)
@@ -575,11 +365,6 @@ def _save_scores(scores: Partitions, state: State, num_parts: int, folder: Path,
             for codes, payload in entries.rows() if entries is not None else ():
                 codes.tofile(codes_file)
                 payload.tofile(payloads_file)
-
-
-def value_task(layout: Layout) -> int:
-    """Revenue is measured over all rows: with the first label that is not conditional."""
-    return next(t for t, task in enumerate(layout.tasks) if task.given_bit < 0)
 
 
 def _open(stack: ExitStack, partitions: Partitions) -> Partitions:

@@ -14,13 +14,14 @@ import pyarrow as pa
 from learn_rank.artifact import file_fingerprint
 from learn_rank.errors import InputError
 from learn_rank.evaluation.binding import Binding, Segments, bind, check_id_type, name_column
-from learn_rank.evaluation.engine import Inputs, Part, run
+from learn_rank.evaluation.engine import run
 from learn_rank.evaluation.kernel import UAUC
 from learn_rank.evaluation.options import EvaluateOptions
 from learn_rank.evaluation.predictions import Predictions, open_predictions
 from learn_rank.evaluation.results import Results, few_user_note
 from learn_rank.evaluation.state import Layout, State
 from learn_rank.evaluation.statistics import compare_means
+from learn_rank.evaluation.steps import Inputs, Part
 from learn_rank.io import open_parquet, parquet_files
 
 SCHEMA_VERSION = 2

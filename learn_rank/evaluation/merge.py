@@ -20,10 +20,11 @@ import numpy.typing as npt
 
 from learn_rank.artifact import read_manifest, write_json
 from learn_rank.errors import InputError
-from learn_rank.evaluation.engine import Part, in_threads, num_threads
+from learn_rank.evaluation.engine import in_threads, num_threads
 from learn_rank.evaluation.options import EvaluateOptions, SegmentOptions
 from learn_rank.evaluation.pool import Entries, entries_of, pool_exact, pool_tallies, range_of_bins
 from learn_rank.evaluation.state import Layout, State, Task, estimate_distinct, sketch
+from learn_rank.evaluation.steps import Part
 
 STAGE = "evaluate-state"
 _ARRAYS = (

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from learn_rank.evaluation import calibration
-from learn_rank.evaluation.engine import holds_probabilities, value_task
 from learn_rank.evaluation.kernel import (
     FIRST_VALUE,
     NUM_AUC_BINS,
@@ -35,6 +34,7 @@ from learn_rank.evaluation.statistics import (
     holm,
     interval_key,
 )
+from learn_rank.evaluation.steps import holds_probabilities, value_task
 
 
 class Results:

@@ -16,8 +16,9 @@ import pytest
 
 from learn_rank.errors import InputError
 from learn_rank.evaluation import EvaluateOptions, engine, evaluate, partition, state
-from learn_rank.evaluation.engine import Part, in_threads, make_plan, run
+from learn_rank.evaluation.engine import in_threads, make_plan, run
 from learn_rank.evaluation.evaluate import open_inputs
+from learn_rank.evaluation.steps import Part
 
 IN_MEMORY = ("engine", "inputs", "options")  # of a report: how it was made, not what was found
 

@@ -12,10 +12,11 @@ import pytest
 
 from learn_rank.artifact import Manifest, publish
 from learn_rank.errors import InputError
-from learn_rank.evaluation.engine import Part, run
+from learn_rank.evaluation.engine import run
 from learn_rank.evaluation.evaluate import evaluate, make_report, open_inputs, segment_rules
 from learn_rank.evaluation.merge import STAGE, merge_states, save_state
 from learn_rank.evaluation.options import EvaluateOptions
+from learn_rank.evaluation.steps import Part
 
 OPTIONS = EvaluateOptions(label="click", baseline="baseline", treatment="learn", control="shuffled")
 

@@ -7,10 +7,11 @@ import pytest
 
 from learn_rank.errors import InputError
 from learn_rank.evaluation import EvaluateOptions
-from learn_rank.evaluation.engine import Inputs, Part, run
+from learn_rank.evaluation.engine import run
 from learn_rank.evaluation.evaluate import make_report, open_inputs
 from learn_rank.evaluation.pool import pool_tallies
 from learn_rank.evaluation.state import SKETCH_SIZE, Layout, Slices, State, Task, estimate_distinct, over_users, sketch
+from learn_rank.evaluation.steps import Inputs, Part
 
 
 def _layout(*, labels, arms=2, users=(), items=(), value="", is_wide=False):
