@@ -55,8 +55,9 @@ from learn_rank.evaluation.steps import (
 )
 from learn_rank.progress import note, progress_bar
 
-_PARTITION_ROWS = 1 << 18  # about what caches hold
-_MANY_ROWS = 1 << 28  # above: larger partitions, so that reads of the spill stay long
+_PARTITION_ROWS = 1 << 16  # about what caches hold
+_SPILLED_ROWS = 1 << 18  # so that reads of the spill stay long; twice that above _MANY_ROWS
+_MANY_ROWS = 1 << 28
 _BATCH_BYTES = 120  # of a row while it is read and partitioned
 _WORK_BYTES = 100  # of a row while its partition is measured
 _MIN_BATCH, _MAX_BATCH = 1 << 16, 1 << 21
@@ -99,7 +100,9 @@ def make_plan(inputs: Inputs) -> Plan:
     if need > available // 2:
         spill_dir = Path(options.spill_dir or tempfile.gettempdir())
         check_disk(spill_dir, need, what=f"sorting {num_rows:,} rows by user")
-    target = _PARTITION_ROWS if num_rows <= _MANY_ROWS else 2 * _PARTITION_ROWS
+    target = _PARTITION_ROWS
+    if spill_dir is not None:
+        target = _SPILLED_ROWS if num_rows <= _MANY_ROWS else 2 * _SPILLED_ROWS
     wanted = max(0, int(np.ceil(np.log2(max(num_rows, 1) / target))))
     batch_rows = int(np.clip(available // (3 * threads * _BATCH_BYTES), _MIN_BATCH, _MAX_BATCH))
     return Plan(
