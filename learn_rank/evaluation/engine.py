@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -270,17 +270,10 @@ def _tally(
         def work(thread: int, stop: threading.Event) -> None:
             tallies = [Tally.zero(layout.bin_bits, layout.num_payloads) for _ in layout.arms]
             held = [_Held(plan, parts) for parts in scores]
-            for partition in range(thread, 1 << plan.bits, plan.threads):
-                if stop.is_set():
-                    return
-                users = load(partition)
-                if users is None:
-                    continue
+            for _, users in _own_partitions(plan, load, thread, stop, bar):
                 for m, (bins, codes, payload) in enumerate(tally_users(layout, users, tallies)):
                     if scores:
                         held[m].add(bins, codes, payload, part_of_bin[m])
-                with lock:
-                    bar.update(len(users.rows))
             for m, one in enumerate(held):
                 one.flush(part_of_bin[m])
             with lock:
@@ -288,6 +281,20 @@ def _tally(
                     whole.add(own)
 
         in_threads(plan.threads, work)
+
+
+def _own_partitions(
+    plan: Plan, load: Callable[[int], Users | None], thread: int, stop: threading.Event, bar: Any
+) -> Iterator[tuple[int, Users]]:
+    """The partitions of one thread: always the same ones, so that sums are rounded alike in every run."""
+    for partition in range(thread, 1 << plan.bits, plan.threads):
+        if stop.is_set():
+            return
+        users = load(partition)
+        if users is not None:
+            yield partition, users
+            with bar.get_lock():
+                bar.update(len(users.rows))
 
 
 class _Held:
@@ -312,7 +319,6 @@ class _Held:
 
 def _measure(layout: Layout, plan: Plan, load: Callable[[int], Users | None], state: State) -> None:
     placed = place_scores(layout, state.tallies) if layout.auc != "off" else []
-    lock = threading.Lock()
     states: dict[int, State] = {}
     with progress_bar(total=state.num_rows, description="measuring", unit=" rows") as bar:
 
@@ -320,18 +326,11 @@ def _measure(layout: Layout, plan: Plan, load: Callable[[int], Users | None], st
             own = State.zero(layout, num_bins=state.reliability.shape[2], has_tallies=False)
             own.score_range = state.score_range
             sketches, num_sketched = [], 0
-            for partition in range(thread, 1 << plan.bits, plan.threads):
-                if stop.is_set():
-                    return
-                users = load(partition)
-                if users is None:
-                    continue
+            for partition, users in _own_partitions(plan, load, thread, stop, bar):
                 measure_partition(layout, users, own, placed)
                 if num_sketched < SKETCH_SIZE:  # partitions rise with the hash: the first hold the smallest
                     sketches.append(whole_hashes(users.hashes, partition, plan.bits))
                     num_sketched += len(users.hashes)
-                with lock:
-                    bar.update(len(users.rows))
             own.user_sketch = sketch(*sketches) if sketches else own.user_sketch
             states[thread] = own
 
