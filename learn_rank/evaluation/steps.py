@@ -10,20 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from learn_rank.evaluation.binding import Binding, item_codes
-from learn_rank.evaluation.hashing import UInt64Array, hash_ids
-from learn_rank.evaluation.influence import References, measure_influence, references
-from learn_rank.evaluation.kernel import (
+from learn_rank.evaluation.grouping import (
     Int32Array,
-    Scores,
     UInt8Array,
     arrange,
     arranged_columns,
     group_users,
-    measure_users,
-    measure_value,
     segments_in_rows,
     segments_in_table,
 )
+from learn_rank.evaluation.hashing import UInt64Array, hash_ids
+from learn_rank.evaluation.influence import References, measure_influence, references
+from learn_rank.evaluation.kernel import Scores, measure_users, measure_value
 from learn_rank.evaluation.options import EvaluateOptions
 from learn_rank.evaluation.partition import Int64Array, UInt32Array, partition_rows
 from learn_rank.evaluation.predictions import (
