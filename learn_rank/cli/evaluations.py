@@ -10,7 +10,7 @@ from typing import Any
 from learn_rank.artifact import Manifest, publish
 from learn_rank.cli.config import EvaluateConfig, MergeConfig, SegmentConfig
 from learn_rank.errors import InputError
-from learn_rank.evaluation.options import EvaluateOptions, SegmentOptions
+from learn_rank.evaluation.options import EvaluateOptions, SegmentOptions, parse_bytes
 
 
 def evaluate_files(config: EvaluateConfig) -> None:
@@ -92,6 +92,7 @@ def segment(config: SegmentConfig) -> None:
     from learn_rank.artifact import file_fingerprint
     from learn_rank.evaluation.segments import count_segments
 
+    parse_bytes(config.memory_limit, name="memory_limit")
     log, out = Path(config.log), Path(config.out)
     options = SegmentOptions(**{name: getattr(config, name) for name in SegmentOptions.__dataclass_fields__})
     inputs = {"log": file_fingerprint(log) if log.exists() else str(log)}

@@ -129,6 +129,7 @@ def test_segment_says_what_is_wrong(
     for words, said in (
         (["log=nowhere", "out=x"], "nowhere"),
         ([f"log={folder / 'train.parquet'}", f"out={folder / 'x'}", "user_id=uid"], "uid"),
+        (["log=train.parquet", "out=x", "memory_limit=lots"], "expected a size such as"),
     ):
         with pytest.raises(SystemExit):
             main(["segment", *words])
