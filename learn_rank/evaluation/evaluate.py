@@ -69,6 +69,8 @@ def open_inputs(
     part: Part | None = None,
 ) -> Inputs:
     """Finds and checks everything that `evaluate` reads, before the expensive part."""
+    if hasattr(predictions, "__arrow_c_stream__") and not isinstance(predictions, pa.Table):
+        predictions = pa.table(predictions)  # pandas, polars and others speak Arrow
     present = _column_names(predictions)
     users = bind(user_segments, entity="user", columns=present, options=options.segments)
     items = bind(item_segments, entity="item", columns=present, options=options.segments)
@@ -181,8 +183,6 @@ def _column_names(predictions: Predictions) -> list[str]:
         return list(predictions.column_names)
     if isinstance(predictions, Mapping):
         return list(predictions)
-    if hasattr(predictions, "__arrow_c_stream__"):
-        return list(pa.table(predictions).column_names)
     with open_parquet(parquet_files(Path(predictions))[0]) as file:
         return list(file.schema_arrow.names)
 

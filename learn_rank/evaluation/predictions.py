@@ -115,8 +115,6 @@ def open_predictions(predictions: Predictions, columns: Sequence[str], *, coded:
     wanted = tuple(dict.fromkeys(columns))
     if isinstance(predictions, Mapping):
         predictions = _as_table(predictions, wanted)
-    elif hasattr(predictions, "__arrow_c_stream__") and not isinstance(predictions, pa.Table):
-        predictions = pa.table(predictions)  # pandas, polars and others speak Arrow
     if isinstance(predictions, pa.Table):
         _check_names(predictions.column_names, wanted, where="predictions")
         if predictions.num_rows == 0:

@@ -318,3 +318,12 @@ def test_user_auc_refuses_what_has_no_answer(labels, scores, message):
 def test_evaluation_never_imports_torch():
     code = "import sys, learn_rank.evaluation, learn_rank.evaluation.figures; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_pandas_frame_is_a_table_too():
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    log = {"user_id": ["a", "a", "b", "b", "b"], "click": [1, 0, 0, 1, 1], "old": [0.1, 0.2, 0.3, 0.4, 0.4]}
+    options = EvaluateOptions("click", "old")
+    found = [evaluate(source, options=options)["overall"] for source in (log, pandas.DataFrame(log))]
+    assert found[0] == found[1]
+    assert found[0]["uauc"]["baseline"] == 0.5
