@@ -25,21 +25,13 @@ import numpy.typing as npt
 from learn_rank.errors import InputError
 from learn_rank.evaluation.binding import Binding, load_items
 from learn_rank.evaluation.hashing import IdMap, hash_ids
-from learn_rank.evaluation.kernel import (
-    measure_users,
-)
+from learn_rank.evaluation.kernel import measure_users
 from learn_rank.evaluation.options import EvaluateOptions
 from learn_rank.evaluation.partition import Partitions, check_disk, partition_rows
 from learn_rank.evaluation.pool import load_range, pool_exact, pool_tallies
-from learn_rank.evaluation.predictions import (
-    find_row,
-)
+from learn_rank.evaluation.predictions import find_row
 from learn_rank.evaluation.radix import score_codes
-from learn_rank.evaluation.scores import (
-    Tally,
-    UInt16Array,
-    scatter_scores,
-)
+from learn_rank.evaluation.scores import Tally, UInt16Array, even_ranges, scatter_scores
 from learn_rank.evaluation.state import SKETCH_SIZE, Layout, State, sketch
 from learn_rank.evaluation.steps import (
     Inputs,
@@ -343,7 +335,7 @@ def _cut_scores(sample: npt.NDArray[np.float32], bits: int, num_parts: int) -> U
     """[B] score range of each bin, so that ranges hold about equally many rows; results do not depend on it."""
     code = score_codes(np.ascontiguousarray(sample, np.float32)) >> np.uint32(32 - bits)
     mass = np.bincount(code.astype(np.int64), minlength=1 << bits)
-    return np.minimum((np.cumsum(mass) - mass) * num_parts // len(sample), num_parts - 1).astype(np.uint16)
+    return even_ranges(mass, num_parts)
 
 
 def _count_items(inputs: Inputs, state: State) -> None:

@@ -15,7 +15,7 @@ from numba import njit
 
 from learn_rank.evaluation.kernel import Float64Array, UInt8Array
 from learn_rank.evaluation.partition import Int64Array
-from learn_rank.evaluation.scores import Tally, bin_of
+from learn_rank.evaluation.scores import Tally, bin_of, class_counts
 
 NUM_INFLUENCE = 12
 _MAX_REFERENCE_BINS = 8192
@@ -45,12 +45,9 @@ def references(tally: Tally, classes: npt.NDArray[np.int8], slices: Int64Array, 
     bins = np.zeros(len(tally.is_used), np.int32)
     bins[used] = joined
     num_bins = int(joined[-1]) + 1 if len(joined) else 1
-    per_class = np.zeros((2, num_bins, num_slices))
-    for q in np.flatnonzero(classes < 2):
-        column = np.bincount(joined, weights=counts[:, q], minlength=num_bins)
-        if column.any():
-            for s in np.unique(slices[q]):
-                per_class[classes[q], :, s] += column
+    together = np.zeros((num_bins, counts.shape[1]), np.int64)
+    np.add.at(together, joined, counts)
+    per_class = class_counts(together, classes, slices, num_slices).astype(np.float64)
     negatives, positives = per_class
     totals = np.maximum(per_class.sum(axis=1), 1)
     beaten = np.cumsum(negatives, axis=0) - negatives / 2

@@ -155,7 +155,9 @@ def _check_parts(saved: Sequence[SavedPart]) -> None:
     for one in saved[1:]:
         if one.state.layout != first.state.layout:
             raise InputError(f"{one.directory}: not the labels, arms, segments or options of {first.directory}")
-        differing = [k for k in asdict(first.options) if k not in _FREE and _get(one, k) != _get(first, k)]
+        differing = [
+            k for k in asdict(first.options) if k not in _FREE and getattr(one.options, k) != getattr(first.options, k)
+        ]
         if differing:
             raise InputError(f"{one.directory}: {', '.join(differing)} differ from those of {first.directory}")
     parts = [one.part for one in saved]
@@ -172,10 +174,6 @@ def _check_parts(saved: Sequence[SavedPart]) -> None:
 
 
 _FREE = ("threads", "memory_limit", "spill_dir")
-
-
-def _get(one: SavedPart, name: str) -> Any:
-    return asdict(one.options)[name]
 
 
 def _merge_items(state: State, saved: Sequence[SavedPart]) -> None:

@@ -15,7 +15,9 @@ from learn_rank.evaluation.scores import (
     Tally,
     UInt16Array,
     bin_value,
+    class_counts,
     decode,
+    even_ranges,
     reliability,
     sort_scores,
     unpack_scores,
@@ -113,9 +115,7 @@ def sorted_entries(codes: Codes, payload: UInt16Array) -> Entries:
 def range_of_bins(tally: Tally) -> UInt16Array:
     """[B] ranges of about a million rows."""
     rows = tally.rows_per_bin()
-    total = max(int(rows.sum()), 1)
-    num_ranges = min(max(1, total // _RANGE_ROWS), 1 << 14)
-    return np.minimum((np.cumsum(rows) - rows) * num_ranges // total, num_ranges - 1).astype(np.uint16)
+    return even_ranges(rows, min(max(1, int(rows.sum()) // _RANGE_ROWS), 1 << 14))
 
 
 def join_entries(pieces: Sequence[Entries]) -> Entries:
@@ -161,9 +161,7 @@ def measure_range(state: State, m: int, entries: Entries, below: Int64Array) -> 
     codes, values, payload, weights = entries
     for t, task in enumerate(layout.tasks):
         classes = layout.classes(task)
-        negatives = np.zeros(layout.slices.num, np.int64)
-        for q in np.flatnonzero(classes == 0):
-            negatives[slices[q]] += below[q]
+        negatives = class_counts(below[None], classes, slices, layout.slices.num)[0, 0]
         wins2[t] = walk(codes, payload, weights, classes, slices, negatives)
         total = int(state.counts[t, :, 0, ROWS].sum())
         if layout.has_calibration and total:
@@ -184,10 +182,6 @@ def histogram_bound(state: State, m: int, t: int) -> Float64Array:
     """[S] how far the AUC of the tallies can be from the exact one: half of the pairs that share a bin."""
     layout, slices, tally = state.layout, state.layout.payload_slices(), state.tallies[m]
     classes = layout.classes(layout.tasks[t])
-    used = tally.used()
-    per_class = np.zeros((2, len(used), layout.slices.num))
-    for q in np.flatnonzero(classes < 2):
-        for s in np.unique(slices[q]):
-            per_class[classes[q], :, s] += tally.counts[used, q]
+    per_class = class_counts(tally.counts[tally.used()], classes, slices, layout.slices.num).astype(np.float64)
     pairs = np.maximum(per_class[0].sum(axis=0) * per_class[1].sum(axis=0), 1)
     return (per_class[0] * per_class[1]).sum(axis=0) / (2 * pairs)

@@ -76,6 +76,21 @@ class Tally(NamedTuple):
         self.is_used[used] = 1
 
 
+def even_ranges(rows: Int64Array, num_ranges: int) -> UInt16Array:
+    """[B] range of each bin, rising, so that ranges hold about equally many of the [B] rows."""
+    total = max(int(rows.sum()), 1)
+    return np.minimum((np.cumsum(rows) - rows) * num_ranges // total, num_ranges - 1).astype(np.uint16)
+
+
+def class_counts(counts: Int64Array, classes: npt.NDArray[np.int8], slices: Int64Array, num_slices: int) -> Int64Array:
+    """[2, n, S] negatives and positives of every slice from [n, Q] rows by payload."""
+    found = np.zeros((2, len(counts), num_slices), np.int64)
+    for q in np.flatnonzero(classes < 2):
+        for s in slices[q]:
+            found[classes[q], :, s] += counts[:, q]
+    return found
+
+
 def score_bits(scores: Scores) -> npt.NDArray[np.int32]:
     """The bits of scores as float32: rounding keeps their order, so it keeps the order of bins."""
     with np.errstate(over="ignore"):

@@ -163,10 +163,10 @@ class State:
     buckets: Float64Array  # [T, buckets, metrics, G, width, 1 + M]: w, then wA per arm
     auc_bins: Int64Array  # [T, M, 50] users by their AUC
     predicted: Float64Array  # [T, M, G, 1 + I] summed scores
-    influence: Float64Array  # [T, 2 M - 1, S, 12] see pooled.measure_influence
+    influence: Float64Array  # [T, 2 M - 1, S, 12] see influence.measure_influence
     centred: Float64Array  # [T, 2 M - 1, S, 3] the same after `centre`
     tallies: list[Tally]  # M
-    wins2: Int64Array  # [T, M, S] filled by pool.pool
+    wins2: Int64Array  # [T, M, S] filled by pool.py
     reliability: Float64Array  # [T, M, bins, 3]
     num_rows: int = 0
     users_per_segment: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))  # [G]
