@@ -10,7 +10,10 @@ from pathlib import Path
 import learn_rank
 
 PACKAGE = Path(learn_rank.__file__).parent
-FOUNDATIONS = {"schema", "errors", "artifact", "io", "layers", "distributed", "checkpoint", "progress"}
+FOUNDATIONS = {
+    "schema", "errors", "artifact", "io", "layers", "distributed", "checkpoint", "progress", "ids", "hashing",
+    "memory",
+}  # fmt: skip
 SHARED = {"store", "data", "adaptor"}
 STAGES = {"content", "alignment", "ranker", "evaluation", "integrations"}
 

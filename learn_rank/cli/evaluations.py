@@ -10,7 +10,8 @@ from typing import Any
 from learn_rank.artifact import Manifest, publish
 from learn_rank.cli.config import EvaluateConfig, MergeConfig, SegmentConfig
 from learn_rank.errors import InputError
-from learn_rank.evaluation.options import EvaluateOptions, SegmentOptions, parse_bytes
+from learn_rank.evaluation.options import EvaluateOptions, SegmentOptions
+from learn_rank.memory import parse_bytes
 
 
 def evaluate_files(config: EvaluateConfig) -> None:

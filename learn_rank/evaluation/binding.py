@@ -13,10 +13,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from learn_rank.errors import InputError
-from learn_rank.evaluation.hashing import IdMap, UInt64Array, hash_ids
+from learn_rank.evaluation.id_map import IdMap
 from learn_rank.evaluation.options import SegmentOptions
 from learn_rank.evaluation.predictions import Batch, Source, distinct_segments, id_column, segment_codes
 from learn_rank.evaluation.segments import MAX_SEGMENTS, SegmentSource, open_segments, report_order
+from learn_rank.hashing import UInt64Array, hash_ids
 
 Segments: TypeAlias = Path | str | pa.Table | None
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from learn_rank.errors import InputError
 from learn_rank.evaluation.binding import Binding, load_items
-from learn_rank.evaluation.hashing import IdMap, hash_ids
+from learn_rank.evaluation.id_map import IdMap
 from learn_rank.evaluation.kernel import measure_users
 from learn_rank.evaluation.options import EvaluateOptions
 from learn_rank.evaluation.partition import Partitions, check_disk, partition_rows
@@ -45,6 +45,7 @@ from learn_rank.evaluation.steps import (
     tally_users,
     whole_hashes,
 )
+from learn_rank.hashing import hash_ids
 from learn_rank.progress import note, progress_bar
 
 _PARTITION_ROWS = 1 << 16  # about what caches hold

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from learn_rank.evaluation.hashing import UInt64Array
 from learn_rank.evaluation.partition import KEY_WORDS, Int64Array, UInt32Array
+from learn_rank.hashing import UInt64Array
 
 Int32Array = npt.NDArray[np.int32]
 UInt8Array = npt.NDArray[np.uint8]

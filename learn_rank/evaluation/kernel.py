@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from learn_rank.evaluation.hashing import UInt64Array
 from learn_rank.evaluation.partition import Int64Array
 from learn_rank.evaluation.radix import score_codes, sorted_codes
+from learn_rank.hashing import UInt64Array
 
 Float64Array = npt.NDArray[np.float64]
 UInt8Array = npt.NDArray[np.uint8]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from learn_rank.errors import InputError
+from learn_rank.memory import parse_bytes
 from learn_rank.schema import ITEM_ID, USER_ID
 
 SEGMENTS = ("cold_start", "long_tail", "others")
@@ -15,7 +16,6 @@ GLOBAL_AUC = ("exact", "histogram", "off")
 MAX_ARMS = 8
 MAX_LABELS = 4
 GIVEN = "|"  # conversion|click: conversion among the rows that have a click
-_UNITS = {"MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 @dataclass
@@ -145,24 +145,6 @@ class EvaluateOptions:
     def limit_bytes(self) -> int:
         """memory_limit in bytes."""
         return parse_bytes(self.memory_limit, name="evaluate.memory_limit")
-
-
-def parse_bytes(text: str, *, name: str) -> int:
-    """'2GiB' -> 2147483648; InputError for anything but a number with MB, MiB, GB, GiB, TB or TiB.
-
-    >>> parse_bytes("1.5 GB", name="limit")
-    1500000000
-    """
-    compact = str(text).replace(" ", "").upper()
-    for unit, scale in _UNITS.items():
-        if compact.endswith(unit):
-            try:
-                size = float(compact.removesuffix(unit))
-            except ValueError:
-                break
-            if 0 < size * scale < 1 << 62:
-                return int(size * scale)
-    raise InputError(f"{name} is '{text}', expected a size such as 512MiB or 2GiB")
 
 
 def _names(value: Any) -> list[str]:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from numba import njit
 
 from learn_rank.errors import InputError
-from learn_rank.evaluation.hashing import UInt64Array
+from learn_rank.hashing import UInt64Array
 
 UInt32Array = npt.NDArray[np.uint32]
 Int64Array = npt.NDArray[np.int64]

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from learn_rank.errors import InputError
-from learn_rank.evaluation.ids import canonical_ids, is_text
+from learn_rank.ids import canonical_ids, is_text
 from learn_rank.io import open_parquet, parquet_files, read_batches, require_columns
 
 Predictions: TypeAlias = Path | str | pa.Table | Mapping[str, Any]

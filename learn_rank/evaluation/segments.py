@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 
 from learn_rank.data.source import connect, create_view, find_files, id_type, quote, sql_errors
 from learn_rank.errors import InputError
-from learn_rank.evaluation.ids import canonical_ids, refuse_nulls
 from learn_rank.evaluation.options import SEGMENTS, SegmentOptions
+from learn_rank.ids import canonical_ids, refuse_nulls
 from learn_rank.io import open_parquet, parquet_files, read_batches, require_columns
 from learn_rank.schema import ITEM_ID, NUM_INTERACTIONS, SEGMENT, USER_ID
 

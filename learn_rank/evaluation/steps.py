@@ -19,7 +19,6 @@ from learn_rank.evaluation.grouping import (
     segments_in_rows,
     segments_in_table,
 )
-from learn_rank.evaluation.hashing import UInt64Array, hash_ids
 from learn_rank.evaluation.influence import References, measure_influence, references
 from learn_rank.evaluation.kernel import Scores, measure_users, measure_value
 from learn_rank.evaluation.options import EvaluateOptions
@@ -42,6 +41,7 @@ from learn_rank.evaluation.scores import (
     score_bits,
 )
 from learn_rank.evaluation.state import Layout, State
+from learn_rank.hashing import UInt64Array, hash_ids
 
 _SAMPLE_STRIDE = 257
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from learn_rank.evaluation.grouping import arrange, arranged_columns, group_users, segments_in_rows, segments_in_table
-from learn_rank.evaluation.hashing import hash_int64
 from learn_rank.evaluation.partition import partition_rows
+from learn_rank.hashing import hash_int64
 
 
 def _rows(users, flags, scores, *, bits):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from learn_rank.errors import InputError
-from learn_rank.evaluation.options import EvaluateOptions, SegmentOptions, parse_bytes
+from learn_rank.evaluation.options import EvaluateOptions, SegmentOptions
 
 
 def _options(**changed):
@@ -60,25 +60,6 @@ def test_one_name_is_a_list_of_one_and_no_treatment_is_none():
 def test_impossible_options_are_refused(changed, message):
     with pytest.raises(InputError, match=message):
         _options(**changed)
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("1MiB", 2**20), ("2GiB", 2**31), ("1TiB", 2**40), ("3MB", 3 * 10**6), ("1.5GB", 1_500_000_000),
-        ("1TB", 10**12), (" 2 gib ", 2**31), ("512mib", 2**29), ("1e3MB", 10**9),
-    ],
-)  # fmt: skip
-def test_sizes_are_powers_of_1024_with_an_i_and_of_1000_without(text, size):
-    assert parse_bytes(text, name="limit") == size
-
-
-@pytest.mark.parametrize(
-    "text", ["", "2", "GiB", "2KB", "-1GiB", "0MB", "nanGB", "infGB", "1e300TB", "two GiB", "1,5GB", 5]
-)
-def test_what_is_no_size_is_refused(text):
-    with pytest.raises(InputError, match=f"limit is '{text}', expected a size such as 512MiB or 2GiB"):
-        parse_bytes(text, name="limit")
 
 
 @pytest.mark.parametrize(

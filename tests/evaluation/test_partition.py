@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from learn_rank.errors import InputError
-from learn_rank.evaluation.hashing import hash_int64
 from learn_rank.evaluation.partition import Partitions, check_disk, partition_rows
+from learn_rank.hashing import hash_int64
 
 
 def _batch(seed, *, bits, num_rows=500):

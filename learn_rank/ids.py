@@ -1,4 +1,4 @@
-"""Ids as the evaluation takes them: int64 or strings, never null, never through a float."""
+"""Ids in their one form: int64 or strings, never null, never through a float."""
 
 from __future__ import annotations
 

@@ -1,0 +1,65 @@
+"""Sizes of memory: what a user writes, and what this host has left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from learn_rank.errors import InputError
+
+_UNITS = {"MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def parse_bytes(text: str, *, name: str) -> int:
+    """'2GiB' -> 2147483648; InputError for anything but a number with MB, MiB, GB, GiB, TB or TiB.
+
+    >>> parse_bytes("1.5 GB", name="limit")
+    1500000000
+    """
+    compact = str(text).replace(" ", "").upper()
+    for unit, scale in _UNITS.items():
+        if compact.endswith(unit):
+            try:
+                size = float(compact.removesuffix(unit))
+            except ValueError:
+                break
+            if 0 < size * scale < 1 << 62:
+                return int(size * scale)
+    raise InputError(f"{name} is '{text}', expected a size such as 512MiB or 2GiB")
+
+
+def format_bytes(size: float) -> str:
+    """A size for people.
+
+    >>> format_bytes(3 << 29), format_bytes(700)
+    ('1.50 GiB', '700 B')
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.2f} {unit}"
+        size /= 1024
+    return f"{size:.2f} TiB"
+
+
+def available_bytes() -> int:
+    """Memory that this process can still take: of the host, and of its control group where that has less (containers).
+
+    Page cache that can be given back counts as available.
+    """
+    return min(_host_bytes(Path("/proc/meminfo").read_text()), _cgroup_bytes(_CGROUP))
+
+
+def _host_bytes(meminfo: str) -> int:
+    line = next(line for line in meminfo.splitlines() if line.startswith("MemAvailable:"))
+    return int(line.split()[1]) * 1024
+
+
+def _cgroup_bytes(group: Path) -> int:
+    """What version 2 of the control groups leaves; unlimited where there is no limit."""
+    limit = group / "memory.max"
+    if not limit.is_file() or (text := limit.read_text().strip()) == "max":
+        return 1 << 62
+    statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    cached = sum(int(statistics.get(name, "0")) for name in ("inactive_file", "active_file"))
+    used = int((group / "memory.current").read_text()) - cached
+    return max(int(text) - used, 0)
