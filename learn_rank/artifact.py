@@ -8,12 +8,14 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from learn_rank import __version__
 from learn_rank.errors import InputError
@@ -23,6 +25,7 @@ _RECORDED_PACKAGES = (
     "torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "transformers", "scikit-learn", "pyarrow", "duckdb", "numpy",
 )  # fmt: skip
 _SAMPLE_BYTES = 1 << 20
+_CHECKSUM_BYTES = 16 << 20
 _FULL_BYTES = 1 << 20
 
 
@@ -66,6 +69,15 @@ def file_fingerprint(path: Path) -> str:
     return digest.hexdigest()[:32]
 
 
+def file_checksum(path: Path) -> str:
+    """XXH3 of all bytes of a file: for what must be the bytes that were written."""
+    digest = xxhash.xxh3_64()
+    with path.open("rb") as stream:
+        while part := stream.read(_CHECKSUM_BYTES):
+            digest.update(part)
+    return digest.hexdigest()
+
+
 def installed_versions() -> dict[str, str]:
     """Versions of this package, Python and the libraries that decide the numbers."""
     versions = {"learn-rank": __version__, "python": platform.python_version()}
@@ -77,19 +89,27 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
-def read_manifest(directory: Path, *, stage: str) -> Manifest:
-    """The manifest of a published folder; InputError if it is absent or belongs to another stage."""
+def read_manifest(directory: Path, *, stage: str | Sequence[str]) -> Manifest:
+    """The manifest of a published folder; InputError if it is absent or belongs to no such stage."""
     path = directory / MANIFEST
+    stages = [stage] if isinstance(stage, str) else list(stage)
     if not path.is_file():
-        raise InputError(f"{directory}: not there or not finished; run `learn-rank {stage}` first")
+        raise InputError(f"{directory}: not there or not finished; run `learn-rank {_command(stages[0])}` first")
     fields = json.loads(path.read_text())
     recorded = fields.pop("fingerprint")
     manifest = Manifest(**fields)
-    if manifest.stage != stage:
-        raise InputError(f"{directory}: made by stage '{manifest.stage}', expected '{stage}'")
+    if manifest.stage not in stages:
+        raise InputError(f"{directory}: made by stage '{manifest.stage}', expected '{' or '.join(stages)}'")
     if recorded != manifest.fingerprint:
-        raise InputError(f"{path}: was edited or made by another version of learn-rank; run `learn-rank {stage}` again")
+        raise InputError(
+            f"{path}: was edited or made by another version of learn-rank; run `learn-rank {_command(manifest.stage)}` "
+            "again"
+        )
     return manifest
+
+
+def _command(stage: str) -> str:
+    return "store build" if stage == "store" else stage
 
 
 def is_current(directory: Path, manifest: Manifest) -> bool:
@@ -112,7 +132,7 @@ def publish(
     work = directory.with_name(f".{directory.name}.partial")
     old = directory.with_name(f".{directory.name}.old")
     marker = work / ".fingerprint"
-    with _lock(directory.with_name(f".{directory.name}.lock")):
+    with lock(directory.with_name(f".{directory.name}.lock")):
         if old.exists():  # killed between the two renames below
             if not directory.exists():
                 old.rename(directory)
@@ -130,7 +150,8 @@ def publish(
             write_json(work / MANIFEST, {**record, "fingerprint": manifest.fingerprint})
         except BaseException as error:
             # libraries say "no space left" in many ways; the disk itself says it in one
-            is_full = isinstance(error, Exception) and shutil.disk_usage(work).free < _FULL_BYTES
+            is_unexplained = isinstance(error, Exception) and not isinstance(error, InputError)
+            is_full = is_unexplained and shutil.disk_usage(work).free < _FULL_BYTES
             if not is_resumable:
                 shutil.rmtree(work, ignore_errors=True)
             if is_full:
@@ -171,10 +192,11 @@ def fsync(path: Path) -> None:
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def lock(path: Path) -> Iterator[None]:
+    """Holds a lock file; InputError if another process holds it. A process that dies lets go of it."""
     with path.open("w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"{path.parent}: another process is writing here; wait for it or use another run_dir")
+            raise InputError(f"{path.parent}: another process is writing here; wait for it or use another folder")
         yield

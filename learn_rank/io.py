@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +22,32 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, page_checksum_verification=True)
     except UNREADABLE as error:
         raise InputError(f"{path}: not a whole Parquet file ({_first_line(error)}); copy or write it again")
 
 
 def read_table(path: Path, columns: Iterable[str] | None = None) -> pa.Table:
-    """Reads a Parquet file; a column list is checked before anything is read."""
+    """Reads a Parquet file, or those of a folder one after another; a column list is checked before anything is read.
+
+    InputError: nothing there, a file that is not whole, a missing column, files with different columns.
+    """
     names = None if columns is None else list(columns)
-    with open_parquet(path) as file:
-        require_columns(file.schema_arrow.names, names or [], where=str(path))
-        try:
-            return file.read(columns=names)
-        except UNREADABLE as error:
-            raise InputError(f"{path}: cannot be read to its end ({_first_line(error)}); copy or write it again")
+    files = parquet_files(path)
+    tables = []
+    for file in files:
+        tables.append(_read_file(file, names))
+        require_same_columns(tables[-1].schema, tables[0].schema, where=file, first=files[0])
+    return pa.concat_tables(tables, promote_options="default")  # by name, whatever the order in each file
 
 
 def parquet_files(path: Path) -> list[Path]:
-    """The file itself, or all *.parquet below a folder, by name; InputError if there is none."""
+    """The file itself, or all *.parquet below a folder, by name; InputError if there is none.
+
+    Names that begin with a dot or underscore are left out, folders too: Spark's _temporary, Delta's _delta_log.
+    """
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*.parquet") if not p.name.startswith((".", "_")))
+        files = sorted(p for p in path.rglob("*.parquet") if not _is_hidden(p.relative_to(path)))
         if not files:
             raise InputError(f"{path}: a folder without .parquet files")
         return files
@@ -49,9 +55,18 @@ def parquet_files(path: Path) -> list[Path]:
 
 
 def read_batches(
-    path: Path, columns: Sequence[str], row_groups: Sequence[int] | None, batch_rows: int, *, coded: Sequence[str] = ()
-) -> Iterator[pa.RecordBatch]:
-    """Streams row groups (None: all) of a Parquet file; InputError if it breaks off or a page has a wrong checksum."""
+    path: Path,
+    columns: Sequence[str],
+    row_groups: Sequence[int] | None,
+    batch_rows: int,
+    *,
+    coded: Sequence[str] = (),
+    footer: pq.FileMetaData | None = None,
+) -> Generator[pa.RecordBatch, None, None]:
+    """Streams row groups (None: all) of a Parquet file; InputError if it breaks off or a page has a wrong checksum.
+
+    footer: the file's, where the caller has it; otherwise it is parsed.
+    """
     options: dict[str, Any] = {
         "buffer_size": _STREAM_BYTES,
         "pre_buffer": False,
@@ -59,12 +74,12 @@ def read_batches(
         "page_checksum_verification": True,  # if the writer made any: without, a flipped bit is another score
     }
     try:
-        with pq.ParquetFile(path, **options) as file:
+        with pq.ParquetFile(path, metadata=footer, **options) as file:
             groups = range(file.metadata.num_row_groups) if row_groups is None else row_groups
             yield from file.iter_batches(batch_rows, row_groups=list(groups), columns=list(columns), use_threads=False)
     except UNREADABLE as error:
-        line = str(error).strip().split("\n")[0]
-        raise InputError(f"{path}: cannot be read to its end ({line}); copy or write it again")
+        place = f"row group {row_groups[0]}: " if row_groups is not None and len(row_groups) == 1 else ""
+        raise InputError(f"{path}: cannot be read to its end ({place}{_first_line(error)}); copy or write it again")
 
 
 def write_table(path: Path, table: pa.Table, schema: pa.Schema | None = None) -> None:
@@ -84,12 +99,34 @@ def require_columns(present: Iterable[str], wanted: Iterable[str], *, where: str
             raise InputError(f"{where}: no column '{column}'{hint}")
 
 
+def require_same_columns(schema: pa.Schema, first_schema: pa.Schema, *, where: Path, first: Path) -> None:
+    """InputError naming the file and column if a file has other columns, or of other types, than the first one."""
+    types, expected = ({field.name: field.type for field in fields} for fields in (schema, first_schema))
+    for name in {**expected, **types}:
+        if types.get(name) != expected.get(name):
+            found, wanted = (str(kinds.get(name, "missing")) for kinds in (types, expected))
+            raise InputError(f"{where}: column '{name}' is {found}, but {wanted} in {first}; write both alike")
+
+
 def to_numpy(column: pa.ChunkedArray | pa.Array, *, where: str) -> npt.NDArray[np.generic]:
     """A numeric column as numpy; InputError if it holds nulls (numpy would turn int64 ids into floats)."""
     if column.null_count:
         raise InputError(f"{where}: {column.null_count} null values; fill or drop them")
     array: npt.NDArray[np.generic] = column.to_numpy()
     return array
+
+
+def _read_file(path: Path, names: list[str] | None) -> pa.Table:
+    with open_parquet(path) as file:
+        require_columns(file.schema_arrow.names, names or [], where=str(path))
+        try:
+            return file.read(columns=names)
+        except UNREADABLE as error:
+            raise InputError(f"{path}: cannot be read to its end ({_first_line(error)}); copy or write it again")
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.parts)
 
 
 def _first_line(error: BaseException) -> str:

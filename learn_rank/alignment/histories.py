@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,23 @@ class Histories:
             folds=self.folds[is_kept],
             num_without_content=self.num_without_content,
         )
+
+    def blocks(self, num_interactions: int) -> Iterator[Histories]:
+        """The histories of consecutive users, of so many interactions together (or of one user who has more)."""
+        first = 0
+        while first < self.num_users:
+            begin = self.offsets[first]
+            end = max(int(np.searchsorted(self.offsets, begin + num_interactions, side="right")) - 1, first + 1)
+            rows = slice(begin, self.offsets[end])
+            yield Histories(
+                user_ids=self.user_ids[first:end],
+                offsets=self.offsets[first : end + 1] - begin,
+                items=self.items[rows],
+                times=self.times[rows],
+                folds=self.folds[rows],
+                num_without_content=self.num_without_content,
+            )
+            first = end
 
 
 def read_histories(prepared: Path, splits: Iterable[str], label: str, content: FrozenStore) -> Histories:

@@ -23,8 +23,9 @@ from learn_rank.data.recipe import DatasetRecipe
 from learn_rank.data.synthetic import SyntheticOptions
 from learn_rank.errors import InputError
 from learn_rank.evaluation.options import EvaluateOptions, SegmentOptions
-from learn_rank.ranker.options import RankerOptions
+from learn_rank.ranker.options import FrozenOptions, RankerOptions
 from learn_rank.schema import ITEM_ID, USER_ID
+from learn_rank.store.options import StoreOptions
 
 GROUPS = ("dataset", "encoder", "align", "ranker")
 
@@ -39,11 +40,16 @@ class RunConfig:
         default_factory=lambda: ["baseline", "learn", "shuffled"],
         metadata={"help": "rankers to train: baseline, learn, and shuffled (learn with permuted vectors, the control)"},
     )
+    accept_stores: list[str] = field(
+        default_factory=list,
+        metadata={"help": "fingerprints of refreshed stores that rankers may use in place of those of their training"},
+    )
     prepare: PrepareOptions = field(default_factory=PrepareOptions)
     encoder: EncoderOptions = field(default_factory=EncoderOptions)
     align: AlignOptions = field(default_factory=AlignOptions)
     export: ExportOptions = field(default_factory=ExportOptions)
     ranker: RankerOptions = field(default_factory=RankerOptions)
+    frozen: FrozenOptions = field(default_factory=FrozenOptions)
     evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
     demo: SyntheticOptions = field(default_factory=SyntheticOptions)
 
@@ -94,7 +100,47 @@ class SegmentConfig(SegmentOptions):
     memory_limit: str = field(default="2GiB", metadata={"help": "larger logs spill beside the output"})
 
 
-SCHEMAS: dict[str, type] = {"evaluate": EvaluateConfig, "merge": MergeConfig, "segment": SegmentConfig}
+@dataclass
+class StoreConfig:
+    """A store that is there."""
+
+    store: str = field(default="", metadata={"help": "folder of the store; required"})
+
+
+@dataclass
+class StoreBuildConfig(StoreOptions):
+    """Parquet to be compiled into a store."""
+
+    input: str = field(default="", metadata={"help": "Parquet file, or a folder of them; required"})
+    out: str = field(default="", metadata={"help": "folder of the store; required"})
+
+
+@dataclass
+class StoreRefreshConfig(StoreOptions, StoreConfig):
+    """A delta for a store; its dtype is the store's."""
+
+    input: str = field(
+        default="",
+        metadata={"help": "Parquet of changed and added ids with their vectors, removed ids with null; required"},
+    )
+
+
+@dataclass
+class StoreVersionConfig(StoreConfig):
+    """One version of a store."""
+
+    version: str = field(default="", metadata={"help": "such as v1, see `learn-rank store info`; required"})
+
+
+SCHEMAS: dict[str, type] = {
+    "evaluate": EvaluateConfig,
+    "merge": MergeConfig,
+    "segment": SegmentConfig,
+    "store": StoreConfig,
+    "store_build": StoreBuildConfig,
+    "store_refresh": StoreRefreshConfig,
+    "store_version": StoreVersionConfig,
+}
 
 
 def config_dir() -> Path:

@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import NamedTuple
 
 from learn_rank import __version__
@@ -17,7 +18,9 @@ class _Command(NamedTuple):
     reads: str
     writes: str
     example: str
-    sections: tuple[str, ...]  # options shown by --help
+    sections: tuple[str, ...] = ()  # options shown by --help; of a config of its own, all are
+    config: str = "run"
+    function: str = ""  # in `cli`; by default the command's name, in stages
 
 
 _RUN = "dataset=movietweetings dataset.root=DIR run_dir=runs/mt"
@@ -28,13 +31,14 @@ _COMMANDS = {
         "RUN/raw and all that `pipeline` writes",
         "learn-rank demo run_dir=runs/demo",
         ("demo", "arms"),
+        config="demo",
     ),
     "pipeline": _Command(
         "run all stages below in order; what is already there and unchanged is skipped",
         "a dataset recipe and its files",
         "all that the stages write; the report is RUN/evaluate/report.html",
         f"learn-rank pipeline {_RUN}",
-        ("dataset", "arms", "prepare", "encoder", "align", "export", "ranker", "evaluate"),
+        ("dataset", "arms", "prepare", "encoder", "align", "export", "ranker", "frozen", "accept_stores", "evaluate"),
     ),
     "prepare": _Command(
         "check a raw log, split it by time, turn features into table rows",
@@ -69,14 +73,14 @@ _COMMANDS = {
         "RUN/prepare, RUN/export",
         "RUN/train/<arm>: checkpoints, TensorBoard scalars",
         "learn-rank train run_dir=runs/mt arms=[baseline,learn] ranker.backbone=dlrm",
-        ("arms", "ranker"),
+        ("arms", "ranker", "frozen", "accept_stores"),
     ),
     "predict": _Command(
         "score the validation and test rows with every ranker",
         "RUN/prepare, RUN/export, RUN/train",
         "RUN/predict/{validation,test}.parquet: ids, labels, one probability per ranker",
         "learn-rank predict run_dir=runs/mt",
-        ("arms",),
+        ("arms", "frozen", "accept_stores"),
     ),
     "evaluate": _Command(
         "compare rankers by user and item segment, with intervals; or the arms of an A/B test",
@@ -84,21 +88,72 @@ _COMMANDS = {
         "report.json, report.md, report.html; or, with state=, sums for evaluate-merge",
         "learn-rank evaluate predictions=scores.parquet label=click baseline=old treatment=new "
         "user_segments=segments/user_segments.parquet item_segments=segments/item_segments.parquet out=report",
-        ("evaluate",),
+        config="evaluate",
+        function="evaluations.evaluate_files",
     ),
     "evaluate-merge": _Command(
         "add the states of several machines into one report",
         "state folders that `evaluate state=DIR part=K/N` wrote, one per part",
         "report.json, report.md, report.html",
         "learn-rank evaluate-merge states=[part0,part1] out=report",
-        ("merge",),
+        config="merge",
+        function="evaluations.merge",
     ),
     "segment": _Command(
         "count a training log: which users and items are cold-start, long-tail, others",
         "a training log, Parquet or CSV",
         "OUT/user_segments.parquet, OUT/item_segments.parquet: id, num_interactions, segment",
         "learn-rank segment log=train.parquet out=segments",
-        ("segment",),
+        config="segment",
+        function="evaluations.segment",
+    ),
+    "store build": _Command(
+        "compile vectors by id into a frozen store",
+        "Parquet: an integer or string id and a list of float16, float32 or float64; maybe a snapshot time",
+        "OUT: rows in key order, keys, checksums, manifest.json",
+        "learn-rank store build input=vectors/ key=item_id vector=embedding out=stores/item",
+        config="store_build",
+        function="stores.build",
+    ),
+    "store info": _Command(
+        "say what a store holds, version by version",
+        "a store",
+        "nothing",
+        "learn-rank store info store=stores/item",
+        config="store",
+        function="stores.info",
+    ),
+    "store verify": _Command(
+        "read every byte of a store and compare it with its checksum",
+        "a store",
+        "nothing; exit status 2 if a byte is not what was written",
+        "learn-rank store verify store=stores/item",
+        config="store",
+        function="stores.verify",
+    ),
+    "store refresh": _Command(
+        "make and use a new version from a delta: changed, added and removed ids",
+        "a store; Parquet of ids and vectors, null for a removed id",
+        "STORE/vN beside the versions there are",
+        "learn-rank store refresh store=stores/item input=delta.parquet key=item_id vector=embedding",
+        config="store_refresh",
+        function="stores.refresh",
+    ),
+    "store use": _Command(
+        "go back to another version",
+        "a store",
+        "STORE/current",
+        "learn-rank store use store=stores/item version=v1",
+        config="store_version",
+        function="stores.use",
+    ),
+    "store drop": _Command(
+        "remove a version that is not in use",
+        "a store",
+        "nothing",
+        "learn-rank store drop store=stores/item version=v1",
+        config="store_version",
+        function="stores.drop",
     ),
 }
 
@@ -113,11 +168,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"learn-rank {__version__}")
         return
     try:
-        command = _find(words[0])
-        if any(word in ("-h", "--help") for word in words[1:]):
+        if words[0] == "store" and (len(words) == 1 or words[1] in ("-h", "--help")):
+            print(_overview("store "))
+            return
+        size = 2 if words[0] == "store" else 1
+        command = _find(" ".join(words[:size]))
+        if any(word in ("-h", "--help") for word in words[size:]):
             print(_help(command))
             return
-        _run(command, words[1:])
+        _run(command, words[size:])
     except InputError as error:
         _fail(str(error))
     except ModuleNotFoundError as error:
@@ -141,21 +200,13 @@ _EXTRAS = {
 def _run(command: str, overrides: Sequence[str]) -> None:
     # waiting OpenMP threads that spin cost a busy machine up to 20x; read when torch starts its threads
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from learn_rank.cli import evaluations, stages
     from learn_rank.cli.config import load
 
-    if command == "evaluate":
-        if any(word.startswith("run_dir=") for word in overrides):
-            stages.evaluate_run(load("run", overrides))
-        else:
-            evaluations.evaluate_files(load("evaluate", overrides))
-        return
-    if command in ("evaluate-merge", "segment"):
-        name = command.removeprefix("evaluate-")
-        getattr(evaluations, name)(load(name, overrides))
-        return
-    config = load("demo" if command == "demo" else "run", overrides)
-    getattr(stages, command)(config)
+    config, function = _COMMANDS[command].config, _COMMANDS[command].function or f"stages.{command}"
+    if command == "evaluate" and any(word.startswith("run_dir=") for word in overrides):
+        config, function = "run", "stages.evaluate_run"
+    module, _, name = function.partition(".")
+    getattr(import_module(f"learn_rank.cli.{module}"), name)(load(config, overrides))
 
 
 def _find(word: str) -> str:
@@ -167,9 +218,9 @@ def _find(word: str) -> str:
     raise InputError(f"no command '{word}'" + (f"; did you mean '{near[0]}'?" if near else "; see learn-rank --help"))
 
 
-def _overview() -> str:
+def _overview(prefix: str = "") -> str:
     lines = ["usage: learn-rank <command> [key=value ...]", ""]
-    lines += [f"  {name:<14} {command.summary}" for name, command in _COMMANDS.items()]
+    lines += [f"  {name:<14} {command.summary}" for name, command in _COMMANDS.items() if name.startswith(prefix)]
     lines += ["", "learn-rank <command> --help says what a command reads, writes and takes. RUN is run_dir."]
     return "\n".join(lines)
 
@@ -182,7 +233,7 @@ def _help(name: str) -> str:
         f"learn-rank {name}: {command.summary}", "",
         f"reads    {command.reads}", f"writes   {command.writes}", f"example  {command.example}", "", "options",
     ]  # fmt: skip
-    own = SCHEMAS.get(name.removeprefix("evaluate-"))
+    own = SCHEMAS.get(command.config)
     schema, sections = (own, ()) if own else (RunConfig, ("run_dir", *command.sections))
     for key, default, text in keys_of(schema):
         if not sections or key.split(".")[0] in sections:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +122,10 @@ def train(config: RunConfig) -> None:
                 use_learn=arm != "baseline",
                 shuffle_seed=config.ranker.seed if _is_shuffled(config, arm) else None,
             )
-            manifest = Manifest("train", _train_inputs(prepared, stores, options.use_learn), asdict(options))
+            used = _store_fingerprints(prepared, stores) if options.use_learn else {}
+            manifest = Manifest("train", {"prepare": _fingerprint(prepared, "prepare")}, options.of_weights())
             directory = _folder(config, "train") / arm
-            if on_main(lambda directory=directory, manifest=manifest: is_current(directory, manifest)):  # type: ignore[misc]
+            if on_main(partial(_is_trained, directory, manifest, used, config.accept_stores)):
                 if process.is_main:
                     _say(f"train/{arm}", "unchanged")
                 continue
@@ -141,24 +143,30 @@ def train(config: RunConfig) -> None:
                         work,
                         options,
                         validation_metric=validation_uauc,
+                        accept_stores=config.accept_stores,
+                        frozen=config.frozen,
                     )
                 )
+                # not before: an unfinished run is found again whatever the stores, and asks whether it may use them
+                manifest.inputs.update(used)
             if process.is_main:
                 _say(f"train/{arm}", f"{time.monotonic() - start:.1f} s")
 
 
 def predict(config: RunConfig) -> None:
-    """Rankers -> one probability per arm for every validation and test row."""
+    """Rankers -> one probability per arm for every validation and test row. Runs on one process or under torchrun."""
     from learn_rank.ranker.predict import write_predictions as run
 
     prepared, stores = _folder(config, "prepare"), _folder(config, "export")
     trained = {arm: _folder(config, "train") / arm for arm in config.arms}
     inputs = {"prepare": _fingerprint(prepared, "prepare")}
     inputs |= {arm: _fingerprint(directory, "train") for arm, directory in trained.items()}
-    _stage(
+    if any(arm != "baseline" for arm in config.arms):
+        inputs |= _store_fingerprints(prepared, stores)
+    _stage_on_ranks(
         _folder(config, "predict"),
         Manifest("predict", inputs, {"arms": list(config.arms)}),
-        lambda work: run(prepared, stores, trained, work),
+        lambda work: run(prepared, stores, trained, work, accept_stores=config.accept_stores, frozen=config.frozen),
     )
 
 
@@ -250,6 +258,21 @@ def _stage(directory: Path, manifest: Manifest, work_in: Work, *, is_resumable: 
     _say(name, f"{time.monotonic() - start:.1f} s")
 
 
+def _stage_on_ranks(directory: Path, manifest: Manifest, work_in: Work) -> None:
+    """The same for work that all ranks do together; rank 0 publishes."""
+    from learn_rank.distributed import on_main, process_group
+
+    start = time.monotonic()
+    with process_group() as process:
+        is_done = on_main(partial(is_current, directory, manifest))
+        if not is_done:
+            with ExitStack() as stack:
+                work, facts = on_main(lambda: stack.enter_context(publish(directory, manifest)))
+                facts.update(work_in(work))
+        if process.is_main:
+            _say(manifest.stage, "unchanged" if is_done else f"{time.monotonic() - start:.1f} s")
+
+
 def _say(name: str, what: str) -> None:
     print(f"{name:<28} {what}", flush=True)
 
@@ -267,11 +290,22 @@ def _require_same(recorded: str, found: str, directory: Path, stage: str) -> Non
         raise InputError(f"{directory}: was made from another {stage}; run `learn-rank {directory.name}` again")
 
 
-def _train_inputs(prepared: Path, stores: Path, use_learn: bool) -> dict[str, str]:
-    inputs = {"prepare": _fingerprint(prepared, "prepare")}
-    if use_learn:
-        inputs |= {name: _fingerprint(stores / name, "export") for name in ("item", "user")}
-    return inputs
+def _store_fingerprints(prepared: Path, stores: Path) -> dict[str, str]:
+    from learn_rank.ranker.frozen import FrozenVectors
+
+    return FrozenVectors(stores, num_folds=FeatureSet.read(prepared / FEATURES).num_folds).fingerprints
+
+
+def _is_trained(directory: Path, manifest: Manifest, stores: dict[str, str], accept_stores: list[str]) -> bool:
+    """Whether the folder holds this ranker, trained on these stores or on those that the accepted ones replace."""
+    wanted = replace(manifest, inputs=manifest.inputs | stores)
+    if is_current(directory, wanted):
+        return True
+    if not (directory.exists() and set(stores.values()) & set(accept_stores)):
+        return False
+    recorded = read_manifest(directory, stage="train").inputs
+    accepted = {name: recorded.get(name, value) for name, value in stores.items() if value in accept_stores}
+    return is_current(directory, replace(wanted, inputs=wanted.inputs | accepted))
 
 
 def _is_shuffled(config: RunConfig, arm: str) -> bool:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,40 +16,72 @@ import torch
 
 from learn_rank.artifact import Manifest, read_manifest
 from learn_rank.errors import InputError
+from learn_rank.memory import available_bytes
+from learn_rank.store.files import AS_OF, BUCKETS, KEYS, OFFSETS, ROWS, SCALES, StoreFacts, current_version
+from learn_rank.store.gather import gather_vectors
+from learn_rank.store.index import find_keys, newest_before
 from learn_rank.store.keys import key_type, to_keys
-from learn_rank.store.writer import KEYS, OFFSETS, ROWS, SNAPSHOTS
+from learn_rank.store.rows import StoredRows
 
 Int64Array = npt.NDArray[np.int64]
+# a table with more than this share of the memory that is left will not stay in the page cache
+_CACHED_SHARE = 0.7
+
+
+class Looked(NamedTuple):
+    """vectors [B, D] float32, zeros where there is none; mask [B] bool, True where there is one."""
+
+    vectors: torch.Tensor
+    mask: torch.Tensor
 
 
 class FrozenStore:
     """Vectors by id, outside every optimizer, state_dict and gradient.
 
-    dim is D; num_rows counts snapshots; fingerprint identifies the content, and checkpoints refuse another one.
+    dim is D; num_rows counts snapshots, num_ids ids; fingerprint identifies the content: checkpoints refuse another.
     """
 
-    def __init__(self, directory: Path, *, stage: str, shuffle_seed: int | None = None) -> None:
-        """Opens a published folder.
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        stage: str | Sequence[str] = "store",
+        version: str | None = None,
+        shuffle_seed: int | None = None,
+        prefetch: bool | None = None,
+    ) -> None:
+        """Opens a published folder made by `stage`, or one of several; the version in use unless another is named.
 
         With shuffle_seed every id keeps its rows' positions but takes the vectors of another id: the control for any
-        claimed lift, since nothing but the meaning of the vectors is lost.
+        claimed lift, since nothing but the meaning of the vectors is lost. prefetch: whether `prefetch` reads ahead;
+        None decides by the size of the table and the memory that is left.
         """
         self.directory = directory
         self.manifest: Manifest = read_manifest(directory, stage=stage)
-        self.fingerprint = self.manifest.fingerprint + ("" if shuffle_seed is None else f"-shuffled-{shuffle_seed}")
-        facts = self.manifest.facts
-        self.dim: int = facts["dim"]
-        self.num_rows: int = facts["num_rows"]
-        self.key_type: str = facts["key_type"]
-        self.has_as_of: bool = facts["has_as_of"]
-        num_ids: int = facts["num_ids"]
-        self._keys = _map_int64(directory / KEYS, num_ids)
-        self._offsets = _map_int64(directory / OFFSETS, num_ids + 1)
-        self._as_of = _map_int64(directory / SNAPSHOTS, self.num_rows) if self.has_as_of else None
-        self._rows = _map_rows(directory / ROWS, self.num_rows, self.dim)
+        self.version = current_version(directory) if version is None else version
+        folder = directory / self.version
+        facts = self.facts = StoreFacts.read(folder)
+        self.fingerprint = facts.fingerprint + ("" if shuffle_seed is None else f"-shuffled-{shuffle_seed}")
+        self.dim, self.dtype, self.num_rows, self.num_ids = facts.dim, facts.dtype, facts.num_rows, facts.num_ids
+        self.key_type, self.has_as_of = facts.key_type, facts.has_as_of
+        self._keys = _map(folder / KEYS, np.uint64, self.num_ids)
+        self._buckets = _map(folder / BUCKETS, np.uint32, (1 << facts.bucket_bits) + 1)
+        self._offsets = _map(folder / OFFSETS, np.int64, self.num_ids + 1) if self.has_as_of else None
+        self._as_of = _map(folder / AS_OF, np.int64, self.num_rows) if self.has_as_of else None
+        rows = _map(folder / ROWS, np.dtype(self.dtype), self.num_rows * self.dim)
+        self._values = np.asarray(rows).reshape(self.num_rows, self.dim)
+        self._scales = _map(folder / SCALES, np.float32, self.num_rows) if self.dtype == "int8" else None
+        self._rows = StoredRows(_as_tensor(self._values), None if self._scales is None else _as_tensor(self._scales))
+        self.is_prefetching = rows.nbytes > _CACHED_SHARE * available_bytes() if prefetch is None else prefetch
+        self._file = _open_for_prefetch(folder / ROWS, rows) if self.is_prefetching else -1
         self._permuted_ids: Int64Array | None = None
         if shuffle_seed is not None:
-            self._permuted_ids = np.random.default_rng(shuffle_seed).permutation(num_ids)
+            self._permuted_ids = np.random.default_rng(shuffle_seed).permutation(self.num_ids)
+
+    def lookup(self, ids: pa.Array | pa.ChunkedArray, before: Int64Array | None = None) -> Looked:
+        """Vectors and mask of [B] ids; before as in `rows_of`."""
+        rows = torch.from_numpy(self.rows_of(ids, before))
+        return Looked(self.vectors(rows), rows >= 0)
 
     def rows_of(self, ids: pa.Array | pa.ChunkedArray, before: Int64Array | None = None) -> Int64Array:
         """[B] rows of [B] ids, -1 where there is none.
@@ -56,60 +93,90 @@ class FrozenStore:
             raise InputError(f"{self.directory}: keys are {self.key_type}, but the ids asked for are {ids.type}")
         if self.has_as_of and before is None:
             raise InputError(f"{self.directory}: holds snapshots by time; pass `before`")
-        keys = to_keys(ids)
-        index = np.searchsorted(self._keys, keys)
-        index[index == len(self._keys)] = 0
-        is_known = self._keys[index] == keys if len(self._keys) else np.zeros(len(keys), bool)
-        first, end = self._offsets[index], self._offsets[np.minimum(index + 1, len(self._offsets) - 1)]
-        if self._as_of is not None and before is not None:
-            row = _last_before(self._as_of, first, end, before)
-            is_known &= row >= first
-        else:
-            row = first.copy()
-        if self._permuted_ids is not None and len(self._keys):
-            other = self._permuted_ids[index]
-            row = np.minimum(self._offsets[other] + (row - first), self._offsets[other + 1] - 1)
-        return np.where(is_known, row, -1).astype(np.int64)
+        positions = find_keys(self._keys, self._buckets, self.facts.bucket_bits, to_keys(ids))
+        rows = positions
+        if self._as_of is not None and self._offsets is not None:
+            rows = newest_before(self._as_of, self._offsets, positions, np.asarray(before, np.int64))
+        return rows if self._permuted_ids is None else self._permuted(positions, rows)
 
     def vectors(self, rows: torch.Tensor) -> torch.Tensor:
         """[B] int64 rows -> [B, D] float32; a row of -1 gives zeros (callers put their missing vector there)."""
-        with torch.no_grad():
-            if self.num_rows == 0:
-                return torch.zeros(len(rows), self.dim)
-            # index_select is 3-5 times faster than advanced indexing here
-            found = self._rows.index_select(0, rows.clamp(min=0)).float()
-            return found.masked_fill_((rows < 0).unsqueeze(1), 0.0)
+        if not len(rows) or not self.num_rows:
+            return torch.zeros(len(rows), self.dim)
+        asked = rows.numpy()
+        if asked.max() >= self.num_rows:
+            raise IndexError(f"row {asked.max()} of a store of {self.num_rows}")
+        vectors = torch.empty(len(rows), self.dim)
+        gather_vectors(self._values, self._scales, asked, vectors.numpy())
+        return vectors
+
+    def gather(self, rows: torch.Tensor) -> StoredRows:
+        """A copy of [B] rows, all of them there, as they are kept."""
+        # index_select is 3-5 times faster than advanced indexing here
+        values, scales = self._rows
+        return StoredRows(values.index_select(0, rows), None if scales is None else scales.index_select(0, rows))
+
+    def stored(self, first: int, end: int) -> StoredRows:
+        """Rows first .. end - 1 as they are kept, without a copy: read-only memory, writing to it ends the process."""
+        values, scales = self._rows
+        return StoredRows(values[first:end], None if scales is None else scales[first:end])
+
+    def prefetch(self, rows: Int64Array) -> None:
+        """Asks the system to read the pages of [B] rows, in the background; nothing where the table stays in memory.
+
+        A batch's rows are known some batches before its vectors are needed: what would be one wait per row is one
+        queue of reads. Rows of -1 are passed over.
+        """
+        if not self.is_prefetching:
+            return
+        width = self.dim * np.dtype(self.dtype).itemsize
+        first = rows[rows >= 0] * width // mmap.PAGESIZE
+        pages = np.unique(np.concatenate([first, first + (width - 1) // mmap.PAGESIZE, first + 1]))
+        breaks = np.flatnonzero(np.diff(pages) > 1) + 1
+        for run in np.split(pages, breaks):
+            if len(run):
+                os.posix_fadvise(
+                    self._file, int(run[0]) * mmap.PAGESIZE, len(run) * mmap.PAGESIZE, os.POSIX_FADV_WILLNEED
+                )
 
     def all_vectors(self) -> torch.Tensor:
         """[num_rows, D] float32 copy of the rows in key order: for catalogues that fit in memory."""
-        return self._rows.float()
+        return self._rows.decode() if self.dtype != "float32" else self._rows.values.clone()
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", -1) >= 0:
+            os.close(self._file)
+
+    def _permuted(self, positions: Int64Array, rows: Int64Array) -> Int64Array:
+        """The row of another id, no later in its order than the one found."""
+        assert self._permuted_ids is not None
+        if not self.num_ids:
+            return rows
+        other = self._permuted_ids[positions]
+        if self._offsets is None:
+            return np.where(rows < 0, -1, other)
+        moved = np.minimum(self._offsets[other] + (rows - self._offsets[positions]), self._offsets[other + 1] - 1)
+        return np.where(rows < 0, -1, moved).astype(np.int64)
 
 
-def _last_before(as_of: Int64Array, first: Int64Array, end: Int64Array, before: Int64Array) -> Int64Array:
-    """Per query the last position in as_of[first:end] whose value is < before, or first - 1. Vectorised bisection."""
-    low, high = first.copy(), end.copy()
-    while (open_ := low < high).any():
-        middle = (low + high) // 2
-        is_earlier = as_of[np.minimum(middle, len(as_of) - 1)] < before
-        low = np.where(open_ & is_earlier, middle + 1, low)
-        high = np.where(open_ & ~is_earlier, middle, high)
-    return low - 1
+def _map(path: Path, dtype: Any, count: int) -> npt.NDArray[Any]:
+    """The file as a read-only array. A private writable mapping would count as memory that the host must have."""
+    size, expected = path.stat().st_size if path.is_file() else -1, count * np.dtype(dtype).itemsize
+    if size != expected:
+        raise InputError(
+            f"{path}: {max(size, 0)} bytes, expected {expected}; the store is damaged, build or export it again"
+        )
+    return np.memmap(path, dtype, "r", shape=(count,)) if count else np.zeros(0, dtype)
 
 
-def _map_int64(path: Path, count: int) -> Int64Array:
-    _check_size(path, count * 8)
-    return np.memmap(path, np.int64, "r", shape=(count,)) if count else np.zeros(0, np.int64)
+def _as_tensor(array: npt.NDArray[Any]) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that the array is read-only: it is meant to be
+        return torch.from_numpy(np.asarray(array))
 
 
-def _map_rows(path: Path, num_rows: int, dim: int) -> torch.Tensor:
-    _check_size(path, num_rows * dim * 2)
-    if num_rows == 0:
-        return torch.zeros(0, dim, dtype=torch.float16)
-    flat = torch.from_file(str(path), shared=False, size=num_rows * dim, dtype=torch.float16)
-    return flat.view(num_rows, dim)
-
-
-def _check_size(path: Path, num_bytes: int) -> None:
-    size = path.stat().st_size if path.is_file() else -1
-    if size != num_bytes:
-        raise InputError(f"{path}: {max(size, 0)} bytes, expected {num_bytes}; the store is damaged, export it again")
+def _open_for_prefetch(path: Path, rows: npt.NDArray[Any]) -> int:
+    """A descriptor for read-ahead; the mapping itself no longer reads neighbours that nobody asked for."""
+    if isinstance(rows, np.memmap):
+        rows._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
+    return os.open(path, os.O_RDONLY)

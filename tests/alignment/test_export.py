@@ -27,7 +27,7 @@ def tower(content: FrozenStore) -> Tower:
 def alone(tower: Tower, content: FrozenStore, items: list[int]) -> np.ndarray:
     """The user after exactly these items, computed on its own."""
     with torch.no_grad():
-        return tower(content.vectors(torch.tensor([item - 100 for item in items])).unsqueeze(0))[0, -1].numpy()
+        return tower(content.lookup(pa.array(items)).vectors.unsqueeze(0))[0, -1].numpy()
 
 
 def open_export(folder: Path, write: Callable[[Path], dict]) -> FrozenStore:
@@ -140,6 +140,34 @@ def test_one_causal_pass_equals_each_state_on_its_own_window(
             seen = at - begin + 1
             # the windows start at 0, stride, 2 stride ...: what a position sees is set by the last that shows enough
             start = 0 if seen <= max_history else -(-(seen - max_history) // stride) * stride
-            items = (histories.items[begin + start : at + 1] + 100).tolist()
-            assert states[at] == pytest.approx(alone(tower, content, items), abs=1e-5)
-            assert len(items) >= min(seen, max_history - stride + 1)
+            seen_rows = torch.from_numpy(histories.items[begin + start : at + 1])
+            with torch.no_grad():
+                expected = tower(content.vectors(seen_rows).unsqueeze(0))[0, -1].numpy()
+            assert states[at] == pytest.approx(expected, abs=1e-5)
+            assert len(seen_rows) >= min(seen, max_history - stride + 1)
+
+
+@pytest.mark.parametrize("block", [1, 3, 10, 1000])
+def test_users_in_blocks_give_the_store_of_all_at_once(
+    prepare: Callable[..., Path],
+    content: FrozenStore,
+    tower: Tower,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    block: int,
+) -> None:
+    rows = [(user, 100 + (user * 7 + n) % 40, n * DAY, -1, 1) for user in range(9) for n in range(user % 4 + 1)]
+    histories = read_histories(prepare(tmp_path / "prepare", {"train": rows}), ["train"], "like", content)
+    assert sum(part.num_users for part in histories.blocks(block)) == 9
+
+    def write(name: str) -> FrozenStore:
+        return open_export(
+            tmp_path / name,
+            lambda work: export_users_by_time(tower, content, histories, work, max_history=3, snapshot_seconds=60),
+        )
+
+    whole = write("whole")
+    monkeypatch.setattr("learn_rank.alignment.export._BLOCK", block)
+    parts = write("parts")
+    assert parts.num_rows == whole.num_rows == len(rows)
+    assert torch.allclose(parts.all_vectors(), whole.all_vectors(), atol=1e-3)

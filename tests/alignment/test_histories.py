@@ -36,9 +36,10 @@ def test_positives_are_grouped_by_user_in_order_of_time(tmp_path: Path, content:
         user: found.items[found.offsets[i] : found.offsets[i + 1]].tolist()
         for i, user in enumerate(found.user_ids.to_pylist())
     }
-    assert spans == {7: [3, 1, 5], 5: [0]}  # content rows: item id - 100
+    items = {7: [103, 101, 105], 5: [100]}
+    assert spans == {user: content.rows_of(pa.array(ids)).tolist() for user, ids in items.items()}
     assert found.num_without_content == 1
-    assert found.select(found.folds != 1).items.tolist() == [3, 5]
+    assert found.select(found.folds != 1).items.tolist() == content.rows_of(pa.array([103, 105])).tolist()
     assert np.diff(found.select(found.folds != 1).offsets).tolist() == [2, 0]
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from learn_rank.cli.config import SCHEMAS, config_dir, load
+from learn_rank.cli.config import config_dir, load
 from learn_rank.cli.main import _COMMANDS, main
 from learn_rank.errors import InputError
 
@@ -31,18 +31,19 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_each_commands_help_says_what_it_reads_and_writes_with_an_example(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main([command, "--help"])
+    main([*command.split(), "--help"])
     text = capsys.readouterr().out
-    folder = "out=" if command in ("evaluate-merge", "segment") else "run_dir="
+    folders = {"evaluate-merge": "out=", "segment": "out=", "store build": "out="}
+    folder = folders.get(command, "store=" if command.startswith("store ") else "run_dir=")
     for word in ("reads ", "writes ", f"example  learn-rank {command} ", "options", folder):
         assert word in text
 
 
 @pytest.mark.parametrize("command", [name for name in _COMMANDS if name != "evaluate"])
 def test_each_commands_example_is_accepted(command: str) -> None:
-    words = _COMMANDS[command].example.split()
-    name = command.removeprefix("evaluate-")
-    load(name if name in (*SCHEMAS, "demo") else "run", words[2:])
+    words = _COMMANDS[command].example.removeprefix(f"learn-rank {command}").split()
+    assert words
+    load(_COMMANDS[command].config, words)
 
 
 def test_every_recipe_in_the_configs_composes() -> None:

@@ -112,11 +112,11 @@ def test_stages_run_alone_and_evaluation_of_the_runs_files_gives_the_same_number
 
 
 def test_stages_that_do_not_belong_together_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    manifest = run / "extract" / "manifest.json"
+    manifest = run / "align" / "manifest.json"
     text = manifest.read_text()
     try:
         content = json.loads(text)
-        content["inputs"]["prepare"] = "another"
+        content["inputs"]["extract"] = "another"
         from learn_rank.artifact import Manifest
 
         fields = {name: content[name] for name in ("stage", "inputs", "options")}

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import ctypes
+import mmap
+import os
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +19,30 @@ from learn_rank.store.writer import write_store
 
 
 def publish_store(
-    folder: Path, ids: pa.Array, vectors: np.ndarray, as_of: np.ndarray | None = None, *, stage: str = "export"
+    folder: Path,
+    ids: pa.Array,
+    vectors: np.ndarray,
+    as_of: np.ndarray | None = None,
+    *,
+    stage: str = "export",
+    dtype: str = "float16",
 ) -> Path:
     with publish(folder, Manifest(stage, {}, {})) as (work, facts):
-        facts.update(write_store(work, ids, vectors, as_of=as_of))
+        facts.update(write_store(work, ids, vectors, as_of=as_of, dtype=dtype))
     return folder
+
+
+def resident_pages(path: Path) -> np.ndarray:
+    """Which pages of a file are in memory, as mincore says."""
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        size = len(mapped)
+        view = np.frombuffer(mapped, np.uint8)
+        flags = np.zeros(-(-size // mmap.PAGESIZE), np.uint8)
+        libc = ctypes.CDLL(None, use_errno=True)
+        address, out = ctypes.c_void_p(view.ctypes.data), ctypes.c_void_p(flags.ctypes.data)
+        assert libc.mincore(address, ctypes.c_size_t(size), out) == 0
+        del view
+    return (flags & 1).astype(bool)
 
 
 # Known answers
@@ -54,7 +77,46 @@ def test_the_newest_snapshot_strictly_before_a_time_is_taken(tmp_path: Path) -> 
     assert (rows == -1).tolist() == [True, False, False, False, False, True, False, True]
 
 
+def test_a_lookup_gives_vectors_and_who_has_one(tmp_path: Path) -> None:
+    store = FrozenStore(publish_store(tmp_path / "s", pa.array([5, 6]), np.array([[1.0], [0.0]])), stage="export")
+    found = store.lookup(pa.array([6, 7, 5]))
+    assert found.vectors.tolist() == [[0], [0], [1]]
+    assert found.mask.tolist() == [True, False, True]
+    assert found.vectors.dtype == torch.float32
+
+
 # Laws
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
+def test_rows_as_they_are_kept_decode_to_the_vectors(tmp_path: Path, dtype: str) -> None:
+    vectors = np.random.default_rng(0).normal(size=(40, 6))
+    folder = publish_store(tmp_path / "s", pa.array(np.arange(40)), vectors, dtype=dtype)
+    store, rows = FrozenStore(folder, stage="export"), torch.tensor([7, 0, 39, 7])
+    assert store.gather(rows).values.dtype == getattr(torch, dtype)
+    assert torch.equal(store.gather(rows).decode(), store.vectors(rows))
+    assert torch.equal(store.stored(3, 9).decode(), store.vectors(torch.arange(3, 9)))
+    assert torch.equal(store.all_vectors(), store.vectors(torch.arange(40)))
+
+
+def test_reading_ahead_changes_no_vector_and_brings_the_pages_of_its_rows_alone(tmp_path: Path) -> None:
+    num_rows, asked = 64 * 1024, np.array([5, -1, 40_000, 40_001, 65_535, 31])
+    folder = publish_store(tmp_path / "s", pa.array(np.arange(num_rows)), np.ones((num_rows, 64)))
+    path = folder / "v1" / "rows.bin"
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if resident_pages(path).any():
+        pytest.skip("this file system keeps its pages")
+    store = FrozenStore(folder, stage="export", prefetch=True)
+    store.prefetch(asked)
+    expected = set(asked[asked >= 0] * 128 // mmap.PAGESIZE)
+    deadline = monotonic() + 10
+    while (found := set(np.flatnonzero(resident_pages(path)))) < expected:
+        assert monotonic() < deadline, (found, expected)
+    assert len(found) <= 4 * len(expected)
+    plain = FrozenStore(folder, stage="export", prefetch=False)
+    assert torch.equal(store.vectors(torch.from_numpy(asked)), plain.vectors(torch.from_numpy(asked)))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -94,12 +156,12 @@ def test_a_shuffled_store_never_looks_further_ahead_than_the_id_itself(tmp_path:
 
 def test_lookups_carry_no_gradient_and_leave_the_bytes_alone(tmp_path: Path) -> None:
     folder = publish_store(tmp_path / "s", pa.array([1, 2]), np.eye(2))
-    before = (folder / "rows.f16").read_bytes()
+    before = (folder / "v1" / "rows.bin").read_bytes()
     store = FrozenStore(folder, stage="export")
     found = store.vectors(torch.tensor([0, 1]))
     found.add_(1.0)
     assert not found.requires_grad
-    assert (folder / "rows.f16").read_bytes() == before
+    assert (folder / "v1" / "rows.bin").read_bytes() == before
     assert store.vectors(torch.tensor([0, 1])).tolist() == [[1, 0], [0, 1]]
 
 
@@ -149,6 +211,6 @@ def test_a_damaged_unfinished_or_foreign_store_is_refused(tmp_path: Path) -> Non
         FrozenStore(folder, stage="extract")
     with pytest.raises(InputError, match="not there or not finished"):
         FrozenStore(tmp_path / "nowhere", stage="export")
-    (folder / "rows.f16").write_bytes(b"123")
-    with pytest.raises(InputError, match=r"rows\.f16: 3 bytes, expected 8"):
+    (folder / "v1" / "rows.bin").write_bytes(b"123")
+    with pytest.raises(InputError, match=r"rows\.bin: 3 bytes, expected 8"):
         FrozenStore(folder, stage="export")

@@ -1,0 +1,129 @@
+"""Stores away from a run: built from Parquet, looked at, checked, refreshed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from learn_rank.artifact import Manifest, file_fingerprint, is_current, publish, read_manifest
+from learn_rank.cli.config import StoreBuildConfig, StoreConfig, StoreRefreshConfig, StoreVersionConfig
+from learn_rank.errors import InputError
+from learn_rank.memory import format_bytes
+from learn_rank.store.options import StoreOptions
+
+STAGES = ("store", "export", "extract")
+
+
+def build(config: StoreBuildConfig) -> None:
+    """Parquet of ids and vectors -> store."""
+    _require(config, "build", "input", "out")
+    from learn_rank.store.build import build_store
+    from learn_rank.store.source import open_source
+
+    options, out = _options(config), Path(config.out)
+    source = open_source(Path(config.input), key=options.key, vector=options.vector, as_of=options.as_of)
+    decides = {name: value for name, value in asdict(options).items() if name != "memory_limit"}
+    manifest = Manifest("store", {"input": file_fingerprint(Path(config.input))}, decides)
+    if is_current(out, manifest):
+        print(f"store: {out} unchanged")
+        return
+    start = time.monotonic()
+    with publish(out, manifest, is_resumable=True) as (work, facts):
+        facts.update(build_store(source, work, options))
+    seconds = time.monotonic() - start
+    _print_version(out, "v1")
+    print(f"{facts['num_rows']:,} rows in {seconds:.1f} s ({facts['num_rows'] / seconds:,.0f} rows/s): {out}")
+
+
+def info(config: StoreConfig) -> None:
+    """What a store holds, version by version."""
+    directory = _opened(config, "info")
+    from learn_rank.store.files import current_version, versions
+
+    for version in versions(directory):
+        _print_version(directory, version, is_used=version == current_version(directory))
+
+
+def verify(config: StoreConfig) -> None:
+    """Reads every byte of every version and compares it with its checksum."""
+    directory = _opened(config, "verify")
+    from learn_rank.store.files import versions
+    from learn_rank.store.verify import verify_store
+
+    start, size = time.monotonic(), 0
+    for version in versions(directory):
+        facts = verify_store(directory / version)
+        size += sum(file["size"] for file in facts.files.values())
+        print(f"{version}: {facts.num_rows:,} rows are as they were written ({facts.fingerprint})")
+    print(f"{format_bytes(size)} in {time.monotonic() - start:.1f} s")
+
+
+def refresh(config: StoreRefreshConfig) -> None:
+    """A delta -> the next version of a store."""
+    directory = _opened(config, "refresh", "input")
+    from learn_rank.store.files import current_version
+    from learn_rank.store.refresh import refresh_store
+    from learn_rank.store.source import open_source
+
+    options = _options(config)
+    source = open_source(Path(config.input), key=options.key, vector=options.vector, as_of=options.as_of)
+    facts = refresh_store(directory, source, options)
+    version = current_version(directory)
+    _print_version(directory, version, is_used=True)
+    print(f"checkpoints trained on {facts.parent} take it with accept_stores=[{facts.fingerprint}]")
+
+
+def use(config: StoreVersionConfig) -> None:
+    """Makes another version the one in use."""
+    directory = _opened(config, "use", "version")
+    from learn_rank.store.refresh import switch_version
+
+    switch_version(directory, config.version)
+    _print_version(directory, config.version, is_used=True)
+
+
+def drop(config: StoreVersionConfig) -> None:
+    """Removes a version that is not in use."""
+    directory = _opened(config, "drop", "version")
+    from learn_rank.store.refresh import drop_version
+
+    drop_version(directory, config.version)
+    print(f"dropped {directory / config.version}")
+
+
+def _print_version(directory: Path, version: str, *, is_used: bool = False) -> None:
+    from learn_rank.store.files import StoreFacts
+
+    facts = StoreFacts.read(directory / version)
+    size = sum(file["size"] for file in facts.files.values())
+    print(f"{version}{' (in use)' if is_used else ''}")
+    print(f"  {facts.num_rows:,} rows of {facts.num_ids:,} {facts.key_type} ids, {facts.dim} x {facts.dtype}"
+          f"{', snapshots by time' if facts.has_as_of else ''}, {format_bytes(size)}")  # fmt: skip
+    print(f"  fingerprint {facts.fingerprint}")
+    notes = facts.notes
+    if facts.parent is not None:
+        changes = ", ".join(f"{notes[name]:,} {name}" for name in ("added", "changed", "removed"))
+        print(f"  refresh of {facts.parent}: {changes}")
+    if notes.get("relative_error"):
+        print(f"  {facts.dtype} costs {notes['relative_error']:.2e} of the vectors' size, at most "
+              f"{notes['largest_error']:.2e} in a value")  # fmt: skip
+    if notes.get("num_zero_dropped"):
+        print(f"  {notes['num_zero_dropped']:,} zero vectors were left out")
+
+
+def _opened(config: StoreConfig, command: str, *names: str) -> Path:
+    _require(config, command, "store", *names)
+    directory = Path(config.store)
+    read_manifest(directory, stage=STAGES)
+    return directory
+
+
+def _options(config: StoreOptions) -> StoreOptions:
+    return StoreOptions(**{name: getattr(config, name) for name in StoreOptions.__dataclass_fields__})
+
+
+def _require(config: object, command: str, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name):
+            raise InputError(f"{name} is missing; see `learn-rank store {command} --help`")

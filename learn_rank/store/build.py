@@ -1,0 +1,60 @@
+"""Parquet of ids and vectors -> store."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from learn_rank.errors import InputError
+from learn_rank.memory import format_bytes
+from learn_rank.progress import progress_bar
+from learn_rank.store.options import StoreOptions
+from learn_rank.store.source import VectorSource
+from learn_rank.store.spill import num_parts
+from learn_rank.store.writer import StoreWriter, record_type
+
+
+def build_store(source: VectorSource, directory: Path, options: StoreOptions) -> dict[str, Any]:
+    """Writes the first version of a store into `directory` and returns facts for its manifest.
+
+    Every row group is read once, in order; `directory` may hold the unfinished work of a killed process with the same
+    source and options. InputError, naming file and row group: NaN, infinite or zero vectors, ids that come twice or
+    are null, vectors of another length; a disk too small for rows on their way and the store.
+    """
+    _check_disk(source, directory, options)
+    writer = StoreWriter(
+        directory,
+        key_type=source.key_type,
+        dim=source.dim,
+        dtype=options.dtype,
+        has_as_of=bool(source.as_of),
+        expected_rows=source.num_rows,
+        memory_limit=options.memory_bytes,
+        zero_vectors=options.zero_vectors,
+        resume=True,
+    )
+    with progress_bar(total=source.num_rows, description="read", unit="row") as bar:
+        bar.update(sum(unit.num_rows for unit in source.units[: writer.units_done]))
+        for number in range(writer.units_done, len(source.units)):
+            where = str(source.units[number])
+            for batch in source.read(number):
+                if not batch.has_vector.all():
+                    first = batch.ids[int(batch.has_vector.argmin())].as_py()
+                    raise InputError(f"{where}: id {first!r} has no vector (null); drop such rows")
+                writer.add(batch.ids, batch.vectors, batch.as_of, where=where)
+                bar.update(len(batch.ids))
+            writer.end_unit()
+    return writer.finish(where=lambda unit: str(source.units[unit]), ids_of=source.ids_of)
+
+
+def _check_disk(source: VectorSource, directory: Path, options: StoreOptions) -> None:
+    record = record_type(source.dim, options.dtype, has_as_of=bool(source.as_of)).itemsize
+    on_disk = 2 if num_parts(source.num_rows * record, options.memory_bytes) > 1 else 1
+    needed, free = source.num_rows * record * on_disk, shutil.disk_usage(directory).free
+    used = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())  # by a killed process
+    if needed > free + used:
+        raise InputError(
+            f"{directory}: needs {format_bytes(needed)} while it is built, {format_bytes(free + used)} are free; free "
+            "some space or choose another out"
+        )

@@ -1,0 +1,45 @@
+"""What can be chosen about a store. Nothing heavy is imported here: a config reader needs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from learn_rank.errors import InputError
+from learn_rank.memory import parse_bytes
+
+DTYPES = ("float16", "float32", "int8")
+ZERO_VECTORS = ("refuse", "drop", "keep")
+_MIN_MEMORY = 512 << 20
+
+
+@dataclass
+class StoreOptions:
+    """How vectors are read and kept."""
+
+    key: str = field(default="item_id", metadata={"help": "id column: integers or strings"})
+    vector: str = field(default="embedding", metadata={"help": "column of float lists, all of one length"})
+    as_of: str = field(
+        default="",
+        metadata={"help": "column of snapshot times, unix milliseconds or timestamps; empty: one vector per id"},
+    )
+    dtype: str = field(
+        default="float16", metadata={"help": "float16, float32, or int8 with one scale per row (its error is printed)"}
+    )
+    zero_vectors: str = field(
+        default="refuse", metadata={"help": "refuse, drop (their ids take the learned missing vector) or keep"}
+    )
+    memory_limit: str = field(
+        default="2GiB", metadata={"help": "of the whole process; larger tables are sorted through files beside out"}
+    )
+
+    def __post_init__(self) -> None:
+        for name, choices in (("dtype", DTYPES), ("zero_vectors", ZERO_VECTORS)):
+            if getattr(self, name) not in choices:
+                raise InputError(f"{name} is '{getattr(self, name)}', expected one of {', '.join(choices)}")
+        if self.memory_bytes < _MIN_MEMORY:
+            raise InputError(f"memory_limit is {self.memory_limit}, expected at least 512MiB")
+
+    @property
+    def memory_bytes(self) -> int:
+        """memory_limit as a number."""
+        return parse_bytes(self.memory_limit, name="memory_limit")

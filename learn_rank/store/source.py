@@ -1,0 +1,152 @@
+"""Vectors in Parquet -> checked batches of ids and vectors, row group by row group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from learn_rank.errors import InputError
+from learn_rank.io import open_parquet, parquet_files, read_batches, require_columns
+from learn_rank.store.keys import key_type, to_keys
+
+_BATCH_ROWS = 32_768
+_FLOATS = (pa.float16(), pa.float32(), pa.float64())
+
+
+class Unit(NamedTuple):
+    """One row group: what is read, and what errors name."""
+
+    path: Path
+    row_group: int
+    num_rows: int
+
+    def __str__(self) -> str:
+        return f"{self.path}, row group {self.row_group}"
+
+
+class SourceBatch(NamedTuple):
+    """B rows: ids, vectors [B, D] (rows of zeros where there is none), has_vector [B], as_of [B] or None."""
+
+    ids: pa.Array
+    vectors: npt.NDArray[Any]
+    has_vector: npt.NDArray[np.bool_]
+    as_of: npt.NDArray[np.int64] | None
+
+
+@dataclass(frozen=True)
+class VectorSource:
+    """A file or a folder of Parquet with an id column, a column of equally long float lists, and maybe as_of."""
+
+    units: list[Unit]
+    key: str
+    vector: str
+    as_of: str
+    key_type: str
+    dim: int
+
+    @property
+    def num_rows(self) -> int:
+        return sum(unit.num_rows for unit in self.units)
+
+    def read(self, number: int) -> Iterator[SourceBatch]:
+        """The batches of a unit. InputError naming file, row group and row: a null id or time, uneven dimensions."""
+        unit, row = self.units[number], 0
+        columns = [self.key, self.vector, *([self.as_of] if self.as_of else [])]
+        for batch in read_batches(unit.path, columns, [unit.row_group], _BATCH_ROWS):
+            if pc.any(pc.is_null(batch.column(self.key))).as_py():
+                raise InputError(f"{unit}: column '{self.key}' has nulls; drop or fill them")
+            vectors, has_vector = self._vectors(batch.column(self.vector), unit, row)
+            as_of = _times(batch.column(self.as_of), f"{unit}: column '{self.as_of}'") if self.as_of else None
+            yield SourceBatch(batch.column(self.key), vectors, has_vector, as_of)
+            row += len(batch)
+
+    def ids_of(self, number: int, key: int) -> list[Any]:
+        """The distinct ids of a unit that have this key: what an error should call it."""
+        unit, found = self.units[number], set()
+        for batch in read_batches(unit.path, [self.key], [unit.row_group], _BATCH_ROWS):
+            ids = batch.column(self.key)
+            found |= set(ids.filter(pa.array(to_keys(ids) == np.uint64(key))).to_pylist())
+        return sorted(found)
+
+    def _vectors(self, column: pa.Array, unit: Unit, row: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+        has_vector = np.asarray(column.is_valid())
+        present = column if has_vector.all() else column.filter(pa.array(has_vector))
+        if not pa.types.is_fixed_size_list(column.type):
+            lengths = pc.list_value_length(present).to_numpy(zero_copy_only=False)
+            uneven = np.flatnonzero(lengths != self.dim)
+            if len(uneven):
+                at = row + int(np.flatnonzero(has_vector)[uneven[0]])
+                raise InputError(
+                    f"{unit}, row {at}: column '{self.vector}' has {lengths[uneven[0]]} values, expected {self.dim} as "
+                    "in the first row; all vectors must have one length"
+                )
+        values = present.flatten()  # not .values, which ignores that the column may be a slice
+        if values.null_count:
+            raise InputError(f"{unit}: column '{self.vector}' has nulls inside a vector; fill or drop them")
+        flat = values.to_numpy().reshape(len(present), self.dim)
+        if len(present) == len(column):
+            return flat, has_vector
+        vectors = np.zeros((len(column), self.dim), flat.dtype)
+        vectors[has_vector] = flat
+        return vectors, has_vector
+
+
+def open_source(path: Path, *, key: str, vector: str, as_of: str = "") -> VectorSource:
+    """Reads the footers. InputError: no such file or column, other types, files that do not agree, no rows."""
+    units: list[Unit] = []
+    kinds: dict[str, pa.DataType] = {}
+    for file_path in parquet_files(path):
+        with open_parquet(file_path) as file:
+            found = file.schema_arrow
+            require_columns(found.names, [key, vector, *([as_of] if as_of else [])], where=str(file_path))
+            for name in (key, vector):
+                kind = found.field(name).type
+                if kinds.setdefault(name, kind) != kind:
+                    raise InputError(
+                        f"{file_path}: column '{name}' is {kind}, but {kinds[name]} in {parquet_files(path)[0]}; all "
+                        "files must agree"
+                    )
+            for group in range(file.metadata.num_row_groups):
+                units.append(Unit(file_path, group, file.metadata.row_group(group).num_rows))
+    units = [unit for unit in units if unit.num_rows]
+    if not units:
+        raise InputError(f"{path}: no rows")
+    try:
+        id_type = key_type(pa.array([], kinds[key]))
+    except InputError as error:
+        raise InputError(f"{units[0].path}: column '{key}': {error}")
+    return VectorSource(units, key, vector, as_of, id_type, _dim(units, vector, kinds[vector]))
+
+
+def _dim(units: list[Unit], column: str, kind: pa.DataType) -> int:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not is_list or kind.value_type not in _FLOATS:
+        raise InputError(f"{units[0].path}: column '{column}' is {kind}, expected lists of float16, float32 or float64")
+    if pa.types.is_fixed_size_list(kind):
+        return int(kind.list_size)
+    for unit in units:
+        for batch in read_batches(unit.path, [column], [unit.row_group], _BATCH_ROWS):
+            lengths = pc.list_value_length(batch.column(0)).drop_null()
+            if len(lengths):
+                if lengths[0].as_py() == 0:
+                    raise InputError(f"{unit}: column '{column}' starts with an empty vector")
+                return int(lengths[0].as_py())
+    raise InputError(f"{units[0].path}: column '{column}' holds nothing but nulls")
+
+
+def _times(column: pa.Array, where: str) -> npt.NDArray[np.int64]:
+    """[B] unix milliseconds of integers (taken as such) or timestamps."""
+    if column.null_count:
+        raise InputError(f"{where} has nulls; a snapshot needs its time")
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.timestamp("ms", column.type.tz), safe=False).cast(pa.int64())
+    if not pa.types.is_integer(column.type):
+        raise InputError(f"{where} is {column.type}, expected unix milliseconds or timestamps")
+    return column.cast(pa.int64()).to_numpy()

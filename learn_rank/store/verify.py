@@ -1,0 +1,60 @@
+"""Is every byte of a store still what was written, and does it hang together?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from learn_rank.errors import InputError
+from learn_rank.progress import progress_bar
+from learn_rank.store.files import AS_OF, KEYS, OFFSETS, SEGMENT_BYTES, StoreFacts, file_segments
+
+_BLOCK_KEYS = 1 << 22
+
+
+def verify_store(version: Path) -> StoreFacts:
+    """Reads all files of a version once. InputError naming the file and the bytes that are not what was written."""
+    facts = StoreFacts.read(version)
+    total = sum(recorded["size"] for recorded in facts.files.values())
+    with progress_bar(total=total, description=f"verify {version.name}", unit="B") as bar:
+        for name, recorded in facts.files.items():
+            path = version / name
+            size = path.stat().st_size if path.is_file() else -1
+            if size != recorded["size"]:
+                raise InputError(f"{path}: {max(size, 0)} bytes, expected {recorded['size']}; build the store again")
+            for (start, found), expected in zip(file_segments(path), recorded["xxh3_64"], strict=True):
+                end = min(start + SEGMENT_BYTES, size)
+                if found != expected:
+                    raise InputError(
+                        f"{path}: bytes {start} to {end - 1} are not those that were written; build the store again "
+                        "or use another version"
+                    )
+                bar.update(end - start)
+    _check_order(version, facts)
+    return facts
+
+
+def _check_order(version: Path, facts: StoreFacts) -> None:
+    """Keys ascend, and so do the snapshots of each: what every lookup relies on."""
+    for keys in _blocks(version / KEYS, "u8", facts.num_ids):
+        if (keys[1:] <= keys[:-1]).any():
+            raise InputError(f"{version / KEYS}: keys do not ascend; build the store again")
+    if not facts.has_as_of or not facts.num_rows:
+        return
+    offsets = np.memmap(version / OFFSETS, np.int64, "r")
+    as_of = np.memmap(version / AS_OF, np.int64, "r")
+    is_first = np.zeros(facts.num_rows, bool)
+    is_first[offsets[:-1]] = True
+    if not (is_first[1:] | (as_of[1:] > as_of[:-1])).all():
+        raise InputError(f"{version / AS_OF}: snapshots of an id do not ascend; build the store again")
+
+
+def _blocks(path: Path, kind: str, count: int) -> Iterator[np.ndarray]:
+    """The values of a file in blocks that share one value with the next."""
+    if not count:
+        return
+    values = np.memmap(path, kind, "r")
+    for start in range(0, count, _BLOCK_KEYS):
+        yield values[start : start + _BLOCK_KEYS + 1]

@@ -1,0 +1,219 @@
+"""A delta makes the next version: what changed has changed, the rest keeps its bits, old readers read on."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from learn_rank.artifact import lock
+from learn_rank.errors import InputError
+from learn_rank.store import spill
+from learn_rank.store.files import StoreFacts, current_version, versions
+from learn_rank.store.options import StoreOptions
+from learn_rank.store.reader import FrozenStore
+from learn_rank.store.refresh import drop_version, refresh_store, switch_version
+from learn_rank.store.source import open_source
+from learn_rank.store.verify import verify_store
+
+Write, Build = Callable[..., Path], Callable[..., Path]
+
+
+def refresh(store: Path, delta: Path, **options: str) -> StoreFacts:
+    chosen = StoreOptions(**options)
+    source = open_source(delta, key=chosen.key, vector=chosen.vector, as_of=chosen.as_of)
+    return refresh_store(store, source, chosen)
+
+
+def values(store: FrozenStore, ids: list, before: int | None = None) -> list[float]:
+    times = None if before is None else np.full(len(ids), before)
+    return store.lookup(pa.array(ids), times).vectors[:, 0].tolist()
+
+
+@pytest.fixture
+def base(tmp_path: Path, write_vectors: Write, build: Build) -> Path:
+    return build(write_vectors(tmp_path / "base.parquet", [1, 2, 3], [[1.0], [2.0], [3.0]]), tmp_path / "s")
+
+
+# Known answers
+
+
+def test_changed_added_and_removed_ids(tmp_path: Path, base: Path, write_vectors: Write) -> None:
+    old = FrozenStore(base)
+    delta = write_vectors(tmp_path / "d.parquet", [2, 9, 3], [[20.0], [9.0], None])
+    facts = refresh(base, delta)
+    assert facts.notes == {"added": 1, "changed": 1, "removed": 1}
+    assert facts.parent == old.fingerprint
+    new = FrozenStore(base)
+    assert values(new, [1, 2, 3, 9]) == [1, 20, 0, 9]
+    assert new.lookup(pa.array([1, 2, 3, 9])).mask.tolist() == [True, True, False, True]
+    assert values(old, [1, 2, 3, 9]) == [1, 2, 3, 0]
+    assert (old.version, new.version, versions(base)) == ("v1", "v2", ["v1", "v2"])
+    verify_store(base / "v2")
+
+
+def test_snapshots_are_added_changed_and_removed_one_by_one(tmp_path: Path, write_vectors: Write, build: Build) -> None:
+    source = write_vectors(tmp_path / "a.parquet", [1, 1, 2], [[10.0], [11.0], [20.0]], as_of=[5, 8, 5])
+    store = build(source, tmp_path / "s", as_of="as_of")
+    delta = write_vectors(tmp_path / "d.parquet", [1, 1, 2, 3], [[12.0], None, [21.0], [30.0]], as_of=[9, 8, 5, 1])
+    assert refresh(store, delta, as_of="as_of").notes == {"added": 2, "changed": 1, "removed": 1}
+    new = FrozenStore(store)
+    assert [values(new, [1, 2, 3], before) for before in (5, 9, 10)] == [[0, 0, 30], [10, 21, 30], [12, 21, 30]]
+
+
+def test_a_version_is_used_until_another_is_and_dropped_on_request(
+    tmp_path: Path, base: Path, write_vectors: Write
+) -> None:
+    refresh(base, write_vectors(tmp_path / "d.parquet", [1], [[7.0]]))
+    newest = FrozenStore(base)
+    switch_version(base, "v1")
+    assert values(FrozenStore(base), [1]) == [1]
+    assert values(FrozenStore(base, version="v2"), [1]) == [7]
+    drop_version(base, "v2")
+    assert versions(base) == ["v1"]
+    assert values(newest, [1]) == [7]  # it is still open here
+    with pytest.raises(InputError, match="no version 'v2'; it has v1"):
+        switch_version(base, "v2")
+    with pytest.raises(InputError, match="v1 is in use"):
+        drop_version(base, "v1")
+
+
+# Laws
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+@pytest.mark.parametrize("as_of", ["", "as_of"])
+def test_a_refreshed_store_equals_one_built_from_the_result(
+    tmp_path: Path, write_vectors: Write, build: Build, monkeypatch: pytest.MonkeyPatch, dtype: str, as_of: str
+) -> None:
+    monkeypatch.setattr(spill, "_PART_BYTES", 3000)
+    rng = np.random.default_rng(3)
+    pool = rng.permutation([(user, time) for user in range(300) for time in (range(4) if as_of else (0,))])
+    vectors = {tuple(pair): rng.normal(size=5) for pair in pool}
+    half = len(pool) // 2
+
+    def write(name: str, pairs: np.ndarray, removed: int = 0) -> Path:
+        rows = [vectors[tuple(pair)] for pair in pairs]
+        rows[:removed] = [None] * removed
+        return write_vectors(tmp_path / name, pairs[:, 0], rows, as_of=pairs[:, 1], row_group_size=97)
+
+    store = build(write("base.parquet", pool[:half]), tmp_path / "s", as_of=as_of, dtype=dtype)
+    changed, removed = pool[20:60], pool[:20]
+    for pair in changed:
+        vectors[tuple(pair)] = rng.normal(size=5)
+    delta = np.concatenate([removed, changed, pool[half:]])
+    facts = refresh(store, write("delta.parquet", delta, removed=20), as_of=as_of, dtype=dtype)
+    expected = build(write("all.parquet", pool[20:]), tmp_path / "expected", as_of=as_of, dtype=dtype)
+    assert facts.fingerprint == StoreFacts.read(expected / "v1").fingerprint
+    assert facts.notes == {"added": len(pool) - half, "changed": 40, "removed": 20}
+
+
+_REFRESHES = """
+import sys
+from learn_rank.store import spill
+from learn_rank.cli.main import main
+spill._PART_BYTES = 1 << 12
+main(["store", "refresh", *sys.argv[1:]])
+"""
+
+
+def test_a_killed_refresh_leaves_the_store_as_it_was(tmp_path: Path, write_vectors: Write, build: Build) -> None:
+    ids = np.arange(3000)
+    store = build(write_vectors(tmp_path / "a.parquet", ids, ids[:, None] + 1.0), tmp_path / "s", dtype="float32")
+    delta = write_vectors(tmp_path / "d.parquet", ids[::2], -ids[::2, None] - 1.0)
+    arguments = [sys.executable, "-c", _REFRESHES, f"store={store}", f"input={delta}"]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not (store / ".refresh" / "rows.bin").is_file():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert (current_version(store), versions(store)) == ("v1", ["v1"])
+    assert values(FrozenStore(store), [4, 5]) == [5, 6]
+    subprocess.run(arguments, check=True, capture_output=True)
+    assert values(FrozenStore(store), [4, 5]) == [-5, 6]
+    assert not list(store.glob(".*"))
+
+
+# Bad input
+
+
+def test_a_delta_that_does_not_belong_is_refused_and_changes_nothing(
+    tmp_path: Path, base: Path, write_vectors: Write
+) -> None:
+    cases = [
+        (write_vectors(tmp_path / "a.parquet", ["x"], [[1.0]]), "keys: string, but int64 in"),
+        (write_vectors(tmp_path / "b.parquet", [1], [[1.0, 2.0]]), "dimensions: 2, but 1 in"),
+        (write_vectors(tmp_path / "c.parquet", [1, 7], [[1.0], None]), "1 removed ids are not in the store, first 7"),
+        (write_vectors(tmp_path / "d.parquet", [1, 1], [[1.0], [2.0]]), "1 duplicate ids, first 1"),
+        (write_vectors(tmp_path / "e.parquet", [1], [[np.nan]]), r"e\.parquet, row group 0: 1 vectors are NaN"),
+        (write_vectors(tmp_path / "f.parquet", [1], [[0.0]]), "1 vectors are zero, first id 1"),
+    ]
+    for delta, message in cases:
+        with pytest.raises(InputError, match=message):
+            refresh(base, delta)
+    with pytest.raises(InputError, match="snapshots by time: True, but False in"):
+        refresh(base, write_vectors(tmp_path / "g.parquet", [1], [[1.0]], as_of=[3]), as_of="as_of")
+    assert versions(base) == ["v1"]
+    assert not [path for path in base.iterdir() if path.name.startswith(".")]
+
+
+def test_two_refreshes_at_once_are_refused(tmp_path: Path, base: Path, write_vectors: Write) -> None:
+    delta = write_vectors(tmp_path / "d.parquet", [1], [[5.0]])
+    with lock(base.with_name(f".{base.name}.lock")), pytest.raises(InputError, match="another process is writing"):
+        refresh(base, delta)
+
+
+def test_a_flipped_byte_is_found_in_every_file(tmp_path: Path, write_vectors: Write, build: Build) -> None:
+    source = write_vectors(tmp_path / "a.parquet", [1, 1, 2], [[1.0, 2], [3.0, 4], [5.0, 6]], as_of=[1, 2, 3])
+    folder = build(source, tmp_path / "s", as_of="as_of", dtype="int8") / "v1"
+    verify_store(folder)
+    names = sorted(StoreFacts.read(folder).files)
+    assert names == ["as_of.i64", "buckets.u32", "keys.u64", "offsets.i64", "rows.bin", "scales.f32"]
+    for name in names:
+        whole = (folder / name).read_bytes()
+        damaged = bytearray(whole)
+        damaged[len(whole) // 2] ^= 1
+        (folder / name).write_bytes(damaged)
+        with pytest.raises(InputError, match=rf"{name}: bytes 0 to {len(whole) - 1} are not those that were written"):
+            verify_store(folder)
+        (folder / name).write_bytes(whole[:-1])
+        with pytest.raises(InputError, match=rf"{name}: {len(whole) - 1} bytes, expected {len(whole)}"):
+            verify_store(folder)
+        (folder / name).write_bytes(whole)
+    text = (folder / "store.json").read_text()
+    (folder / "store.json").write_text(text.replace('"num_ids": 2', '"num_ids": 1'))
+    with pytest.raises(InputError, match="was edited or damaged"):
+        verify_store(folder)
+
+
+def test_the_segment_of_a_damaged_byte_is_named(
+    tmp_path: Path, write_vectors: Write, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from learn_rank.store import files, verify
+
+    for module in (files, verify):
+        monkeypatch.setattr(module, "SEGMENT_BYTES", 64)
+    folder = build(write_vectors(tmp_path / "a.parquet", range(100), np.ones((100, 3))), tmp_path / "s") / "v1"
+    assert len(verify_store(folder).files["rows.bin"]["xxh3_64"]) == 10
+    with (folder / "rows.bin").open("r+b") as stream:
+        stream.seek(130)
+        stream.write(b"\0\0")
+    with pytest.raises(InputError, match=r"rows\.bin: bytes 128 to 191 are not"):
+        verify_store(folder)
+
+
+def test_vectors_of_a_refresh_equal_plain_rows(tmp_path: Path, base: Path, write_vectors: Write) -> None:
+    refresh(base, write_vectors(tmp_path / "d.parquet", [9], [[9.0]]))
+    store = FrozenStore(base)
+    assert torch.equal(store.vectors(torch.arange(4)), store.all_vectors())
