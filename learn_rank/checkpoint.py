@@ -1,51 +1,84 @@
 """Sharded checkpoints that survive a kill at any moment and load on another number of ranks.
 
 directory/
-  pointers.json          {"latest": "checkpoint-7", "best": "checkpoint-5"}, replaced in one rename
-  checkpoint-5/          torch.distributed.checkpoint files + meta.json
+  pointers.json          {"latest": "checkpoint-7", "best": "checkpoint-4", "kept": ["checkpoint-6", "checkpoint-7"]}
+  checkpoint-4/          torch.distributed.checkpoint files + meta.json
+  checkpoint-6/
   checkpoint-7/
   .partial/              a save under way, or killed: nothing reads it
+
+A folder gets its number in one rename, when it is whole; then pointers.json is replaced in another. Where a folder that
+is pointed to is gone, the newest one takes its place: to get past a damaged checkpoint, delete it.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-from learn_rank.artifact import fsync, write_json
+from learn_rank.artifact import file_checksum, fingerprint, fsync, write_json
 from learn_rank.distributed import on_main
 from learn_rank.errors import InputError
+from learn_rank.progress import note
 
 LATEST, BEST = "latest", "best"
+_KEPT = "kept"
 _POINTERS, _META, _PARTIAL, _PREFIX = "pointers.json", "meta.json", ".partial", "checkpoint-"
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_PROBE_BYTES = 1 << 20
 
 
-def save(directory: Path, state: dict[str, Any], meta: dict[str, Any], *, is_best: bool) -> None:
+class DiskFullError(InputError):
+    """A checkpoint was not saved for want of space; nothing of it is left, and those before it are as they were."""
+
+
+def save(
+    directory: Path,
+    state: dict[str, Any],
+    meta: dict[str, Any],
+    *,
+    is_best: bool,
+    keep: int = 2,
+    tensor_by_tensor: bool = False,
+    group: ProcessGroup | None = None,
+) -> None:
     """Saves tensors (sharded or replicated) in `state` and JSON-able `meta`; all ranks call it together.
 
-    The latest and the best checkpoint are kept, older ones are removed once the new one can be found. Only tensors may
-    be in state: torch.distributed.checkpoint does not load plain values on another number of ranks.
+    The `keep` newest checkpoints and the best one are kept, older ones are removed once the new one can be found. Only
+    tensors may be in state: torch.distributed.checkpoint does not load plain values on another number of ranks.
+
+    A rank writes one file, and until it is whole torch holds a copy in memory of every tensor that lies on a GPU or is
+    a view of others' memory, as tables are; with tensor_by_tensor, a file for each, and one copy at a time. `group` is
+    what the ranks talk over. A full disk is a DiskFullError on every rank.
     """
-    partial = directory / _PARTIAL
-    on_main(lambda: _start(partial))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        state_dict_saver.save(state, checkpoint_id=partial)
-    on_main(lambda: _publish(directory, meta, is_best))
+    try:
+        on_main(lambda: _start(directory), group)
+        writer = FileSystemWriter(directory / _PARTIAL, single_file_per_rank=not tensor_by_tensor)
+        state_dict_saver.save(state, storage_writer=writer, process_group=group)
+        on_main(lambda: _publish(directory, meta, is_best, keep), group)
+    except (Exception, CheckpointException) as error:  # whatever of the three fails on one rank, fails on all
+        disk_is_full = on_main(partial(_clean_up, directory, error), group)
+        if disk_is_full is not None:
+            raise DiskFullError(disk_is_full)
+        raise
 
 
 def read_meta(directory: Path, pointer: str = LATEST) -> dict[str, Any] | None:
     """The meta of the latest or best checkpoint; None if there is none yet."""
-    name = _read_pointers(directory).get(pointer)
+    name = _find(directory, pointer)
     if name is None:
         return None
-    meta: dict[str, Any] = json.loads((directory / name / _META).read_text())
+    meta: dict[str, Any] = _read_record(directory / name)["meta"]
     return meta
 
 
@@ -53,45 +86,142 @@ def load(directory: Path, state: dict[str, Any], pointer: str = LATEST) -> None:
     """Fills the tensors in `state` in place; all ranks call it together.
 
     `state` may name fewer tensors than were saved, and be sharded in another way. Every tensor it names must have been
-    saved: create optimizer state before, or there is nothing to fill. InputError: a tensor of another name or shape.
+    saved: create optimizer state before, or there is nothing to fill. InputError: a tensor of another name or shape, or
+    files that are not those that were saved; which checkpoint can be used instead is said.
     """
-    name = _read_pointers(directory).get(pointer)
+    name = _find(directory, pointer)
     if name is None:
         raise InputError(f"{directory}: holds no finished checkpoint; run `learn-rank train` first")
+    on_main(lambda: _check(directory, name, pointer))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             state_dict_loader.load(state, checkpoint_id=directory / name)
         except CheckpointException as error:
             reason = next(iter(error.failures.values()))[0]
-            raise InputError(f"{directory / name}: does not fit this model or is damaged ({reason})")
+            raise InputError(f"{directory / name}: does not fit this model ({reason})")
 
 
-def _read_pointers(directory: Path) -> dict[str, str]:
+def _start(directory: Path) -> None:
+    _remove_unnamed(directory)
+    (directory / _PARTIAL).mkdir(parents=True)
+
+
+def _publish(directory: Path, meta: dict[str, Any], is_best: bool, keep: int) -> None:
+    work = directory / _PARTIAL
+    record = {"meta": meta, "files": _file_checksums(work)}
+    write_json(work / _META, {**record, "fingerprint": fingerprint(**record)})
+    fsync(work)
+    best = _find(directory, BEST)
+    kept = [name for name in _read_pointers(directory).get(_KEPT, []) if (directory / name).is_dir()]
+    name = f"{_PREFIX}{max(map(_number, _folders(directory)), default=0) + 1}"
+    work.rename(directory / name)
+    fsync(directory)
+    pointers = {LATEST: name, BEST: name if is_best else best, _KEPT: [*kept, name][-keep:]}
+    write_json(directory / _POINTERS, pointers)
+    fsync(directory)
+    _remove_unnamed(directory)
+
+
+def _remove_unnamed(directory: Path) -> None:
+    """Removes a killed save, a checkpoint that was never pointed to, and those that are pointed to no more."""
+    named = {_find(directory, LATEST), _find(directory, BEST), *_read_pointers(directory).get(_KEPT, [])}
+    for folder in [directory / _PARTIAL, *_folders(directory)]:
+        if folder.name not in named:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _clean_up(directory: Path, error: BaseException) -> str | None:
+    """Removes what a failed save left; says so if it failed on a full disk."""
+    is_full = _is_disk_full(error, directory / _PARTIAL)
+    _remove_unnamed(directory)
+    if not is_full:
+        return None
+    survivor = _find(directory, LATEST)
+    found = "there is no earlier one" if survivor is None else f"{survivor} is intact"
+    return f"{directory}: the disk is full and a checkpoint was not saved, {found}; free some space"
+
+
+def _is_disk_full(error: BaseException, folder: Path) -> bool:
+    """PyTorch says "no space left" in many ways, and a quota is not in the free bytes of a disk: try to write."""
+    failures: list[BaseException] = [error]
+    if isinstance(error, CheckpointException):
+        failures = [failure for failure, _ in error.failures.values()]
+    if any(isinstance(failure, OSError) and failure.errno in _DISK_FULL for failure in failures):
+        return True
+    try:
+        (folder / "probe").write_bytes(bytes(_PROBE_BYTES))
+    except OSError as failure:
+        return failure.errno in _DISK_FULL
+    return False
+
+
+def _find(directory: Path, pointer: str) -> str | None:
+    """The name of the checkpoint that is pointed to, of the newest if that one is gone; None: there is none."""
+    pointers = _read_pointers(directory)
+    name: str | None = pointers.get(pointer)
+    if pointers and name is None:  # no epoch is finished yet, so none is best
+        return None
+    if name is not None and (directory / name).is_dir():
+        return name
+    return next(iter(_newest_first(directory)), None)
+
+
+def _newest_first(directory: Path) -> list[str]:
+    whole = [folder for folder in _folders(directory) if (folder / _META).is_file()]
+    return [folder.name for folder in sorted(whole, key=_number, reverse=True)]
+
+
+def _folders(directory: Path) -> list[Path]:
+    return [folder for folder in directory.glob(f"{_PREFIX}*") if folder.name.removeprefix(_PREFIX).isdigit()]
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name.removeprefix(_PREFIX))
+
+
+def _read_pointers(directory: Path) -> dict[str, Any]:
     path = directory / _POINTERS
-    pointers: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        pointers: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); delete it, and the newest checkpoint is taken")
     return pointers
 
 
-def _start(partial: Path) -> None:
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+def _check(directory: Path, name: str, pointer: str) -> None:
+    """InputError if a file of the checkpoint is not what was saved; a note if it stands in for one that is gone."""
+    files, found = _read_record(directory / name)["files"], _file_checksums(directory / name)
+    for file, expected in files.items():
+        if found.get(file) != expected:
+            raise _damaged(directory / name, f"{file} is {'not what was saved' if file in found else 'missing'}")
+    named = _read_pointers(directory).get(pointer)
+    if named != name:
+        note(f"{directory}: the {pointer} checkpoint{f' {named}' if named else ''} is gone; {name} takes its place")
 
 
-def _publish(directory: Path, meta: dict[str, Any], is_best: bool) -> None:
-    partial, pointers = directory / _PARTIAL, _read_pointers(directory)
-    number = int(pointers.get(LATEST, f"{_PREFIX}0").removeprefix(_PREFIX)) + 1
-    name = f"{_PREFIX}{number}"
-    write_json(partial / _META, meta)
-    fsync(partial)
-    shutil.rmtree(directory / name, ignore_errors=True)  # renamed by a run that died before it was pointed to
-    partial.rename(directory / name)
-    fsync(directory)
-    pointers[LATEST] = name
-    if is_best:
-        pointers[BEST] = name
-    write_json(directory / _POINTERS, pointers)
-    fsync(directory)
-    for old in directory.glob(f"{_PREFIX}*"):
-        if old.name not in pointers.values():
-            shutil.rmtree(old)
+def _read_record(folder: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads((folder / _META).read_text())
+        is_whole = record.pop("fingerprint") == fingerprint(**record)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(folder, f"{_META}: {error}")
+    if not is_whole:
+        raise _damaged(folder, f"{_META} was changed or made by another version of learn-rank")
+    return record
+
+
+def _file_checksums(folder: Path) -> dict[str, str]:
+    return {path.name: file_checksum(path) for path in sorted(folder.iterdir()) if path.name != _META}
+
+
+def _damaged(folder: Path, what: str) -> InputError:
+    others = [name for name in _newest_first(folder.parent) if name != folder.name]
+    advice = (
+        f"delete this folder, and {others[0]} takes its place"
+        if others
+        else f"there is no other checkpoint: delete {folder.parent} and train again"
+    )
+    return InputError(f"{folder}: damaged ({what}); {advice}")

@@ -21,6 +21,7 @@ from learn_rank.errors import InputError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+_GROUP_TIMEOUT_SECONDS = 3600  # between ranks that write checkpoints of unequal size to slow disks
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,20 @@ def process_group(*, timeout_seconds: int = 600) -> Iterator[Process]:
         dist.destroy_process_group()
 
 
-def on_main(function: Callable[[], T]) -> T:
-    """Runs function on rank 0 and gives its (picklable) result to every rank; if it fails, every rank raises."""
-    world_size = dist.get_world_size() if dist.is_initialized() else 1
-    if world_size == 1:
+def new_group() -> dist.ProcessGroup:
+    """A further Gloo group of all ranks: for a thread, whose collectives must not mix with those of training.
+
+    All ranks call it together; it is gone with the process group.
+    """
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=_GROUP_TIMEOUT_SECONDS))
+
+
+def on_main(function: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+    """Runs function on rank 0 and gives its (picklable) result to every rank; if it fails, every rank raises.
+
+    group: what the ranks talk over, here and below; the process group unless another one of all ranks is given.
+    """
+    if num_ranks() == 1:
         return function()
     # (result, InputError message, other failure)
     outcome: list[tuple[T | None, str | None, str | None]] = [(None, None, None)]
@@ -86,7 +97,7 @@ def on_main(function: Callable[[], T]) -> T:
             failure = error
             is_input = isinstance(error, InputError)
             outcome = [(None, str(error) if is_input else None, None if is_input else repr(error))]
-    dist.broadcast_object_list(outcome, src=0)
+    dist.broadcast_object_list(outcome, src=0, group=group)
     if failure is not None:
         raise failure
     result, input_error, other_error = outcome[0]
@@ -97,19 +108,24 @@ def on_main(function: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
-def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """Sum of a tensor over all ranks, in place; the tensor lies on the process's device."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(values)
+def num_ranks() -> int:
+    """How many ranks there are; 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def sum_over_ranks(values: torch.Tensor, group: dist.ProcessGroup | None = None) -> torch.Tensor:
+    """Sum of a tensor over all ranks, in place; it lies on the process's device (on the CPU for a Gloo group)."""
+    if num_ranks() > 1:
+        dist.all_reduce(values, group=group)
     return values
 
 
 def gather_equal(array: npt.NDArray[np.float32], device: torch.device) -> list[npt.NDArray[np.float32]]:
     """The arrays of all ranks in rank order; all must have one shape."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if num_ranks() == 1:
         return [array]
     mine = torch.from_numpy(array).to(device)
-    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    parts = [torch.empty_like(mine) for _ in range(num_ranks())]
     dist.all_gather(parts, mine)
     return [part.cpu().numpy() for part in parts]
 

@@ -1,18 +1,21 @@
-"""checkpoint: keeps latest and best, survives a kill at any moment, refuses what does not fit."""
+"""checkpoint: keeps the newest and the best, survives kills, full disks and damage, refuses what does not fit."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
 from learn_rank import checkpoint
 from learn_rank.distributed import process_group
@@ -25,8 +28,20 @@ def group() -> Iterator[None]:
         yield
 
 
-def save(directory: Path, value: float, *, is_best: bool = False) -> None:
-    checkpoint.save(directory, {"w": torch.full((3,), value)}, {"value": value}, is_best=is_best)
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a file system is not permitted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def save(directory: Path, value: float, *, is_best: bool = False, keep: int = 2) -> None:
+    checkpoint.save(directory, {"w": torch.full((3,), value)}, {"value": value}, is_best=is_best, keep=keep)
 
 
 def value(directory: Path, pointer: str = checkpoint.LATEST) -> float:
@@ -37,12 +52,20 @@ def value(directory: Path, pointer: str = checkpoint.LATEST) -> float:
     return state["w"][0].item()
 
 
-def test_latest_and_best_are_kept_and_older_ones_removed(tmp_path: Path) -> None:
-    for number, is_best in enumerate([True, True, False, False]):
-        save(tmp_path, number, is_best=is_best)
-    assert value(tmp_path) == 3
-    assert value(tmp_path, checkpoint.BEST) == 1
-    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+def folders(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir() if path.is_dir())
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(1, [2, 5]), (2, [2, 4, 5]), (3, [2, 3, 4, 5]), (9, [1, 2, 3, 4, 5])])
+def test_the_newest_and_the_best_are_kept_and_older_ones_removed(tmp_path: Path, keep: int, kept: list[int]) -> None:
+    for number in (1, 2, 3, 4, 5):
+        save(tmp_path, number, is_best=number <= 2, keep=keep)
+    assert value(tmp_path) == 5
+    assert value(tmp_path, checkpoint.BEST) == 2
+    assert folders(tmp_path) == [f"checkpoint-{number}" for number in kept]
+    pointers = json.loads((tmp_path / "pointers.json").read_text())
+    assert (pointers["latest"], pointers["best"]) == ("checkpoint-5", "checkpoint-2")
+    assert {pointers["best"], *pointers["kept"]} == set(folders(tmp_path))
 
 
 def test_a_folder_without_checkpoint_has_no_meta(tmp_path: Path) -> None:
@@ -113,13 +136,106 @@ def test_loading_nothing_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("state", [{"w": torch.zeros(4)}, {"other": torch.zeros(3)}])
 def test_a_tensor_that_was_not_saved_so_is_refused(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     save(tmp_path, 1)
-    with pytest.raises(InputError, match="checkpoint-1: does not fit this model or is damaged"):
+    with pytest.raises(InputError, match="checkpoint-1: does not fit this model"):
         checkpoint.load(tmp_path, state)
 
 
-def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+def truncate(folder: Path) -> None:
+    file = folder / "__0_0.distcp"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flip(name: str) -> Callable[[Path], None]:
+    def flip_a_bit(folder: Path) -> None:
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / name).write_bytes(content)
+
+    return flip_a_bit
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    r"__0_0\.distcp is not what was saved": truncate,
+    r"\.metadata is not what was saved": flip(".metadata"),
+    r"meta\.json": flip("meta.json"),
+    r"__0_0\.distcp is missing": lambda folder: (folder / "__0_0.distcp").unlink(),
+    r"\.metadata is missing": lambda folder: (folder / ".metadata").unlink(),
+    r"meta\.json: \[Errno 2\]": lambda folder: (folder / "meta.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+@pytest.mark.parametrize("pointer", [checkpoint.LATEST, checkpoint.BEST])
+def test_after_damage_it_is_enough_to_delete_the_folder_that_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str, pointer: str
+) -> None:
+    for number in (1, 2, 3):
+        save(tmp_path, number, is_best=number == 3)
+    DAMAGE[what](tmp_path / "checkpoint-3")
+    expected = rf"checkpoint-3: damaged \(.*{what}.*\); delete this folder, and checkpoint-2 takes its place"
+    with pytest.raises(InputError, match=expected):
+        value(tmp_path, pointer)
+    shutil.rmtree(tmp_path / "checkpoint-3")
+    assert value(tmp_path, pointer) == 2
+    assert f"the {pointer} checkpoint checkpoint-3 is gone; checkpoint-2 takes its place" in capsys.readouterr().err
+    save(tmp_path, 4)
+    assert value(tmp_path) == 4
+    assert value(tmp_path, checkpoint.BEST) == 2
+
+
+def test_damage_to_the_only_checkpoint_says_that_there_is_no_other(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    for file in (tmp_path / "checkpoint-1").glob("*.distcp"):
-        file.write_bytes(file.read_bytes()[:20])
-    with pytest.raises(InputError, match="does not fit this model or is damaged"):
-        checkpoint.load(tmp_path, {"w": torch.zeros(3)})
+    truncate(tmp_path / "checkpoint-1")
+    with pytest.raises(InputError, match=f"there is no other checkpoint: delete {tmp_path} and train again"):
+        value(tmp_path)
+
+
+def test_damaged_pointers_can_be_deleted_too(tmp_path: Path) -> None:
+    for number in (1, 2):
+        save(tmp_path, number, is_best=number == 1)
+    (tmp_path / "pointers.json").write_text('{"latest": "check')
+    with pytest.raises(InputError, match=r"pointers\.json: damaged .*; delete it, and the newest checkpoint is taken"):
+        value(tmp_path)
+    (tmp_path / "pointers.json").unlink()
+    assert value(tmp_path) == 2
+    assert value(tmp_path, checkpoint.BEST) == 2
+
+
+def test_a_folder_that_the_user_renamed_is_left_alone(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (tmp_path / "checkpoint-1").rename(tmp_path / "checkpoint-1.bad")
+    for number in (2, 3, 4):
+        save(tmp_path, number)
+    assert (tmp_path / "checkpoint-1.bad" / "meta.json").is_file()
+    assert value(tmp_path) == 4
+
+
+MEBIBYTE = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("num_floats", "meta"), [(MEBIBYTE, {}), (3, {"value": "x" * 8 * MEBIBYTE})], ids=["tensors", "meta"]
+)
+def test_on_a_full_disk_nothing_is_left_of_the_save_and_the_last_one_is_intact(
+    small_disk: Path, num_floats: int, meta: dict[str, str]
+) -> None:
+    run = small_disk / "run"
+    with pytest.raises(checkpoint.DiskFullError, match=f"{run}: the disk is full .* there is no earlier one; free"):
+        checkpoint.save(run, {"w": torch.ones(num_floats)}, meta, is_best=True)
+    save(run, 1)
+    free = shutil.disk_usage(run).free
+    with pytest.raises(checkpoint.DiskFullError, match=r"disk is full .* not saved, checkpoint-1 is intact; free"):
+        checkpoint.save(run, {"w": torch.ones(num_floats)}, meta, is_best=True)
+    assert folders(run) == ["checkpoint-1"]
+    assert shutil.disk_usage(run).free == free
+    assert value(run) == 1
+    save(run, 2)
+    assert value(run) == 2
+
+
+def test_a_save_that_fails_on_a_roomy_disk_does_not_speak_of_the_disk(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    with pytest.raises(CheckpointException):
+        checkpoint.save(tmp_path, {"w": torch.ones(3), "plain": lambda: None}, {}, is_best=False)
+    assert folders(tmp_path) == ["checkpoint-1"]
+    assert value(tmp_path) == 1

@@ -12,7 +12,15 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from learn_rank.distributed import gather_equal, on_main, process_group, sum_over_ranks, thread_advice
+from learn_rank.distributed import (
+    gather_equal,
+    new_group,
+    num_ranks,
+    on_main,
+    process_group,
+    sum_over_ranks,
+    thread_advice,
+)
 from learn_rank.errors import InputError
 
 CPU = torch.device("cpu")
@@ -23,6 +31,7 @@ def refuse() -> int:
 
 
 def test_helpers_work_without_any_group() -> None:
+    assert num_ranks() == 1
     assert on_main(lambda: 7) == 7
     assert sum_over_ranks(torch.tensor([2.0])).item() == 2
     (only,) = gather_equal(np.ones(3, np.float32), CPU)
@@ -46,6 +55,14 @@ def test_a_group_made_by_the_caller_is_used_and_kept() -> None:
         assert dist.is_initialized()
 
 
+def test_helpers_take_a_group_of_their_own_on_one_process() -> None:
+    with process_group():
+        group = new_group()
+        assert group is not dist.group.WORLD
+        assert on_main(lambda: 7, group) == 7
+        assert sum_over_ranks(torch.tensor([2.0]), group).item() == 2
+
+
 def test_thread_advice_names_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     assert thread_advice(1, CPU) is None
@@ -57,9 +74,10 @@ def test_thread_advice_names_what_to_set(monkeypatch: pytest.MonkeyPatch) -> Non
 
 _RANK = """
 import json, os, sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np, torch
-from learn_rank.distributed import gather_equal, on_main, process_group, sum_over_ranks
+from learn_rank.distributed import gather_equal, new_group, num_ranks, on_main, process_group, sum_over_ranks
 from learn_rank.errors import InputError
 
 def refuse():
@@ -73,6 +91,12 @@ with process_group(timeout_seconds=60) as process:
     if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and process.rank == 1:
         os._exit(1)
     found = {"total": total, "from_main": on_main(lambda: ["rank", process.rank])}
+    group = new_group()
+    with ThreadPoolExecutor(1) as thread:  # while both threads of a rank talk to the other rank's, nothing is mixed up
+        others = thread.submit(lambda: [on_main(lambda: i, group) for i in range(300)])
+        found["sums"] = [sum_over_ranks(torch.tensor([i])).item() for i in range(300)]
+        found["others"] = others.result()
+    found["num_ranks"] = num_ranks()
     parts = gather_equal(np.full(2, process.rank, np.float32), process.device)
     found["parts"] = [part.tolist() for part in parts]
     for name, function in {"input": refuse, "bug": divide}.items():
@@ -102,6 +126,9 @@ def test_two_ranks_agree_and_join_again_after_a_restart(tmp_path: Path) -> None:
         assert found["attempt"] == "1"
         assert found["total"] == 3
         assert found["from_main"] == ["rank", 0]
+        assert found["sums"] == list(range(0, 600, 2))
+        assert found["others"] == list(range(300))
+        assert found["num_ranks"] == 2
         assert found["parts"] == [[0, 0], [1, 1]]
         assert found["input"] == "InputError: no such file"
     assert ranks[0]["bug"] == "ZeroDivisionError: division by zero"

@@ -1,6 +1,10 @@
-"""Arrow columns of prepared interactions -> checked numpy arrays and a KeyedJaggedTensor, without Python lists."""
+"""Which columns does a ranker read? Arrow columns of prepared interactions -> checked numpy arrays, without a copy."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -9,8 +13,11 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from learn_rank.errors import InputError
-from learn_rank.io import require_columns, to_numpy
+from learn_rank.io import require_columns
 from learn_rank.schema import DENSE_PREFIX, FOLD, ITEM_ID, SPARSE_PREFIX, TIMESTAMP, USER_ID, FeatureSet, SparseFeature
+
+Array = npt.NDArray[np.generic]
+Int64Array = npt.NDArray[np.int64]
 
 
 def feature_columns(features: FeatureSet, *, with_ids: bool) -> list[str]:
@@ -24,67 +31,63 @@ def feature_columns(features: FeatureSet, *, with_ids: bool) -> list[str]:
 def check_schema(schema: pa.Schema, features: FeatureSet, columns: list[str], *, where: str) -> None:
     """InputError for a column that is missing or of a type that cannot be what features.json says."""
     require_columns(schema.names, columns, where=where)
-    for feature in features.sparse:
-        kind = schema.field(SPARSE_PREFIX + feature.name).type
-        is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-        if is_list != feature.is_list or not pa.types.is_integer(kind.value_type if is_list else kind):
-            expected = "list<int64>" if feature.is_list else "int64"
-            raise InputError(f"{where}: column '{SPARSE_PREFIX}{feature.name}' is {kind}, expected {expected}")
+    lists = {SPARSE_PREFIX + feature.name: feature.is_list for feature in features.sparse}
+    for name in columns:
+        kind = schema.field(name).type
+        if name in lists:
+            is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+            is_right = is_list == lists[name] and pa.types.is_integer(kind.value_type if is_list else kind)
+            expected = "list<int64>" if lists[name] else "int64"
+        elif name in (USER_ID, ITEM_ID):
+            continue  # the stores know the type of their ids
+        elif name in (TIMESTAMP, FOLD):
+            is_right, expected = pa.types.is_integer(kind), "int64"
+        else:
+            is_right, expected = pa.types.is_integer(kind) or pa.types.is_floating(kind), "a number"
+        if not is_right:
+            raise InputError(f"{where}: column '{name}' is {kind}, expected {expected}; run `learn-rank prepare` again")
 
 
-def check_rows(rows: pa.RecordBatch, features: FeatureSet, *, path: str, first_row: int) -> None:
-    """InputError naming file, column and row for a value the model must not see.
+class Ragged(NamedTuple):
+    """A list column: values [N], of which row b of B has those from offsets[b] to offsets[b + 1] - 1."""
 
-    Those are labels outside {0, 1}, dense values that are NaN or infinite, and table rows out of range: the fused
-    kernel would print a line and train row 0 instead. first_row is the number of the first of these rows in the file.
+    values: Int64Array
+    offsets: Int64Array
+
+
+@dataclass(frozen=True)
+class LogRows:
+    """B rows of a log that the model may see: one array or Ragged per feature, in the order of the feature set.
+
+    single: [B] of each feature with one table row per interaction; lists: of those with a list. dense [B] each.
     """
-    for feature in features.sparse:
-        values, offsets = ragged(rows.column(SPARSE_PREFIX + feature.name), f"{path}: column 'sparse.{feature.name}'")
-        bad = np.flatnonzero((values < 0) | (values >= feature.num_embeddings))
-        if len(bad):
-            row = int(bad[0]) if offsets is None else int(np.searchsorted(offsets, bad[0], side="right")) - 1
-            raise InputError(
-                f"{path}: column 'sparse.{feature.name}', row {first_row + row} is {values[bad[0]]}, expected 0 to "
-                f"{feature.num_embeddings - 1}; run `learn-rank prepare` again"
-            )
-    for name in features.dense:
-        where = f"{path}: column '{DENSE_PREFIX}{name}'"
-        dense = to_numpy(rows.column(DENSE_PREFIX + name), where=where)
-        _refuse(~np.isfinite(dense), dense, where, first_row, "a finite number; fill it in the recipe")
-    for name in dict.fromkeys([features.ranking_label, features.cvr_label]):
-        where = f"{path}: column '{name}'"
-        label = to_numpy(rows.column(name), where=where)
-        _refuse((label != 0) & (label != 1), label, where, first_row, "0 or 1; change the label's expression")
+
+    num_rows: int
+    single: list[Int64Array]
+    lists: list[Ragged]
+    dense: list[npt.NDArray[np.float32]]
+    ranking_label: Array
+    cvr_label: Array
 
 
-def ragged(column: pa.Array, where: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64] | None]:
-    """Values [N] and, for a list column of B rows, offsets [B + 1] into them; None where each row is one value."""
-    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-        return to_numpy(column, where=where).astype(np.int64, copy=False), None
-    if column.null_count:
-        raise InputError(f"{where}: {column.null_count} null values; an interaction without values has an empty list")
-    offsets = column.offsets.to_numpy().astype(np.int64, copy=False)
-    # flatten, not values: values ignores that the column may be a slice
-    return to_numpy(column.flatten(), where=where).astype(np.int64, copy=False), offsets - offsets[0]
+def checked_rows(rows: pa.RecordBatch, features: FeatureSet, *, path: Path, first_row: int) -> LogRows:
+    """The features and labels of some rows; InputError naming file, column and row for one the model must not see.
 
-
-def keyed_jagged(table: pa.Table, features: tuple[SparseFeature, ...]) -> KeyedJaggedTensor:
-    """Table rows of B interactions, feature by feature.
-
-    sparse.user_id   [7, 3]             keys     user_id, genres
-    sparse.genres    [[1, 4, 2], []]    values   7, 3,  1, 4, 2
-                                        lengths  1, 1,  3, 0
+    Those are nulls, labels outside {0, 1}, dense values that are NaN or infinite as float32, and table rows out of
+    range: the fused kernel would print a line and train row 0 instead. first_row is the number of the first of these
+    rows in the file.
     """
-    values, lengths = [], []
-    for feature in features:
-        column = table[SPARSE_PREFIX + feature.name].combine_chunks()
-        feature_values, offsets = ragged(column, SPARSE_PREFIX + feature.name)
-        values.append(feature_values)
-        lengths.append(np.ones(len(table), np.int32) if offsets is None else np.diff(offsets).astype(np.int32))
-    return KeyedJaggedTensor(
-        keys=[feature.name for feature in features],
-        values=torch.from_numpy(np.concatenate(values)),
-        lengths=torch.from_numpy(np.concatenate(lengths)),  # [F * B]
+    part = _Part(dict(zip(rows.schema.names, rows.columns, strict=True)), path, first_row)
+    for name in (USER_ID, ITEM_ID, TIMESTAMP, FOLD):
+        if name in part.columns:
+            part.column(name, "a value in every row")
+    return LogRows(
+        num_rows=len(rows),
+        single=[part.single(feature) for feature in features.sparse if not feature.is_list],
+        lists=[part.ragged(feature) for feature in features.sparse if feature.is_list],
+        dense=[part.dense(DENSE_PREFIX + name) for name in features.dense],
+        ranking_label=part.label(features.ranking_label),
+        cvr_label=part.label(features.cvr_label),
     )
 
 
@@ -104,20 +107,79 @@ def hide_values(sparse: KeyedJaggedTensor, features: tuple[SparseFeature, ...], 
     return KeyedJaggedTensor(keys=sparse.keys(), values=hidden, lengths=lengths)
 
 
-def label(table: pa.Table, name: str) -> torch.Tensor:
-    """[B] float32 of a label column."""
-    return torch.from_numpy(table[name].to_numpy().astype(np.float32))
+@dataclass(frozen=True)
+class _Part:
+    columns: dict[str, pa.Array]
+    path: Path
+    first_row: int
+
+    def column(self, name: str, expected: str) -> pa.Array:
+        column = self.columns[name]
+        if column.null_count:
+            raise self._error(name, _first(column.is_null()), "null", expected)
+        return column
+
+    def single(self, feature: SparseFeature) -> Int64Array:
+        name, expected = SPARSE_PREFIX + feature.name, _table_rows_of(feature)
+        values = _integers(self.column(name, expected))
+        bad = _first_outside(values, feature.num_embeddings)
+        if bad is not None:
+            raise self._error(name, bad, values[bad], expected)
+        return values
+
+    def ragged(self, feature: SparseFeature) -> Ragged:
+        name, expected = SPARSE_PREFIX + feature.name, _table_rows_of(feature)
+        column = self.column(name, "a list, empty if there are no values")
+        offsets = _integers(column.offsets)
+        offsets = offsets - offsets[0]
+        values = column.flatten()  # not `values`, which ignores that the column may be a slice
+        bad = (
+            _first(values.is_null()) if values.null_count else _first_outside(_integers(values), feature.num_embeddings)
+        )
+        if bad is not None:
+            row = int(np.searchsorted(offsets, bad, side="right")) - 1
+            found = values[bad].as_py()
+            raise self._error(name, row, "null" if found is None else found, expected)
+        return Ragged(_integers(values), offsets)
+
+    def dense(self, name: str) -> npt.NDArray[np.float32]:
+        expected = "a finite number; fill it in the recipe"
+        values = self.column(name, expected).to_numpy()
+        with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, and is refused
+            found = values.astype(np.float32, copy=False)
+        is_finite = np.isfinite(found)
+        if not is_finite.all():
+            bad = _first(~is_finite)
+            raise self._error(name, bad, values[bad], expected)
+        return found
+
+    def label(self, name: str) -> Array:
+        expected = "0 or 1; change the label's expression"
+        values = self.column(name, expected).to_numpy()
+        is_label = (values == 0) | (values == 1)
+        if not is_label.all():
+            bad = _first(~is_label)
+            raise self._error(name, bad, values[bad], expected)
+        return values
+
+    def _error(self, name: str, row: int, found: object, expected: str) -> InputError:
+        return InputError(f"{self.path}: column '{name}', row {self.first_row + row} is {found}, expected {expected}")
 
 
-def dense(table: pa.Table, names: tuple[str, ...]) -> torch.Tensor:
-    """[B, num_dense] float32."""
-    columns = [table[DENSE_PREFIX + name].to_numpy() for name in names]
-    return torch.from_numpy(np.stack(columns, axis=1)).float() if columns else torch.zeros(len(table), 0)
+def _table_rows_of(feature: SparseFeature) -> str:
+    return f"0 to {feature.num_embeddings - 1}; run `learn-rank prepare` again"
 
 
-def _refuse(
-    is_bad: npt.NDArray[np.bool_], values: npt.NDArray[np.generic], where: str, first_row: int, expected: str
-) -> None:
-    bad = np.flatnonzero(is_bad)
-    if len(bad):
-        raise InputError(f"{where}, row {first_row + int(bad[0])} is {values[bad[0]]}, expected {expected}")
+def _integers(column: pa.Array) -> Int64Array:
+    return column.to_numpy().astype(np.int64, copy=False)
+
+
+def _first_outside(values: Int64Array, end: int) -> int | None:
+    # one pass for both ends: as an unsigned number, a negative one is larger than any table
+    if not len(values) or values.view(np.uint64).max() < end:
+        return None
+    return _first((values < 0) | (values >= end))
+
+
+def _first(is_bad: pa.BooleanArray | npt.NDArray[np.bool_]) -> int:
+    return int(np.argmax(is_bad))

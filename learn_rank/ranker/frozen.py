@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,10 @@ import pyarrow as pa
 import torch
 
 from learn_rank.artifact import fingerprint
+from learn_rank.distributed import Process
 from learn_rank.errors import InputError
+from learn_rank.ranker.options import STORE, FrozenOptions
+from learn_rank.ranker.placement import lookup_each, place
 from learn_rank.store.reader import FrozenStore
 
 Int64Array = npt.NDArray[np.int64]
@@ -39,7 +43,7 @@ class FrozenVectors:
         """Opens stores/item, stores/user and one user store per fold. InputError if they are not of one export."""
 
         def open_store(name: str) -> FrozenStore:
-            return FrozenStore(stores / name, stage="export", shuffle_seed=shuffle_seed)
+            return FrozenStore(stores / name, stage=("export", "store"), shuffle_seed=shuffle_seed)
 
         self._item = open_store("item")
         self._users = [open_store("user"), *(open_store(f"user_without_fold_{k}") for k in range(num_folds))]
@@ -50,6 +54,23 @@ class FrozenVectors:
         self._first_rows = np.cumsum([0, *(store.num_rows for store in self._users)])
         self.user_dim, self.item_dim = self._users[0].dim, self._item.dim
         self.fingerprint = fingerprint(item=self._item.fingerprint, users=[store.fingerprint for store in self._users])
+        self._placement = STORE
+        self._lookup = lookup_each([*self._users, self._item])
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Name of a store -> fingerprint of its content, whether or not it is shuffled."""
+        return {store.directory.name: store.facts.fingerprint for store in [self._item, *self._users]}
+
+    def placed(self, options: FrozenOptions, process: Process) -> FrozenVectors:
+        """The same vectors with lookups from where options.placement puts them; all ranks call it together.
+
+        But for placement=store, ranks then call `lookup` together too.
+        """
+        moved = copy.copy(self)
+        moved._placement = options.placement
+        moved._lookup = place([*self._users, self._item], options, process)
+        return moved
 
     def rows(
         self, user_ids: pa.Array, item_ids: pa.Array, *, timestamps: Int64Array, folds: Int64Array
@@ -73,16 +94,29 @@ class FrozenVectors:
         item_rows = self._item.rows_of(item_ids, timestamps if self._item.has_as_of else None)
         return user_rows, item_rows
 
+    def prefetch(self, user_rows: Int64Array, item_rows: Int64Array) -> None:
+        """Asks the system to read the pages of rows that are looked up soon, where lookups read the stores' files."""
+        if self._placement == STORE:
+            for store, (_, rows) in zip(self._users, self._by_user_store(user_rows), strict=True):
+                store.prefetch(rows)
+            self._item.prefetch(item_rows)
+
     def lookup(self, user_rows: torch.Tensor, item_rows: torch.Tensor) -> LearnVectors:
         """Vectors and masks of [B] int64 CPU rows; zeros where the row is -1."""
-        if len(self._users) == 1:
-            user = self._users[0].vectors(user_rows)
-        else:
-            user = torch.zeros(len(user_rows), self.user_dim)
-            for store, first in zip(self._users, self._first_rows, strict=False):
-                chosen = ((user_rows >= int(first)) & (user_rows < int(first) + store.num_rows)).nonzero().squeeze(1)
-                user.index_copy_(0, chosen, store.vectors(user_rows.index_select(0, chosen) - int(first)))
-        return LearnVectors(user, self._item.vectors(item_rows), user_rows >= 0, item_rows >= 0)
+        parts = self._by_user_store(user_rows.numpy())
+        *found, item = self._lookup([*(torch.from_numpy(rows) for _, rows in parts), item_rows])
+        user = item.new_zeros(len(user_rows), self.user_dim)
+        for (positions, _), vectors in zip(parts, found, strict=True):
+            user.index_copy_(0, torch.from_numpy(positions).to(user.device), vectors)
+        return LearnVectors(user, item, user_rows >= 0, item_rows >= 0)
+
+    def _by_user_store(self, user_rows: Int64Array) -> list[tuple[Int64Array, Int64Array]]:
+        """Per user store which of [B] rows are its own, and their numbers in it."""
+        parts = []
+        for store, first in zip(self._users, self._first_rows, strict=False):
+            positions = np.flatnonzero((user_rows >= first) & (user_rows < first + store.num_rows))
+            parts.append((positions, user_rows[positions] - first))
+        return parts
 
 
 def _check_belongs(store: FrozenStore, item: FrozenStore) -> None:

@@ -46,8 +46,8 @@ class Ranker(nn.Module):
     def forward(
         self, sparse: KeyedJaggedTensor, dense: torch.Tensor, vectors: LearnVectors | None = None
     ) -> RankerOutput:
-        """sparse: B rows of every feature; dense [B, num_dense]; vectors exactly if there is an adaptor."""
-        pooled = pooled_embeddings(self.tables(sparse), sparse)  # [B, F, D]
+        """sparse: B rows of every feature, or padded; dense [B, num_dense]; vectors exactly if there is an adaptor."""
+        pooled = pooled_embeddings(self.tables(sparse), sparse)[: len(dense)]  # [B, F, D]
         if self.adaptor is None or vectors is None:
             return RankerOutput(self.backbone(dense, pooled).float(), None)
         learned = self.adaptor(vectors.user, vectors.item, vectors.user_mask, vectors.item_mask)
@@ -89,10 +89,18 @@ def ranker_loss(
     batch: RankerBatch,
     *,
     cvr_loss_weight: float,
+    total_rows: torch.Tensor | None = None,
     total_cvr_weight: torch.Tensor | None = None,
 ) -> RankerLoss:
-    """BCE(ranking label) + cvr_loss_weight * CVR loss; total_cvr_weight as in `cvr_loss`."""
-    ranking = F.binary_cross_entropy_with_logits(output.logit, batch.ranking_label)
+    """BCE(ranking label) + cvr_loss_weight * CVR loss, each a mean over the rows that count.
+
+    total_rows and total_cvr_weight replace the divisors: with several processes whose gradients are averaged, pass the
+    sum over all of them / num_processes.
+    """
+    if total_rows is None:
+        ranking = F.binary_cross_entropy_with_logits(output.logit, batch.ranking_label)
+    else:
+        ranking = F.binary_cross_entropy_with_logits(output.logit, batch.ranking_label, reduction="sum") / total_rows
     if output.cvr_logit is None:
         return RankerLoss(ranking, ranking, None)
     cvr = cvr_loss(output.cvr_logit, batch.cvr_label, batch.cvr_weight, total_weight=total_cvr_weight)

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
+from typing import Any
 
 from learn_rank.errors import InputError
 
 BACKBONES = ("dcnv2", "dlrm")
 CVR_SPACES = ("impressions", "clicks")
+SCHEDULES = ("constant", "linear", "cosine")
+AUTO, TABLE_WISE, ROW_WISE, DATA_PARALLEL = SHARDINGS = ("auto", "table_wise", "row_wise", "data_parallel")
+STORE, SHARDED, TORCHREC = PLACEMENTS = ("store", "sharded", "torchrec")
+_IS_OPERATIONAL = "is_operational"
 
 
 def _doc(text: str) -> dict[str, str]:
     return {"help": text}
+
+
+def _operational(text: str) -> dict[str, Any]:
+    """Of an option that does not change the weights: it may differ when a run is resumed."""
+    return {"help": text, _IS_OPERATIONAL: True}
 
 
 @dataclass
@@ -53,25 +63,53 @@ class RankerOptions:
     learning_rate: float = field(default=1e-3, metadata=_doc("Adam, everything but the tables"))
     weight_decay: float = field(default=0.0, metadata=_doc("decoupled, everything but the tables"))
     sparse_learning_rate: float = field(default=0.1, metadata=_doc("row-wise Adagrad of the tables"))
+    schedule: str = field(
+        default="constant", metadata=_doc("of both learning rates over all epochs: constant, linear or cosine, to zero")
+    )
+    warmup_steps: int = field(default=0, metadata=_doc("steps in which both learning rates rise to their values"))
+    sharding: str = field(
+        default=AUTO,
+        metadata=_operational(
+            "of the tables over ranks: auto (by size and memory), table_wise, row_wise or data_parallel"
+        ),
+    )
     row_wise_rows: int = field(
-        default=1_000_000, metadata=_doc("a table with this many rows is split over the ranks by rows")
+        default=1_000_000,
+        metadata=_operational("auto: a table with this many rows is split over the ranks by rows"),
+    )
+    data_parallel_rows: int = field(
+        default=0, metadata=_operational("auto: a table of at most this many rows is held by every rank")
     )
     bf16: bool = field(default=False, metadata=_doc("compute the dense part in bfloat16"))
     seed: int = field(default=0, metadata=_doc("initial weights, order of rows, dropout"))
     shuffle_rows: int = field(default=1_000_000, metadata=_doc("rows shuffled together in memory, per rank"))
     checkpoint_seconds: float = field(
-        default=600.0, metadata=_doc("longest work lost by a kill; each epoch is saved as well")
+        default=600.0, metadata=_operational("longest work lost by a kill; each epoch is saved as well")
+    )
+    checkpoint_steps: int = field(
+        default=0, metadata=_operational("save every so many steps as well; 0: by time alone")
+    )
+    checkpoint_keep: int = field(
+        default=2, metadata=_operational("newest checkpoints that are kept, beside that of the best epoch")
+    )
+    checkpoint_background: bool = field(
+        default=True, metadata=_operational("train on while a checkpoint is saved; takes memory for a copy")
     )
 
     def __post_init__(self) -> None:
         if self.backbone not in BACKBONES:
             raise InputError(f"backbone '{self.backbone}' is unknown{nearest(self.backbone)}")
-        if self.cvr_space not in CVR_SPACES:
-            raise InputError(f"cvr_space is '{self.cvr_space}', expected one of {', '.join(CVR_SPACES)}")
+        _check_choice("cvr_space", self.cvr_space, CVR_SPACES)
+        _check_choice("schedule", self.schedule, SCHEDULES)
+        _check_choice("sharding", self.sharding, SHARDINGS)
         for name in ("embedding_dim", "cross_rank", "fusion_dim", "epochs", "patience", "batch_size", "shuffle_rows"):
             _check(name, getattr(self, name), at_least=1)
         for name in ("num_cross_layers", "cvr_loss_weight", "weight_decay", "checkpoint_seconds", "seed"):
             _check(name, getattr(self, name), at_least=0)
+        for name in ("warmup_steps", "row_wise_rows", "data_parallel_rows"):
+            _check(name, getattr(self, name), at_least=0)
+        _check("checkpoint_steps", self.checkpoint_steps, at_least=0)
+        _check("checkpoint_keep", self.checkpoint_keep, at_least=1)
         for name in ("learning_rate", "sparse_learning_rate"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} is {getattr(self, name)}, expected more than 0")
@@ -84,6 +122,39 @@ class RankerOptions:
                 raise InputError(f"{name} is {getattr(self, name)}, expected 0 <= {name} < 1")
         if self.shuffle_seed is not None:
             _check("shuffle_seed", self.shuffle_seed, at_least=0)
+
+    def of_weights(self) -> dict[str, Any]:
+        """Name -> value of the options that decide the weights: all but those about how a run is carried out.
+
+        They say whether a checkpoint can be gone on from and whether a trained ranker is what was asked for.
+        """
+        operational = {option.name for option in fields(self) if option.metadata.get(_IS_OPERATIONAL)}
+        return {name: value for name, value in asdict(self).items() if name not in operational}
+
+
+@dataclass
+class FrozenOptions:
+    """Where frozen vectors lie while a ranker trains or predicts. The results have the same bits wherever they lie."""
+
+    placement: str = field(
+        default=STORE,
+        metadata=_doc(
+            "store: each host reads the files; sharded: each rank reads a range of rows, for stores larger than a "
+            "host's memory; torchrec: copied once into the memory of all ranks (of their GPUs, with CUDA)"
+        ),
+    )
+    sharding: str = field(
+        default=AUTO, metadata=_doc("torchrec placement over ranks: auto (by size and memory), table_wise or row_wise")
+    )
+
+    def __post_init__(self) -> None:
+        _check_choice("frozen.placement", self.placement, PLACEMENTS)
+        _check_choice("frozen.sharding", self.sharding, (AUTO, TABLE_WISE, ROW_WISE))
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{name} is '{value}', expected one of {', '.join(choices)}")
 
 
 def _check(name: str, value: float, *, at_least: int) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from learn_rank import checkpoint
-from learn_rank.distributed import Process, gather_equal, process_group
+from learn_rank.distributed import Process, gather_equal, on_main, process_group
 from learn_rank.errors import InputError
 from learn_rank.io import read_table, write_table
 from learn_rank.progress import progress_bar
@@ -20,7 +21,7 @@ from learn_rank.ranker.batch import BatchReader
 from learn_rank.ranker.frozen import FrozenVectors
 from learn_rank.ranker.inputs import RankerInputs, check_fingerprints, open_inputs
 from learn_rank.ranker.model import build_ranker
-from learn_rank.ranker.options import RankerOptions
+from learn_rank.ranker.options import FrozenOptions, RankerOptions
 from learn_rank.ranker.sharding import shard
 from learn_rank.schema import (
     FEATURES,
@@ -35,7 +36,13 @@ from learn_rank.schema import (
 
 
 def write_predictions(
-    prepared: Path, stores: Path | None, arms: Mapping[str, Path], directory: Path
+    prepared: Path,
+    stores: Path | None,
+    arms: Mapping[str, Path],
+    directory: Path,
+    *,
+    accept_stores: Collection[str] = (),
+    frozen: FrozenOptions | None = None,
 ) -> dict[str, dict[str, int]]:
     """Writes directory/{validation,test}.parquet in `predictions_schema` and returns their numbers of rows.
 
@@ -43,35 +50,49 @@ def write_predictions(
     """
     features = FeatureSet.read(prepared / FEATURES)
     num_rows = {}
-    for split in SPLITS[1:]:
-        path = prepared / "interactions" / f"{split}.parquet"
-        values = [VALUE] if features.has_value else []
-        table = read_table(path, [USER_ID, ITEM_ID, TIMESTAMP, *features.labels, *values])
-        user_type, item_type = table.schema.field(USER_ID).type, table.schema.field(ITEM_ID).type
-        for arm, folder in arms.items():
-            table = table.append_column(arm, pa.array(predict(prepared, stores, folder, split)))
-        schema = predictions_schema(features.labels, tuple(arms), user_type, item_type, has_value=features.has_value)
-        write_table(directory / f"{split}.parquet", table, schema)
-        num_rows[split] = len(table)
+    with process_group():
+        for split in SPLITS[1:]:
+            path = prepared / "interactions" / f"{split}.parquet"
+            values = [VALUE] if features.has_value else []
+            table = read_table(path, [USER_ID, ITEM_ID, TIMESTAMP, *features.labels, *values])
+            user_type, item_type = table.schema.field(USER_ID).type, table.schema.field(ITEM_ID).type
+            for arm, folder in arms.items():
+                scores = predict(prepared, stores, folder, split, accept_stores=accept_stores, frozen=frozen)
+                table = table.append_column(arm, pa.array(scores))
+            schema = predictions_schema(
+                features.labels, tuple(arms), user_type, item_type, has_value=features.has_value
+            )
+            on_main(partial(write_table, directory / f"{split}.parquet", table, schema))
+            num_rows[split] = len(table)
     return {"num_rows": num_rows}
 
 
 def predict(
-    prepared: Path, stores: Path | None, checkpoint_dir: Path, split: str, *, batch_rows: int = 8192
+    prepared: Path,
+    stores: Path | None,
+    checkpoint_dir: Path,
+    split: str,
+    *,
+    batch_rows: int = 8192,
+    accept_stores: Collection[str] = (),
+    frozen: FrozenOptions | None = None,
 ) -> npt.NDArray[np.float32]:
     """[N] probabilities of the ranking label for the N rows of a split, by the best epoch's weights.
 
     Works on any number of ranks, whatever number trained; every rank gets all rows. InputError: no finished checkpoint,
-    or one trained on other features or vectors.
+    or one trained on other features, or on other stores whose fingerprints are not in accept_stores. frozen says where
+    the stores' vectors lie, which changes no bit of the result.
     """
     meta = checkpoint.read_meta(checkpoint_dir, checkpoint.BEST)
     if meta is None:
         raise InputError(f"{checkpoint_dir}: holds no finished checkpoint; run `learn-rank train` first")
     options = RankerOptions(**meta["options"])
     inputs = open_inputs(prepared, stores, options)
-    check_fingerprints(inputs, meta, checkpoint_dir)
     with process_group() as process:
-        return _predict(inputs, checkpoint_dir, split, options, process, batch_rows)
+        check_fingerprints(inputs, meta, checkpoint_dir, accept_stores=accept_stores)
+        return _predict(
+            inputs.placed(frozen or FrozenOptions(), process), checkpoint_dir, split, options, process, batch_rows
+        )
 
 
 def _predict(

@@ -1,4 +1,4 @@
-"""A ranker over one or more ranks: which rank holds which table rows, and the optimizers."""
+"""A ranker over one or more ranks: its tables where the plan puts them, and the optimizers of tables and dense part."""
 
 from __future__ import annotations
 
@@ -11,84 +11,114 @@ from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torch import nn
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise, table_wise
 from torchrec.distributed.types import ShardingPlan
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 
 from learn_rank.distributed import Process
+from learn_rank.ranker.adagrad import ReplicaAdagrad
 from learn_rank.ranker.model import Ranker
-from learn_rank.ranker.options import RankerOptions
-from learn_rank.ranker.tables import fill_rows
+from learn_rank.ranker.options import DATA_PARALLEL, RankerOptions
+from learn_rank.ranker.plan import describe_plan, local_shards, memory_budgets, plan_tables, torchrec_plan
+from learn_rank.ranker.tables import fill_rows, table_name, table_size
 from learn_rank.schema import SparseFeature
 
 TABLES = "tables"  # Ranker.tables
-ROW_WISE = -1
+_EPS = 1e-8
+_ADVICE = "use more ranks, encoding: hash with fewer buckets, or a smaller ranker.embedding_dim"
 
 
 @dataclass(frozen=True)
 class ShardedRanker:
-    """A ranker on its ranks. `dense_optimizer.step()` is all a loop calls: tables are updated in their backward."""
+    """A ranker on its ranks.
 
-    model: nn.Module
+    optimizer: of tables and dense part, with the state that checkpoints hold. plan: where the tables are, for people.
+    """
+
+    model: DistributedModelParallel
     dense_optimizer: KeyedOptimizerWrapper
-    optimizer: CombinedOptimizer  # of tables and dense, for checkpoints
+    optimizer: CombinedOptimizer
+    plan: str
 
+    def zero_grad(self) -> None:
+        """Forgets the gradients of the last step."""
+        self.optimizer.zero_grad(set_to_none=True)
 
-def place_tables(sparse: tuple[SparseFeature, ...], world_size: int, row_wise_rows: int) -> dict[str, int]:
-    """Rank of each table, ROW_WISE for those split over all ranks: the largest first, each to the emptiest rank."""
-    places, load = {}, [0] * world_size
-    for feature in sorted(sparse, key=lambda feature: (-feature.num_embeddings, feature.name)):
-        if world_size > 1 and feature.num_embeddings >= row_wise_rows:
-            places[feature.name] = ROW_WISE
-            continue
-        rank = load.index(min(load))
-        places[feature.name] = rank
-        load[rank] += feature.num_embeddings
-    return places
+    def step(self) -> None:
+        """Updates everything that its backward has not updated: all but the tables with a fused kernel."""
+        self.optimizer.step()
+
+    def scale_learning_rates(self, factor: float) -> None:
+        """Sets every learning rate to `factor` times its option; call it before the backward, which updates tables."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+        self.model.fused_optimizer.step()  # updates nothing: hands the learning rates to the kernels
 
 
 def shard(ranker: Ranker, options: RankerOptions, sparse: tuple[SparseFeature, ...], process: Process) -> ShardedRanker:
     """Shards the tables, fills them, and replicates the rest; through the same code on one rank.
 
     The plan is made by hand with the fused kernel named: TorchRec's planner gives a table without an optimizer plain
-    SGD, and puts data-parallel tables under the dense optimizer instead of row-wise Adagrad.
+    SGD, and puts data-parallel tables under the dense optimizer instead of row-wise Adagrad. InputError, before any
+    table is allocated: they do not fit.
     """
-    # torchrec asks torch.fx a deprecated question in every process's first forward
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    sizes = [table_size(feature, options.embedding_dim) for feature in sparse]
+    plan = plan_tables(
+        sizes,
+        memory_budgets(process),
+        sharding=options.sharding,
+        row_wise_rows=options.row_wise_rows,
+        data_parallel_rows=options.data_parallel_rows,
+        advice=_ADVICE,
+    )
     sharder = EmbeddingBagCollectionSharder(
         fused_params={
             "optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
             "learning_rate": options.sparse_learning_rate,
-            "eps": 1e-8,
+            "eps": _EPS,
         }
     )
-    places = place_tables(sparse, process.world_size, options.row_wise_rows)
-    plan = construct_module_sharding_plan(
-        ranker.tables,
-        {
-            name: row_wise(compute_kernel="fused") if rank == ROW_WISE else table_wise(rank, compute_kernel="fused")
-            for name, rank in places.items()
-        },
-        sharder=sharder,
-        local_size=process.local_world_size,
-        world_size=process.world_size,
-        device_type=process.device.type,
+    module_plan = torchrec_plan(ranker.tables, plan, sharder, process)
+    _quieten_torchrec()
+    model = DistributedModelParallel(
+        ranker, device=process.device, plan=ShardingPlan({TABLES: module_plan}), sharders=[sharder]
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # an argument DDP renamed, passed by torchrec
-        model = DistributedModelParallel(
-            ranker, device=process.device, plan=ShardingPlan({TABLES: plan}), sharders=[sharder]
+    _fill_tables(model, sparse, options.seed)
+    weights = {_weight(name): name for name in plan}
+    parameters = dict(model.named_parameters())
+    dense_optimizer = KeyedOptimizerWrapper(
+        {name: parameter for name, parameter in parameters.items() if name not in weights},
+        lambda dense: torch.optim.AdamW(dense, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True),
+    )
+    optimizers = [(TABLES, model.fused_optimizer), ("dense", dense_optimizer)]
+    replicas = {name: table for name, table in weights.items() if plan[table].sharding == DATA_PARALLEL}
+    if replicas:
+        replica_optimizer = KeyedOptimizerWrapper(
+            {name: parameters[name] for name in replicas},
+            lambda tables: ReplicaAdagrad(
+                dict(zip(replicas.values(), tables, strict=True)), lr=options.sparse_learning_rate, eps=_EPS
+            ),
         )
+        optimizers.append((TABLES, replica_optimizer))
+    described = describe_plan(sizes, plan, process.world_size)
+    return ShardedRanker(model, dense_optimizer, CombinedOptimizer(optimizers), described)
+
+
+def _fill_tables(model: nn.Module, sparse: tuple[SparseFeature, ...], seed: int) -> None:
     state = model.state_dict()
     for number, feature in enumerate(sparse):
-        for part in state[f"{TABLES}.embedding_bags.{feature.name}.weight"].local_shards():
-            fill_rows(part.tensor, first_row=part.metadata.shard_offsets[0], seed=options.seed, table=number)
-    dense = {name: parameter for name, parameter in model.named_parameters() if not name.startswith(f"{TABLES}.")}
-    dense_optimizer = KeyedOptimizerWrapper(
-        dense,
-        lambda parameters: torch.optim.AdamW(
-            parameters, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
-        ),
-    )
-    combined = CombinedOptimizer([(TABLES, model.fused_optimizer), ("dense", dense_optimizer)])
-    return ShardedRanker(model, dense_optimizer, combined)
+        for first_row, rows in local_shards(state[_weight(table_name(feature))]):
+            fill_rows(rows, first_row=first_row, seed=seed, table=number)
+
+
+def _weight(table: str) -> str:
+    """Name of a table's weights in the model's parameters and state."""
+    return f"{TABLES}.embedding_bags.{table}.weight"
+
+
+def _quieten_torchrec() -> None:
+    """Silences what TorchRec says of its own code on every sharding and in every process's first step."""
+    for name in ("torch.fx._symbolic_trace", "torchrec.distributed.utils"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(rec)?\.")
+    # replicas: the gradients are right all the same, the tests compare them with those of the fused kernel
+    warnings.filterwarnings("ignore", message="fbgemm::dense_embedding_codegen_lookup_function")

@@ -6,11 +6,14 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from learn_rank.errors import InputError
+from learn_rank.ranker.plan import TableSize
 from learn_rank.schema import SparseFeature
 
 _INIT_ROWS = 65_536
@@ -24,7 +27,7 @@ def build_tables(sparse: tuple[SparseFeature, ...], embedding_dim: int) -> Embed
         device=torch.device("meta"),
         tables=[
             EmbeddingBagConfig(
-                name=feature.name,
+                name=table_name(feature),
                 feature_names=[feature.name],
                 num_embeddings=feature.num_embeddings,
                 embedding_dim=embedding_dim,
@@ -33,6 +36,31 @@ def build_tables(sparse: tuple[SparseFeature, ...], embedding_dim: int) -> Embed
             for feature in sparse
         ],
     )
+
+
+def table_name(feature: SparseFeature) -> str:
+    """The feature's own name, unless it is a method of the module that holds the tables, such as 'type' or 'items'."""
+    return f"{feature.name}_table" if hasattr(nn.ModuleDict, feature.name) else feature.name
+
+
+def table_size(feature: SparseFeature, embedding_dim: int) -> TableSize:
+    """Bytes of float32 weights and of row-wise Adagrad's one number per row; a replica also has a dense gradient."""
+    return TableSize(table_name(feature), feature.num_embeddings, 4 * embedding_dim + 4, 4 * embedding_dim)
+
+
+def pad_rows(sparse: KeyedJaggedTensor, num_rows: int) -> KeyedJaggedTensor:
+    """The same features with empty values after the last row, num_rows in all.
+
+    Where tables are split by rows, TorchRec adds up partial sums of batches that must be equally long on all ranks.
+
+    sparse.user_id   [7, 3]             padded to 3    lengths  1, 1, 0,  3, 0, 0
+    sparse.genres    [[1, 4, 2], []]                   values   7, 3,  1, 4, 2
+    """
+    missing = num_rows - sparse.stride()
+    if not missing:
+        return sparse
+    lengths = F.pad(sparse.lengths().view(len(sparse.keys()), -1), (0, missing))  # [F, num_rows]
+    return KeyedJaggedTensor(keys=sparse.keys(), values=sparse.values(), lengths=lengths.flatten())
 
 
 def pooled_embeddings(summed: KeyedTensor, sparse: KeyedJaggedTensor) -> torch.Tensor:

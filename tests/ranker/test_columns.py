@@ -1,6 +1,8 @@
-"""Arrow columns to tensors: the ragged layout by example, and the values that are refused."""
+"""Arrow columns to numpy: what a column becomes, and the values that are refused with their row."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +10,8 @@ import pytest
 import torch
 
 from learn_rank.errors import InputError
-from learn_rank.ranker.columns import check_rows, check_schema, dense, hide_values, keyed_jagged
+from learn_rank.ranker.block import RowBlock
+from learn_rank.ranker.columns import LogRows, check_schema, checked_rows, hide_values
 from learn_rank.schema import FeatureSet, SparseFeature
 
 SPARSE = (SparseFeature("user_id", 10), SparseFeature("genres", 5, is_list=True))
@@ -25,21 +28,104 @@ def table(**changes: pa.Array) -> pa.Table:
     return pa.table(columns | changes)
 
 
-def check(**changes: pa.Array) -> None:
-    check_rows(table(**changes).to_batches()[0], FEATURES, path="train.parquet", first_row=100)
+def check(rows: pa.Table) -> LogRows:
+    return checked_rows(rows.to_batches()[0], FEATURES, path=Path("train.parquet"), first_row=100)
 
 
-def test_keyed_jagged_tensor_worked_example() -> None:
-    sparse = keyed_jagged(table(), SPARSE)
-    assert sparse.keys() == ["user_id", "genres"]
-    assert sparse.values().tolist() == [7, 3, 9, 1, 4, 2, 0]
-    assert sparse.lengths().tolist() == [1, 1, 1, 3, 0, 1]
+def test_columns_become_arrays() -> None:
+    rows = check(table())
+    assert rows.num_rows == 3
+    assert [column.tolist() for column in rows.single] == [[7, 3, 9]]
+    ((values, offsets),) = rows.lists
+    assert (values.tolist(), offsets.tolist()) == ([1, 4, 2, 0], [0, 3, 3, 4])
+    assert [column.tolist() for column in rows.dense] == [[0.5, -1, 2]]
+    assert rows.ranking_label.tolist() == rows.cvr_label.tolist() == [0, 1, 1]
+
+
+def test_a_slice_of_a_list_column_keeps_its_own_values() -> None:
+    ((values, offsets),) = check(table().slice(1, 2)).lists
+    assert (values.tolist(), offsets.tolist()) == ([0], [0, 0, 1])
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.int32(), pa.uint16(), pa.int64()])
+def test_integers_of_any_width_are_table_rows(kind: pa.DataType) -> None:
+    rows = check(
+        table(
+            **{
+                "sparse.user_id": pa.array([7, 3, 9], kind),
+                "sparse.genres": pa.array([[1, 4, 2], [], [0]], pa.large_list(kind)),
+                "dense.age": pa.array([1, 2, 3], kind),
+                "click": pa.array([0.0, 1.0, 1.0]),
+            }
+        )
+    )
+    assert rows.single[0].dtype == rows.lists[0].values.dtype == np.int64
+    assert rows.single[0].tolist() == [7, 3, 9]
+    assert rows.lists[0].values.tolist() == [1, 4, 2, 0]
+    assert rows.dense[0].tolist() == [1.0, 2.0, 3.0]
+    assert rows.ranking_label.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("sparse.user_id", pa.array([7, 10, 1]), "'sparse.user_id', row 101 is 10, expected 0 to 9"),
+        ("sparse.user_id", pa.array([-1, 3, 1]), "'sparse.user_id', row 100 is -1, expected 0 to 9"),
+        ("sparse.user_id", pa.array([-(2**63), 3, 1]), "'sparse.user_id', row 100 is -9223372036854775808, expected 0"),
+        ("sparse.user_id", pa.array([1, None, 1]), "'sparse.user_id', row 101 is null, expected 0 to 9"),
+        (
+            "sparse.genres",
+            pa.array([[], [1, 2], [0, 5]], pa.list_(pa.int64())),
+            "'sparse.genres', row 102 is 5, expected 0 to 4",
+        ),
+        (
+            "sparse.genres",
+            pa.array([[1], [], [0, None]], pa.list_(pa.int64())),
+            "'sparse.genres', row 102 is null, expected 0 to 4",
+        ),
+        (
+            "sparse.genres",
+            pa.array([[], None, [0]], pa.list_(pa.int64())),
+            "'sparse.genres', row 101 is null, expected a list",
+        ),
+        ("dense.age", pa.array([0, 1, float("nan")], pa.float32()), "'dense.age', row 102 is nan, expected a finite"),
+        ("dense.age", pa.array([0, 1e300, 1]), r"'dense.age', row 101 is 1e\+300, expected a finite"),
+        ("dense.age", pa.array([None, 1, 2], pa.float32()), "'dense.age', row 100 is null, expected a finite"),
+        ("click", pa.array([0, 2, 1], pa.int8()), "'click', row 101 is 2, expected 0 or 1"),
+        ("click", pa.array([0, 1, None], pa.int8()), "'click', row 102 is null, expected 0 or 1"),
+        ("user_id", pa.array(["a", None, "c"]), "'user_id', row 101 is null, expected a value in every row"),
+        ("timestamp", pa.array([1, 2, None]), "'timestamp', row 102 is null, expected a value in every row"),
+    ],
+)
+def test_a_value_the_model_must_not_see_is_refused_with_its_row(column: str, values: pa.Array, message: str) -> None:
+    with pytest.raises(InputError, match=f"train.parquet: column {message}"):
+        check(table(**{column: values}))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("sparse.user_id", [[1], [2], [3]], "list<.*>, expected int64"),
+        ("sparse.user_id", [1.0, 2.0, 3.0], "double, expected int64"),
+        ("sparse.genres", [1, 2, 3], "int64, expected list<int64>"),
+        ("dense.age", ["1", "2", "3"], "string, expected a number"),
+        ("click", [True, False, True], "bool, expected a number"),
+        ("timestamp", pa.array([1, 2, 3], pa.timestamp("ms")), r"timestamp\[ms\], expected int64"),
+    ],
+)
+def test_a_column_of_another_type_is_refused_before_reading(column: str, values: list, message: str) -> None:
+    schema = table(**{column: values}).schema
+    with pytest.raises(InputError, match=rf"train\.parquet: column '{column}' is {message}; run `learn-rank prepare`"):
+        check_schema(schema, FEATURES, schema.names, where="train.parquet")
 
 
 def test_hidden_values_become_the_unknown_row_of_their_feature_in_a_share_of_the_rows() -> None:
     torch.manual_seed(0)
     rows = pa.table({"sparse.user_id": pa.array([3] * 4000), "sparse.genres": pa.array([[1, 2]] * 4000)})
-    sparse = keyed_jagged(rows, SPARSE)
+    rows = rows.append_column("click", pa.array([0] * 4000)).append_column("dense.age", pa.array([0.0] * 4000))
+    block = RowBlock(FEATURES, 4000, with_store_rows=False)
+    block.append(check(rows), None)
+    sparse = block.sparse(np.arange(4000))
     hidden = hide_values(sparse, SPARSE, 0.4)
     assert torch.equal(hidden.lengths(), sparse.lengths())
     users, genres = hidden["user_id"].values(), hidden["genres"].values()
@@ -49,54 +135,3 @@ def test_hidden_values_become_the_unknown_row_of_their_feature_in_a_share_of_the
     is_hit = (users == 9) | (genres.view(-1, 2) == 4).any(1)
     assert is_hit.float().mean().item() == pytest.approx(0.4 * (1 - 0.5**3), abs=0.03)
     assert torch.equal(hide_values(sparse, SPARSE, 0.0).values(), sparse.values())
-
-
-def test_a_slice_of_a_list_column_keeps_its_own_values() -> None:
-    sparse = keyed_jagged(table().slice(1, 2), SPARSE)
-    assert sparse.values().tolist() == [3, 9, 0]
-    assert sparse.lengths().tolist() == [1, 1, 0, 1]
-
-
-def test_random_ragged_columns_equal_a_plain_loop() -> None:
-    rng = np.random.default_rng(0)
-    lists = [rng.integers(5, size=rng.integers(4)).tolist() for _ in range(50)]
-    columns = pa.table({"sparse.genres": pa.array(lists, pa.list_(pa.int64()))}).take(pa.array(rng.permutation(50)))
-    sparse = keyed_jagged(columns, SPARSE[1:])
-    assert sparse.values().tolist() == [row for rows in columns["sparse.genres"].to_pylist() for row in rows]
-    assert sparse.lengths().tolist() == [len(rows) for rows in columns["sparse.genres"].to_pylist()]
-
-
-def test_dense_columns_stand_side_by_side() -> None:
-    assert dense(table(), ("age", "age")).tolist() == [[0.5, 0.5], [-1, -1], [2, 2]]
-    assert dense(table(), ()).shape == (3, 0)
-
-
-def test_rows_in_range_pass() -> None:
-    check()
-
-
-@pytest.mark.parametrize(
-    ("column", "values", "message"),
-    [
-        ("sparse.user_id", pa.array([7, 10, 1]), "'sparse.user_id', row 101 is 10, expected 0 to 9"),
-        ("sparse.user_id", pa.array([-1, 3, 1]), "'sparse.user_id', row 100 is -1, expected 0 to 9"),
-        ("sparse.user_id", pa.array([1, None, 1]), "'sparse.user_id': 1 null values"),
-        (
-            "sparse.genres",
-            pa.array([[], [1, 2], [0, 5]], pa.list_(pa.int64())),
-            "'sparse.genres', row 102 is 5, expected 0 to 4",
-        ),
-        ("sparse.genres", pa.array([[], None, [0]], pa.list_(pa.int64())), "'sparse.genres': 1 null values"),
-        ("dense.age", pa.array([0, 1, float("nan")], pa.float32()), "'dense.age', row 102 is nan, expected a finite"),
-        ("click", pa.array([0, 2, 1], pa.int8()), "'click', row 101 is 2, expected 0 or 1"),
-    ],
-)
-def test_a_value_the_model_must_not_see_is_refused_with_its_row(column: str, values: pa.Array, message: str) -> None:
-    with pytest.raises(InputError, match=f"train.parquet: column {message}"):
-        check(**{column: values})
-
-
-def test_a_list_where_one_value_is_expected_is_refused() -> None:
-    schema = table(**{"sparse.user_id": pa.array([[1], [2], [3]])}).schema
-    with pytest.raises(InputError, match=r"column 'sparse\.user_id' is list.*expected int64"):
-        check_schema(schema, FEATURES, schema.names, where="train.parquet")

@@ -11,8 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from learn_rank.artifact import Manifest, publish
+from learn_rank.distributed import process_group
 from learn_rank.errors import InputError
 from learn_rank.ranker.frozen import FrozenVectors, LearnVectors
+from learn_rank.ranker.options import FrozenOptions
+from learn_rank.store.reader import FrozenStore
+from learn_rank.store.writer import write_store
 
 
 def constant(values: list[float], dim: int = 4) -> np.ndarray:
@@ -107,6 +112,50 @@ def test_shuffled_stores_keep_who_has_a_vector_but_not_whose_it_is(tmp_path: Pat
     assert sorted(after.item[:, 0].tolist()) == sorted(before.item[:, 0].tolist())
     assert (after.item != before.item).any(1).sum() > 40
     assert plain.fingerprint != shuffled.fingerprint
+
+
+def test_stores_that_were_built_from_parquet_are_taken(tmp_path: Path) -> None:
+    for name, ids in {"item": [1, 2], "user": [7]}.items():
+        with publish(tmp_path / name, Manifest("store", {}, {"name": name})) as (work, facts):
+            facts.update(write_store(work, pa.array(ids), constant([0.5] * len(ids))))
+    frozen = FrozenVectors(tmp_path, num_folds=0)
+    assert look(frozen, [7], [2], [0]).item.tolist() == [[0.5] * 4]
+    assert frozen.fingerprints == {name: FrozenStore(tmp_path / name).fingerprint for name in ("item", "user")}
+
+
+@pytest.mark.parametrize("options", [FrozenOptions("sharded"), FrozenOptions("torchrec")])
+def test_folds_and_snapshots_are_looked_up_wherever_vectors_lie(
+    tmp_path: Path, write_export, options: FrozenOptions
+) -> None:
+    write_export(tmp_path / "item", [1, 2], constant([0.5, 0.25], dim=8))
+    write_export(tmp_path / "user", [7, 7, 8], constant([1, -0.0, 2]), as_of=np.array([10, 20, 5]))
+    write_export(tmp_path / "user_without_fold_0", [7, 8], constant([10, 20]))
+    write_export(tmp_path / "user_without_fold_1", np.zeros(0, np.int64), constant([]))
+    frozen = FrozenVectors(tmp_path, num_folds=2)
+    asked = ([7, 7, 8, 9, 7, 8, 7], [1, 2, 1, 3, 1, 1, 1], [15, 25, 3, 30, 0, 0, 0], [-1, -1, -1, -1, 0, 0, 1])
+    with process_group() as process:
+        placed = frozen.placed(options, process)
+        here, there = (look(vectors, *asked) for vectors in (frozen, placed))
+    for mine, other in zip(here, there, strict=True):
+        assert mine.numpy().tobytes() == other.numpy().tobytes()
+    assert here.user_mask.tolist() == [True, True, False, False, True, True, False]
+
+
+def test_each_store_is_told_which_of_its_rows_come_next(
+    tmp_path: Path, write_export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_export(tmp_path / "item", [1, 2, 3], constant([0.5] * 3))
+    write_export(tmp_path / "user", [7, 8], constant([1, 2]))
+    write_export(tmp_path / "user_without_fold_0", [7, 8], constant([10, 20]))
+    told: list[tuple[str, list[int]]] = []
+    monkeypatch.setattr(FrozenStore, "prefetch", lambda self, rows: told.append((self.directory.name, rows.tolist())))
+    frozen = FrozenVectors(tmp_path, num_folds=1)
+    frozen.prefetch(np.array([0, 3, -1, 1]), np.array([2, -1]))
+    assert told == [("user", [0, 1]), ("user_without_fold_0", [1]), ("item", [2, -1])]
+    told.clear()
+    with process_group() as process:  # whoever owns a row reads it ahead
+        frozen.placed(FrozenOptions("sharded"), process).prefetch(np.array([0]), np.array([0]))
+    assert told == []
 
 
 def test_stores_of_different_towers_are_refused(tmp_path: Path, write_export) -> None:

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +74,7 @@ def trained(log, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[s
 def test_planted_signal_is_learnt_by_learn_and_not_by_its_shuffled_control(log, trained, tmp_path: Path) -> None:
     label = log.table("test")["click"].to_numpy()
     learn = roc_auc_score(label, predict(log.prepared, log.stores, trained[0], "test"))
-    train(log.prepared, log.stores, tmp_path, small(shuffle_seed=0), validation_metric=auc)
+    train(log.prepared, log.stores, tmp_path, small(shuffle_seed=1), validation_metric=auc)
     control = roc_auc_score(label, predict(log.prepared, log.stores, tmp_path, "test"))
     assert learn > 0.9
     assert control < learn - 0.1
@@ -178,61 +172,92 @@ def test_resuming_after_a_stop_between_epochs_equals_no_stop(log, trained, tmp_p
     assert_equal_bits(weights(log, tmp_path, small()), weights(log, trained[0], small()))
 
 
-_KILLED = """
-import json, sys
-from pathlib import Path
-from sklearn.metrics import roc_auc_score
-from learn_rank.ranker.train import RankerOptions, train
-prepared, stores, directory, options = sys.argv[1:]
-train(Path(prepared), Path(stores), Path(directory), RankerOptions(**json.loads(options)),
-      validation_metric=lambda users, labels, scores: float(roc_auc_score(labels, scores)))
-"""
-
-
-def test_resuming_after_sigkill_within_an_epoch_equals_no_kill(log, tmp_path: Path) -> None:
-    # a save after each step: the kill falls into a step or into a save; dropout has to drop the same units again
-    options = small(checkpoint_seconds=0.0, dropout=0.1, batch_size=128, epochs=2)
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    killed.mkdir()
-    arguments = [str(log.prepared), str(log.stores), str(killed), json.dumps(asdict(options))]
-    process = subprocess.Popen([sys.executable, "-c", _KILLED, *arguments], stderr=subprocess.PIPE)
-    try:
-        wait_until(
-            lambda: (checkpoint.read_meta(killed) or {"progress": {"step": 0}})["progress"]["step"] >= 5, process
-        )
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-    progress = checkpoint.read_meta(killed)["progress"]
-    assert 5 <= progress["global_step"] < 2 * 24
-    facts = train(log.prepared, log.stores, killed, options, validation_metric=auc)
-    expected = train(
-        log.prepared, log.stores, whole, small(dropout=0.1, batch_size=128, epochs=2), validation_metric=auc
-    )
-    assert facts == expected
-    assert_equal_bits(weights(log, killed, options), weights(log, whole, options))
-
-
-def wait_until(is_reached: Callable[[], bool], process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 60
-    while not is_reached():
-        assert process.poll() is None, process.stderr.read().decode()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
 def test_another_learning_rate_in_the_same_folder_is_refused(log, trained) -> None:
     with pytest.raises(InputError, match=r"was trained with learning_rate=0\.005, not 0\.001; use another folder"):
         train(log.prepared, log.stores, trained[0], small(learning_rate=1e-3), validation_metric=auc)
 
 
-def test_stores_with_another_fingerprint_are_refused(log, trained, tmp_path: Path, write_export) -> None:
-    for name in ("user", "item"):
-        write_export(tmp_path / name, [1, 2], np.ones((2, 64)), towers="towers-2")
-    with pytest.raises(InputError, match="was trained with other stores"):
-        predict(log.prepared, tmp_path, trained[0], "test")
-    with pytest.raises(InputError, match="was trained with other stores"):
-        train(log.prepared, tmp_path, trained[0], small(), validation_metric=auc)
+def test_how_a_run_is_saved_may_change_when_it_goes_on(log, trained) -> None:
+    directory, facts = trained
+    options = small(checkpoint_steps=1, checkpoint_seconds=0, checkpoint_keep=1, checkpoint_background=False)
+    assert train(log.prepared, log.stores, directory, options, validation_metric=lambda *_: 1 / 0) == facts
+    assert options.of_weights() == small().of_weights()
+    assert small(learning_rate=1).of_weights() != small().of_weights()
+
+
+def interrupted(log, directory: Path, options: RankerOptions) -> None:
+    """Trains for one epoch, and is stopped when the second one is validated."""
+    metrics = iter([auc])
+    with pytest.raises(StopIteration):
+        train(log.prepared, log.stores, directory, options, validation_metric=lambda *rows: next(metrics)(*rows))
+
+
+def refreshed(log, root: Path, write_export) -> tuple[Path, dict[str, str]]:
+    """Stores with other vectors of the same users and items, and their fingerprints."""
+    generator = np.random.default_rng(1)
+    write_export(root / "item", range(40), generator.normal(size=(40, 64)), towers="towers-2")
+    write_export(root / "user", range(54), generator.normal(size=(54, 64)), towers="towers-2")
+    return root, open_inputs(log.prepared, root, small()).fingerprints
+
+
+def test_stores_with_another_fingerprint_are_refused_with_what_would_accept_them(
+    log, trained, tmp_path: Path, write_export
+) -> None:
+    stores, new = refreshed(log, tmp_path / "new", write_export)
+    old = open_inputs(log.prepared, log.stores, small()).fingerprints
+    item, user = "store item", "store user"
+    for call in (
+        lambda: predict(log.prepared, stores, trained[0], "test"),
+        lambda: train(log.prepared, stores, trained[0], small(), validation_metric=auc),
+    ):
+        with pytest.raises(InputError) as raised:
+            call()
+        assert f"was trained with other inputs: {item} (fingerprint {old[item]}, this is {new[item]})" in str(
+            raised.value
+        )
+        assert f"{user} (fingerprint {old[user]}, this is {new[user]})" in str(raised.value)
+        assert f"accept_stores=[{new[item]},{new[user]}]" in str(raised.value)
+    with pytest.raises(InputError, match=f"other inputs: {user} .*accept_stores=\\[{new[item]},{new[user]}\\]"):
+        predict(log.prepared, stores, trained[0], "test", accept_stores=[new[item]])
+
+
+def test_a_run_goes_on_with_accepted_stores_and_its_checkpoints_say_so(
+    log, tmp_path: Path, write_export, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupted(log, tmp_path / "run", small())
+    stores, new = refreshed(log, tmp_path / "new", write_export)
+    accepted = [new["store item"], new["store user"]]
+    facts = train(log.prepared, stores, tmp_path / "run", small(), validation_metric=auc, accept_stores=accepted)
+    said = capsys.readouterr().err
+    assert all(f"store {name} {new[f'store {name}']} is accepted in place of" in said for name in ("item", "user"))
+    assert len(facts["history"]) == 3
+    assert checkpoint.read_meta(tmp_path / "run")["inputs"] == new
+    train(log.prepared, stores, tmp_path / "run", small(), validation_metric=lambda *_: 1 / 0)  # asks no more
+    with pytest.raises(InputError, match="was trained with other inputs: store item"):
+        train(log.prepared, log.stores, tmp_path / "run", small(), validation_metric=auc)
+
+
+def test_a_control_with_shuffled_vectors_accepts_the_same_fingerprints(log, tmp_path: Path, write_export) -> None:
+    options = small(shuffle_seed=0)
+    interrupted(log, tmp_path / "run", options)
+    stores, new = refreshed(log, tmp_path / "new", write_export)
+    accepted = [new["store item"], new["store user"]]
+    train(log.prepared, stores, tmp_path / "run", options, validation_metric=auc, accept_stores=accepted)
+
+
+def test_after_damage_to_the_latest_checkpoint_a_run_goes_on_from_the_one_before(log, trained, tmp_path: Path) -> None:
+    interrupted(log, tmp_path, small(checkpoint_steps=5))
+    latest = tmp_path / json.loads((tmp_path / "pointers.json").read_text())["latest"]
+    assert checkpoint.read_meta(tmp_path)["progress"]["global_step"] == 20
+    for file in latest.glob("*.distcp"):
+        file.unlink()
+    with pytest.raises(InputError, match=r"distcp is missing\); delete this folder, and checkpoint-\d takes its place"):
+        train(log.prepared, log.stores, tmp_path, small(), validation_metric=auc)
+    shutil.rmtree(latest)
+    assert checkpoint.read_meta(tmp_path)["progress"]["global_step"] == 15
+    facts = train(log.prepared, log.stores, tmp_path, small(), validation_metric=auc)
+    assert facts == trained[1]
+    assert_equal_bits(weights(log, tmp_path, small()), weights(log, trained[0], small()))
 
 
 def test_features_with_another_fingerprint_are_refused(log, trained, tmp_path: Path) -> None:
@@ -240,7 +265,7 @@ def test_features_with_another_fingerprint_are_refused(log, trained, tmp_path: P
     shutil.copytree(log.prepared, prepared)
     text = (prepared / "features.json").read_text().replace('"num_embeddings": 41', '"num_embeddings": 45')
     (prepared / "features.json").write_text(text)
-    with pytest.raises(InputError, match="was trained with other features"):
+    with pytest.raises(InputError, match="was trained with other inputs: features"):
         predict(prepared, log.stores, trained[0], "test")
 
 

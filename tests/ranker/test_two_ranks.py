@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from learn_rank import checkpoint
 from learn_rank.ranker.predict import predict
 from learn_rank.ranker.train import RankerOptions, train
 
@@ -40,7 +42,12 @@ from learn_rank.ranker.train import RankerOptions, train
 prepared, stores, root, options = sys.argv[1:]
 prepared, stores, root, options = Path(prepared), Path(stores), Path(root), RankerOptions(**json.loads(options))
 metric = lambda users, labels, scores: float(roc_auc_score(labels, scores))
+metrics = iter([metric, metric])  # no third one
 with process_group(timeout_seconds=60) as process:
+    try:
+        train(prepared, stores, root / "one_two_one", options, validation_metric=lambda *rows: next(metrics)(*rows))
+    except (StopIteration, RuntimeError) as error:
+        assert "StopIteration" in repr(error)
     for name in ("two", "one_then_two"):
         facts = train(prepared, stores, root / name, options, validation_metric=metric)
         scores = predict(prepared, stores, root / name, "test")
@@ -58,7 +65,7 @@ def auc(user_ids: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> float:
 
 @pytest.fixture(scope="module")
 def runs(log, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """Trained on one rank, on two, and on one rank for three epochs and then on two."""
+    """Trained on one rank, on two, on one for three epochs and then on two, and for two epochs of these on two."""
     root = tmp_path_factory.mktemp("ranks")
     calls = []
 
@@ -71,6 +78,7 @@ def runs(log, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
     one = train(log.prepared, log.stores, root / "one", OPTIONS, validation_metric=auc)
     with pytest.raises(KeyboardInterrupt):
         train(log.prepared, log.stores, root / "one_then_two", OPTIONS, validation_metric=stopping)
+    shutil.copytree(root / "one_then_two", root / "one_two_one")
     script = root / "train.py"
     script.write_text(_TORCHRUN)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
@@ -79,10 +87,16 @@ def runs(log, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
         [sys.executable, *torchrun, *arguments], capture_output=True, text=True, check=False, timeout=200
     )
     assert done.returncode == 0, done.stderr[-4000:]
+    meta = checkpoint.read_meta(root / "one_two_one")
+    assert meta is not None
+    assert (meta["progress"]["epoch"], meta["world_size"]) == (5, 2)
+    facts = train(log.prepared, log.stores, root / "one_two_one", OPTIONS, validation_metric=auc)
+    (root / "one_two_one.json").write_text(json.dumps(facts))
+    np.save(root / "one_two_one.npy", predict(log.prepared, log.stores, root / "one_two_one", "test"))
     return root, one
 
 
-@pytest.mark.parametrize("name", ["two", "one_then_two"])
+@pytest.mark.parametrize("name", ["two", "one_then_two", "one_two_one"])
 def test_losses_on_two_ranks_equal_those_on_one(runs: tuple[Path, dict[str, Any]], name: str) -> None:
     root, one = runs
     other = json.loads((root / f"{name}.json").read_text())
@@ -93,7 +107,7 @@ def test_losses_on_two_ranks_equal_those_on_one(runs: tuple[Path, dict[str, Any]
         assert mine["validation"] == pytest.approx(theirs["validation"], abs=1e-3)
 
 
-@pytest.mark.parametrize("name", ["two", "one_then_two"])
+@pytest.mark.parametrize("name", ["two", "one_then_two", "one_two_one"])
 def test_a_checkpoint_of_two_ranks_predicts_the_same_on_one(log, runs: tuple[Path, dict[str, Any]], name: str) -> None:
     root, _ = runs
     on_one = predict(log.prepared, log.stores, root / name, "test")

@@ -1,0 +1,122 @@
+"""A full disk: training goes on without a checkpoint, an epoch that cannot be saved stops it, and it goes on later."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from learn_rank import checkpoint
+from learn_rank.errors import InputError
+from learn_rank.ranker.predict import predict
+from learn_rank.ranker.scalars import Scalars
+from learn_rank.ranker.train import RankerOptions, train
+
+
+def auc(user_ids: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> float:
+    return float(roc_auc_score(labels, scores))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a file system is not permitted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Takes all that is left of a disk, and what a save under way gives back when it fails."""
+    ballast = disk / "ballast"
+    for _ in range(2):
+        with ballast.open("ab", buffering=0) as stream, pytest.raises(OSError, match="No space left"):
+            while True:
+                stream.write(bytes(4096))
+        time.sleep(0.2)
+    return ballast
+
+
+@pytest.mark.parametrize("is_background", [True, False])
+def test_training_goes_on_without_space_and_after_an_epoch_from_the_last_checkpoint(
+    log, small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], is_background: bool
+) -> None:
+    options = RankerOptions(
+        hidden_dims=[16], batch_size=300, epochs=3, checkpoint_steps=4, checkpoint_background=is_background
+    )
+    run = small_disk / "run"
+    calls = []
+
+    def filling(*arguments: np.ndarray) -> float:
+        calls.append(len(calls))
+        if len(calls) == 2:  # at the end of the second epoch: the third one trains on a full disk
+            fill(small_disk)
+        return auc(*arguments)
+
+    with pytest.raises(InputError) as raised:
+        train(log.prepared, log.stores, run, options, validation_metric=filling)
+    assert str(raised.value).startswith(f"{run}: the disk is full and a checkpoint was not saved, checkpoint-")
+    assert "is intact; free some space, then run the same command again: it goes on from there" in str(raised.value)
+    survivor = checkpoint.read_meta(run)
+    assert survivor is not None
+    assert survivor["progress"]["epoch"] == 1
+    assert not (run / ".partial").exists()
+
+    (small_disk / "ballast").unlink()
+    capsys.readouterr()
+    facts = train(log.prepared, log.stores, run, options, validation_metric=auc)
+    whole = train(log.prepared, log.stores, tmp_path / "whole", options, validation_metric=auc)
+    assert facts == whole
+    assert np.array_equal(*(predict(log.prepared, log.stores, place, "test") for place in (run, tmp_path / "whole")))
+
+
+@pytest.mark.parametrize("is_background", [True, False])
+def test_saves_within_an_epoch_are_left_out_with_a_line_each_until_there_is_space(
+    log, small_disk: Path, capsys: pytest.CaptureFixture[str], is_background: bool
+) -> None:
+    options = RankerOptions(
+        hidden_dims=[16], batch_size=300, epochs=1, checkpoint_steps=4, checkpoint_background=is_background
+    )
+    run = small_disk / "run"
+    ballast = fill(small_disk)
+
+    def freeing(*arguments: np.ndarray) -> float:
+        ballast.unlink()  # of 10 steps two were to be saved; now comes the epoch
+        return auc(*arguments)
+
+    facts = train(log.prepared, log.stores, run, options, validation_metric=freeing)
+    said = [line for line in capsys.readouterr().err.splitlines() if "disk is full" in line]
+    assert len(said) == 2
+    assert "there is no earlier one; free some space; training goes on and tries again" in said[0]
+    assert facts["num_steps"] == 10
+    meta = checkpoint.read_meta(run)
+    assert meta is not None
+    assert meta["progress"]["epoch"] == 1
+
+
+def test_scalars_are_left_out_until_there_is_space(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Scalars(small_disk / "tensorboard", first_step=1) as scalars:
+        scalars.add(1, {"loss": 1.0})
+        ballast = fill(small_disk)
+        for step in range(2, 200):  # the file's last page has room for some
+            scalars.add(step, {"loss": float(step)})
+        assert capsys.readouterr().err.count("training goes on without scalars") == 1
+        ballast.unlink()
+        scalars.add(200, {"loss": 200.0})
+    events = EventAccumulator(str(small_disk / "tensorboard"))
+    events.Reload()
+    steps = [event.step for event in events.Scalars("loss")]
+    assert steps[0] == 1
+    assert steps[-1] == 200
+    assert len(steps) < 150
+    assert all(event.value == event.step for event in events.Scalars("loss"))

@@ -1,0 +1,245 @@
+"""SIGKILL at any moment of training or saving: the run goes on from its last checkpoint to the same bits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from learn_rank import checkpoint
+from learn_rank.distributed import process_group
+from learn_rank.ranker.inputs import open_inputs
+from learn_rank.ranker.model import build_ranker
+from learn_rank.ranker.predict import predict
+from learn_rank.ranker.sharding import shard
+from learn_rank.ranker.train import RankerOptions, train
+
+# dropout, hidden values and a schedule: what is random or follows the steps has to be the same again
+OPTIONS = RankerOptions(
+    hidden_dims=[32, 16],
+    batch_size=132,
+    epochs=3,
+    patience=3,
+    learning_rate=5e-3,
+    dropout=0.1,
+    schedule="cosine",
+    warmup_steps=5,
+    checkpoint_steps=2,
+)
+
+
+def auc(user_ids: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> float:
+    return float(roc_auc_score(labels, scores))
+
+
+def saved_tensors(log, directory: Path, pointer: str) -> dict[str, torch.Tensor]:
+    """Weights, buffers and optimizer state of a checkpoint, whole tables."""
+    inputs = open_inputs(log.prepared, log.stores, OPTIONS)
+    with process_group() as process:
+        ranker = shard(build_ranker(inputs.features, OPTIONS, inputs.frozen), OPTIONS, inputs.features.sparse, process)
+        ranker.dense_optimizer.init_state()
+        state = {"model": ranker.model.state_dict(), "optimizer": ranker.optimizer.state_dict()}
+        checkpoint.load(directory, state, pointer)
+        found = {}
+
+        def collect(prefix: str, value: Any) -> None:
+            if isinstance(value, dict):
+                for name, part in value.items():
+                    collect(f"{prefix}/{name}", part)
+            else:
+                whole = value.local_shards()[0].tensor if hasattr(value, "local_shards") else value
+                found[prefix] = whole.clone()
+
+        collect("", state)
+        return found
+
+
+def assert_equal_runs(log, one: Path, other: Path) -> None:
+    for pointer in (checkpoint.LATEST, checkpoint.BEST):
+        first, second = (saved_tensors(log, directory, pointer) for directory in (one, other))
+        assert first.keys() == second.keys()
+        assert len(first) > 20
+        for name, tensor in first.items():
+            assert torch.equal(tensor, second[name]), name
+        metas = [checkpoint.read_meta(directory, pointer) for directory in (one, other)]
+        assert metas[0] == metas[1]
+    assert np.array_equal(*(predict(log.prepared, log.stores, directory, "test") for directory in (one, other)))
+
+
+@pytest.fixture(scope="module")
+def whole(log, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run without interruption, saved once per epoch."""
+    directory = tmp_path_factory.mktemp("whole")
+    train(log.prepared, log.stores, directory, replace(OPTIONS, checkpoint_steps=0), validation_metric=auc)
+    return directory
+
+
+# One process imports, and forks a child per attempt: a child is killed at a random moment after its first save, every
+# other one while a save is under way, and the next one goes on. The last one is left to end.
+_ATTEMPTS = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+from sklearn.metrics import roc_auc_score
+from learn_rank.ranker.train import RankerOptions, train
+
+def start(directory, options):
+    child = os.fork()
+    if child == 0:
+        try:
+            train(prepared, stores, directory, options,
+                  validation_metric=lambda users, labels, scores: float(roc_auc_score(labels, scores)))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return child
+
+def pointers(directory):
+    file = directory / "pointers.json"
+    return file.read_text() if file.exists() else ""
+
+def wait(child, condition):
+    "True once the condition holds, False if the child ended before."
+    while not condition():
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return False
+    return True
+
+def kill(child, directory, is_saving):
+    earlier = pointers(directory)
+    if not wait(child, lambda: pointers(directory) != earlier):
+        return 0
+    moment = time.monotonic() + moments.uniform(0, 0.1)
+    if not wait(child, lambda: time.monotonic() >= moment):
+        return 0
+    if is_saving and not wait(child, (directory / ".partial").exists):
+        return 0
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return 1
+
+prepared, stores, jobs, seed = sys.argv[1:]
+prepared, stores, moments = Path(prepared), Path(stores), random.Random(int(seed))
+for directory, options in json.loads(jobs).items():
+    directory, options = Path(directory), RankerOptions(**options)
+    kills = sum(kill(start(directory, options), directory, is_saving=number % 2 == 1) for number in range(4))
+    assert kills >= 2, kills
+    assert os.waitpid(start(directory, options), 0)[1] == 0
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(log, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs that were killed again and again, by where they were saved."""
+    root = tmp_path_factory.mktemp("killed")
+    options = {
+        "background": replace(OPTIONS, checkpoint_background=True),
+        "foreground": replace(OPTIONS, checkpoint_background=False, checkpoint_steps=6),
+    }
+    jobs = json.dumps({str(root / name): asdict(one) for name, one in options.items()})
+    arguments = [str(log.prepared), str(log.stores), jobs, "0"]
+    done = subprocess.run(
+        [sys.executable, "-c", _ATTEMPTS, *arguments], capture_output=True, text=True, check=False, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {name: root / name for name in options}
+
+
+@pytest.mark.parametrize("where", ["background", "foreground"])
+def test_a_run_that_is_killed_again_and_again_ends_with_the_bits_of_one_that_is_not(
+    log, whole: Path, killed: dict[str, Path], where: str
+) -> None:
+    assert_equal_runs(log, killed[where], whole)
+
+
+# Everything that several ranks have to stand, for the price of one start of them. Three: the sum of two numbers has the
+# same bits in either order.
+_RANKS = """
+import json, os, signal, sys, threading, time
+from pathlib import Path
+import torch
+from sklearn.metrics import roc_auc_score
+from learn_rank import checkpoint
+from learn_rank.distributed import process_group
+from learn_rank.ranker.train import RankerOptions, train
+
+prepared, stores, root, disk, options = sys.argv[1:]
+prepared, stores, root, options = Path(prepared), Path(stores), Path(root), RankerOptions(**json.loads(options))
+attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+
+def run(name):
+    train(prepared, stores, root / name, options,
+          validation_metric=lambda users, labels, scores: float(roc_auc_score(labels, scores)))
+
+def die_within_the_second_epoch():
+    while True:
+        meta = checkpoint.read_meta(root / "killed")
+        if meta is not None and meta["progress"]["epoch"] == 1 and meta["progress"]["step"] >= 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.001)
+
+def save_on_full_disk(rank):
+    state = {f"of_rank_{rank}": torch.ones(1 << 20 if rank == 1 else 3)}  # the file of rank 1 does not fit
+    try:
+        checkpoint.save(Path(disk) / "run", state, {}, is_best=True)
+    except checkpoint.DiskFullError as error:
+        return str(error)
+
+with process_group(timeout_seconds=60) as process:
+    run("whole")
+    if disk:
+        (root / f"disk-{process.rank}").write_text(str(save_on_full_disk(process.rank)))
+    if process.rank == 1 and attempt == "0":
+        threading.Thread(target=die_within_the_second_epoch, daemon=True).start()
+    run("killed")
+    (root / f"attempt-{attempt}-{process.rank}").touch()
+"""
+
+
+@pytest.fixture(scope="module")
+def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path | None]:
+    """A file system of 2 MiB; None where none may be mounted."""
+    folder = tmp_path_factory.mktemp("disk")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        yield None
+        return
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def ranks(log, small_disk: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("ranks")
+    script = root / "train.py"
+    script.write_text(_RANKS)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "--max-restarts=2", str(script)]
+    options = json.dumps(asdict(replace(OPTIONS, epochs=2, checkpoint_steps=4)))
+    arguments = [str(log.prepared), str(log.stores), str(root), str(small_disk or ""), options]
+    done = subprocess.run(
+        [sys.executable, *torchrun, *arguments], capture_output=True, text=True, check=False, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return root
+
+
+def test_a_run_of_three_ranks_of_which_one_is_killed_ends_by_itself_with_the_same_bits(log, ranks: Path) -> None:
+    assert sorted(path.name for path in ranks.glob("attempt-*")) == [f"attempt-1-{rank}" for rank in range(3)]
+    assert_equal_runs(log, ranks / "killed", ranks / "whole")
+
+
+def test_on_a_full_disk_all_ranks_fail_alike(ranks: Path, small_disk: Path | None) -> None:
+    if small_disk is None:
+        pytest.skip("mounting a file system is not permitted here")
+    said = {(ranks / f"disk-{rank}").read_text() for rank in range(3)}
+    assert len(said) == 1
+    assert said.pop().startswith(f"{small_disk}/run: the disk is full and a checkpoint was not saved")
