@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from learn_rank.cli.config import SCHEMAS, load
+from learn_rank.cli.config import load
+from learn_rank.cli.main import _COMMANDS
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -39,6 +40,6 @@ def test_every_learn_rank_command_has_options_that_exist(tmp_path: Path, monkeyp
     lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("learn-rank ")]
     assert len(commands) >= 2
-    for _, command, *overrides in commands:
-        name = command.removeprefix("evaluate-")
-        load(name if name in (*SCHEMAS, "demo") else "run", overrides)
+    for _, *words in commands:
+        size = 2 if words[0] == "store" else 1
+        load(_COMMANDS[" ".join(words[:size])].config, words[size:])

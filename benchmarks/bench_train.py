@@ -1,0 +1,344 @@
+"""How many rows does training a ranker take per CPU-second, beside what people use, and where do they go?
+
+    python benchmarks/bench_train.py dir=DIR [sections=peers,learn,loop,loader,ranks] [rounds=5] [rows=1000000]
+                                     [store_rows=1000000] [tables=small,large] [out=benchmarks/results]
+
+26 sparse features x 16, MLP 416-400-400-1, 4096 rows a batch, one thread, process CPU time. Peers: one in memory at a
+time, in turn with ours, groups of steps; all start from the same weights (their first losses must agree) and see the
+same batches. Peers that are not installed are named and left out: pip install 'learn-rank[bench]', then
+pip install --no-deps fuxictr deepctr-torch. DIR takes 250 bytes a row and 300 a store row.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+from train_log import TABLES, features_of, generate, generate_stores
+from train_peers import DIM, HIDDEN, PEERS, linear_layers
+from train_steps import BATCH, CPU, GROUP, NUM_BATCHES, Cost, build, cpu_ms, read_batches, step_of, take_turns
+
+from learn_rank.adaptor import LearnAdaptor, cvr_loss
+from learn_rank.artifact import installed_versions
+from learn_rank.distributed import process_group
+from learn_rank.ranker.batch import BatchReader, RankerBatch
+from learn_rank.ranker.frozen import FrozenVectors
+from learn_rank.ranker.options import RankerOptions
+from learn_rank.ranker.train import train
+from learn_rank.schema import ITEM_ID, TIMESTAMP, USER_ID, FeatureSet
+
+
+def peers(prepared: Path, features: FeatureSet, rounds: int) -> str:
+    """Markdown: ours and each installed peer, in float32 and bfloat16."""
+    batches = read_batches(prepared, features, None)
+    lines = ["| method | CPU ms a step | wall ms | rows per CPU-second | CPU, times ours |", "|---|---|---|---|---|"]
+    left_out = [name for name, (module, _, _) in PEERS.items() if importlib.util.find_spec(module) is None]
+    for bf16 in (False, True):
+        options = RankerOptions(use_learn=False, bf16=bf16)
+        own: list[Cost] = []
+        rows = []
+        for name, (_, make, has_bf16) in PEERS.items():
+            if name in left_out or (bf16 and not has_bf16):
+                continue
+            with process_group() as process:
+                ours = step_of(build(features, options, None, process, is_mlp=True), options, None)
+                peer = make(features, bf16)
+                losses = ours(batches[:1]), peer(batches[:1])
+                if not abs(losses[0] - losses[1]) < (5e-3 if bf16 else 1e-5):
+                    raise SystemExit(f"{name}: first loss {losses[1]}, ours is {losses[0]}")
+                mine, theirs = take_turns([ours, peer], batches, rounds)
+                del ours, peer
+                gc.collect()
+            own.append(mine)
+            rows.append(_line(name, bf16, theirs, theirs.cpu / mine.cpu))
+            print(f"  {rows[-1]}", flush=True)
+        mine = Cost(*(statistics.median(column) for column in zip(*own, strict=True)))
+        lines += [_line("learn_rank", bf16, mine, 1.0), *rows]
+    missing = f"\n\nNot installed, left out: {', '.join(left_out)}." if left_out else ""
+    return "\n".join(lines) + missing
+
+
+def _line(name: str, bf16: bool, cost: Cost, ratio: float) -> str:
+    dtype = "bf16" if bf16 else "fp32"
+    return f"| {name}, {dtype} | {cost.cpu:.1f} | {cost.wall:.1f} | {BATCH / cost.cpu * 1e3:,.0f} | {ratio:.2f} |"
+
+
+def learn(prepared: Path, stores: Path, features: FeatureSet, rounds: int) -> str:
+    """Markdown: steps with LEARN and without, then where the difference goes."""
+    frozen = FrozenVectors(stores, num_folds=0)
+    batches = read_batches(prepared, features, frozen)
+    lines = ["| backbone | CPU ms without LEARN | with | LEARN adds |", "|---|---|---|---|"]
+    bases, whole = {}, {}
+    for backbone in ("mlp", "dcnv2", "dlrm"):
+        for bf16 in (False, True):
+            options = RankerOptions(bf16=bf16, **({} if backbone == "mlp" else {"backbone": backbone}))
+            with process_group() as process:
+                arms = [
+                    step_of(build(features, options, one, process, is_mlp=backbone == "mlp"), options, one)
+                    for one in (None, frozen)
+                ]
+                off, on = take_turns(arms, batches, rounds)
+                del arms
+                gc.collect()
+            name = f"{backbone}, {'bf16' if bf16 else 'fp32'}"
+            lines.append(f"| {name} | {off.cpu:.1f} | {on.cpu:.1f} | {on.cpu / off.cpu - 1:+.0%} |")
+            print(f"  {lines[-1]}", flush=True)
+            if backbone == "mlp":
+                bases[bf16], whole[bf16] = off.cpu, on.cpu
+    parts = [parts_of_learn(prepared, frozen, batches, bf16, bases[bf16], whole[bf16]) for bf16 in (False, True)]
+    return "\n\n".join(["\n".join(lines), *parts])
+
+
+def parts_of_learn(
+    prepared: Path, frozen: FrozenVectors, batches: Sequence[RankerBatch], bf16: bool, base: float, whole: float
+) -> str:
+    """Markdown: what LEARN adds to a step with the MLP, each part timed by itself."""
+    in_dim, hidden = len(batches[0].sparse.keys()) * DIM, HIDDEN[0]
+    adaptor = LearnAdaptor(frozen.user_dim, frozen.item_dim, vector_dropout=RankerOptions().vector_dropout)
+    narrow, wide = nn.Linear(in_dim, hidden), nn.Linear(in_dim + adaptor.feature_dim, hidden)
+    vectors = [batch.vectors(frozen, CPU) for batch in batches]
+    numbers = range(len(batches))
+    gradient, out_gradient = torch.randn(BATCH, adaptor.feature_dim), torch.randn(BATCH, hidden)
+    table = pq.ParquetFile(prepared / "interactions/train.parquet").read_row_group(0, [USER_ID, ITEM_ID, TIMESTAMP])
+    ids = [table.slice(start, BATCH).combine_chunks() for start in range(0, len(table) - BATCH, BATCH)]
+    folds = np.full(BATCH, -1, np.int8)
+
+    def rows(number: int) -> None:
+        user, item, time_ = (ids[number % len(ids)].column(i).chunk(0) for i in range(3))
+        frozen.rows(user, item, timestamps=time_.to_numpy(), folds=folds)
+
+    def adapt(number: int) -> None:
+        one, batch = vectors[number], batches[number]
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            out = adaptor(one.user, one.item, one.user_mask, one.item_mask)
+        loss = cvr_loss(out.cvr_logit.float(), batch.cvr_label, batch.cvr_weight)
+        torch.autograd.backward([loss, out.features().float()], [torch.ones(()), gradient])
+
+    def first_layer(layer: nn.Linear) -> Callable[[int], None]:
+        features = torch.randn(BATCH, layer.in_features, requires_grad=True)
+
+        def run(number: int) -> None:
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                out = layer(features)
+            out.backward(out_gradient.to(out.dtype))
+            features.grad = None
+
+        return run
+
+    timed = {
+        "rows": rows,
+        "vectors": lambda number: batches[number].vectors(frozen, CPU),
+        "adaptor": adapt,
+        "narrow": first_layer(narrow),
+        "wide": first_layer(wide),
+    }
+    ms = {name: cpu_ms(call, numbers) for name, call in timed.items()}
+    widening = ms["wide"] - ms["narrow"]
+    # what cannot be saved: forward and weight gradients, and input gradients of what is trained below the layer
+    adaptor_products = [(layer.in_features, layer.out_features, layer.in_features) for layer in linear_layers(adaptor)]
+    adaptor_products[0] = (*adaptor_products[0][:2], 0)  # the frozen vectors
+    needed = {
+        "adaptor": sum(products_ms(*shape, bf16) for shape in adaptor_products),
+        "wide": products_ms(adaptor.feature_dim, hidden, adaptor.fusion_dim, bf16),
+    }
+    found = [
+        ("ids -> store rows (in the reader's thread)", ms["rows"], None),
+        ("store rows -> vectors", ms["vectors"], None),
+        ("adaptor and CVR loss, forward + backward", ms["adaptor"], needed["adaptor"]),
+        (f"first layer {in_dim + adaptor.feature_dim} wide, not {in_dim}", widening, needed["wide"]),
+        ("the rest: concatenation, optimizer", whole - base - sum((ms["vectors"], ms["adaptor"], widening)), None),
+    ]
+    lines = [
+        f"| {'bf16' if bf16 else 'fp32'}: what LEARN adds to {base:.1f} ms | CPU ms | share | its matrix products |",
+        "|---|---|---|---|",
+    ]
+    for name, cost, products in found:
+        cell = "" if products is None else f"{products:.2f} ({products / base:.1%})"
+        lines.append(f"| {name} | {cost:.2f} | {cost / base:.1%} | {cell} |")
+    return "\n".join(lines)
+
+
+def products_ms(in_dim: int, out_dim: int, input_gradients: int, bf16: bool) -> float:
+    """CPU milliseconds of a layer's matrix products alone, with gradients for that many of its inputs."""
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    x, weight, gradient = (
+        torch.randn(shape, dtype=dtype) for shape in ((BATCH, in_dim), (out_dim, in_dim), (BATCH, out_dim))
+    )
+
+    def run(_: int) -> None:
+        torch.mm(x, weight.T)
+        torch.mm(gradient.T, x)
+        if input_gradients:
+            torch.mm(gradient, weight[:, :input_gradients])
+
+    return cpu_ms(run, range(4 * GROUP))
+
+
+def loop(prepared: Path, stores: Path, features: FeatureSet, rounds: int) -> str:
+    """Markdown: the whole of `learn-rank train` against its bare steps: reading, hiding values, checks, checkpoints."""
+    lines = ["| `learn-rank train`, dcnv2, fp32 | CPU ms per 4096 rows | its bare step | more |", "|---|---|---|---|"]
+    for name, frozen in (("without LEARN", None), ("with LEARN", FrozenVectors(stores, num_folds=0))):
+        options = RankerOptions(use_learn=frozen is not None, epochs=2)
+        times: list[float] = []
+
+        def metric(users: Any, labels: Any, scores: Any, times: list[float] = times) -> float:
+            times.append(time.process_time())
+            return 0.5
+
+        directory = prepared / "runs" / name.replace(" ", "_")
+        shutil.rmtree(directory, ignore_errors=True)
+        facts = train(prepared, stores, directory, options, validation_metric=metric)
+        whole = (times[1] - times[0]) / facts["num_rows"] * BATCH * 1e3  # the second epoch
+        batches = read_batches(prepared, features, frozen)
+        with process_group() as process:
+            (bare,) = take_turns(
+                [step_of(build(features, options, frozen, process, is_mlp=False), options, frozen)], batches, rounds
+            )
+            gc.collect()
+        lines.append(f"| {name} | {whole:.1f} | {bare.cpu:.1f} | {whole / bare.cpu - 1:+.1%} |")
+        print(f"  {lines[-1]}", flush=True)
+    return "\n".join(lines)
+
+
+def loader(prepared: Path, stores: Path, features: FeatureSet, rounds: int) -> str:
+    """Markdown: BatchReader alone, shuffled, from Parquet to batches."""
+    lines = ["| loader alone | CPU us a row | rows per CPU-second | rows per second |", "|---|---|---|---|"]
+    for name, frozen in (("without LEARN", None), ("with LEARN: store rows", FrozenVectors(stores, num_folds=0))):
+        reader = BatchReader(prepared / "interactions/train.parquet", features, batch_rows=BATCH, frozen=frozen)
+        costs = []
+        for number in range(rounds):
+            start = (time.process_time(), time.perf_counter())
+            count = sum(batch.num_rows for batch in reader.training(seed=0, epoch=number, shuffle_rows=1_000_000))
+            costs.append(((time.process_time() - start[0]) / count, (time.perf_counter() - start[1]) / count))
+        cpu, wall = (statistics.median(column) for column in zip(*costs, strict=True))
+        lines.append(f"| {name} | {cpu * 1e6:.2f} | {1 / cpu:,.0f} | {1 / wall:,.0f} |")
+        print(f"  {lines[-1]}", flush=True)
+    return "\n".join(lines)
+
+
+RANK_PLANS = {  # ranks, rows a step over all ranks, RankerOptions.sharding
+    "1 rank": (1, BATCH, "table_wise"),
+    "2 ranks, table-wise": (2, BATCH, "table_wise"),
+    "2 ranks, row-wise": (2, BATCH, "row_wise"),
+    "2 ranks, table-wise, 4096 rows each": (2, 2 * BATCH, "table_wise"),
+    "2 ranks, row-wise, 4096 rows each": (2, 2 * BATCH, "row_wise"),
+}
+
+
+def ranks(prepared: Path, rounds: int) -> str:
+    """Markdown: steps under torchrun, CPU summed over ranks; plans in turn, each in processes of its own."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in RANK_PLANS}
+    results = prepared / "ranks"
+    for number in range(rounds):
+        for name, (world_size, batch_size, sharding) in RANK_PLANS.items():
+            shutil.rmtree(results, ignore_errors=True)
+            results.mkdir()
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
+            command += [__file__, f"child={results}", f"dir={prepared}", f"batch_size={batch_size}"]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+            subprocess.run([*command, f"sharding={sharding}"], check=True, env=environment)
+            each = [json.loads(path.read_text()) for path in results.iterdir()]
+            assert len(each) == world_size
+            found[name].append((sum(one["cpu"] for one in each) / batch_size, max(one["wall"] for one in each)))
+            print(f"  round {number} {name:<40} {found[name][-1][0] * 1e6:.1f} CPU us a row", flush=True)
+    lines = ["| plan | rows a step | CPU us a row, all ranks | to 1 rank | rows per second |", "|---|---|---|---|---|"]
+    one = statistics.median(cpu for cpu, _ in found["1 rank"])
+    for name, costs in found.items():
+        cpu, wall = (statistics.median(column) for column in zip(*costs, strict=True))
+        rows = RANK_PLANS[name][1]
+        lines.append(f"| {name} | {rows} | {cpu * 1e6:.1f} | {cpu / one - 1:+.0%} | {rows / wall:,.0f} |")
+    return "\n".join(lines)
+
+
+def child(settings: dict[str, str]) -> None:
+    """One rank of `ranks`: seconds a step into the folder settings["child"]."""
+    prepared, features = Path(settings["dir"]), features_of("small")
+    options = RankerOptions(use_learn=False, batch_size=int(settings["batch_size"]), sharding=settings["sharding"])
+    with process_group() as process:
+        reader = BatchReader(
+            prepared / "interactions/train.parquet",
+            features,
+            batch_rows=options.batch_size // process.world_size,
+            rank=process.rank,
+            world_size=process.world_size,
+        )
+        with closing(reader.in_order()) as stream:
+            batches = list(islice(stream, NUM_BATCHES))
+        steps = step_of(build(features, options, None, process, is_mlp=True), options, None)
+        steps(batches[:GROUP])
+        start = (time.process_time(), time.perf_counter())
+        steps(batches)
+        cost = {
+            "cpu": (time.process_time() - start[0]) / len(batches),
+            "wall": (time.perf_counter() - start[1]) / len(batches),
+        }
+        (Path(settings["child"]) / f"{process.rank}.json").write_text(json.dumps(cost))
+        del steps
+
+
+def peers_by_size(folder: Path, sizes: Sequence[str], rows: int, rounds: int) -> str:
+    parts = []
+    for size in sizes:
+        features = features_of(size)
+        prepared = generate(folder / size, features, min(rows, NUM_BATCHES * BATCH), store_rows=1)
+        widths = "-".join(map(str, (len(features.sparse) * DIM, *HIDDEN, 1)))
+        parts.append(f"### Bare steps, MLP {widths}, {sum(TABLES[size]):,} table rows")
+        parts.append(peers(prepared, features, rounds))
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    settings = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    torch.set_num_threads(1)
+    if "child" in settings:
+        child(settings)
+        return
+    folder, rounds = Path(settings["dir"]), int(settings.get("rounds", 5))
+    rows, store_rows = (int(float(settings.get(name, 1e6))) for name in ("rows", "store_rows"))
+    features, stores = features_of("small"), folder / "stores"
+    prepared = generate(folder / "log", features, rows, store_rows)
+    sections = {
+        "peers": lambda: peers_by_size(folder, settings.get("tables", "small,large").split(","), rows, rounds),
+        "learn": lambda: learn(prepared, stores, features, rounds),
+        "loop": lambda: loop(prepared, stores, features, rounds),
+        "loader": lambda: loader(prepared, stores, features, rounds),
+        "ranks": lambda: ranks(prepared, rounds),
+    }
+    versions = installed_versions()
+    out = Path(settings.get("out", "benchmarks/results"))
+    out.mkdir(parents=True, exist_ok=True)
+    for name in settings.get("sections", ",".join(sections)).split(","):
+        if name in ("learn", "loop", "loader"):
+            generate_stores(stores, store_rows)
+        parts = [
+            f"# Training speed: {name}",
+            f"`python benchmarks/bench_train.py dir=DIR sections={name} rounds={rounds}`",
+            f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, torch "
+            f"{versions['torch']}, torchrec {versions['torchrec']}; one thread; medians of {rounds} rounds. "
+            f"{len(features.sparse)} sparse features x {DIM}, {BATCH} rows a step.",
+            sections[name](),
+        ]
+        text = "\n\n".join(parts) + "\n"
+        (out / f"train_{name}.md").write_text(text)
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""What frozen vectors, tables and checkpoints take in disk, memory, network and time: the tables of docs/capacity.md.
+
+    python benchmarks/capacity.py [users=4e8] [items=31e6] [snapshots=1] [ranks=64] [hosts=8] [batch=4096] [rows_per_day=1e10]
+
+Sizes are exact: they follow from the file formats (learn_rank/store/files.py, learn_rank/ranker/plan.py). Rates were
+measured on two cores by the benchmark that stands beside each; give your own as key=value.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, fields
+
+DIM, TABLE_DIM = 64, 16  # of LEARN vectors, of trainable tables
+KEY, BUCKET, TIME, OFFSET = 8, 2, 8, 8  # bytes; a bucket is 1.3 to 2.7 bytes an id
+RECORD = KEY + 4 + 2 * DIM  # a row on its way to its place
+
+
+@dataclass
+class Rates:
+    """Measured, per second; the benchmark that measures each."""
+
+    build: float = 0.0  # rows through `store build`: bench_store.py
+    verify: float = 0.0  # bytes through `store verify`: bench_store.py
+    lookup: float = 0.0  # ids -> vectors on one thread, 20 M rows: bench_frozen.py
+    train: float = 0.0  # log rows per CPU-second of training with LEARN, float32: bench_train.py
+    two_ranks: float = 0.0  # CPU of a row on two ranks over that on one: bench_train.py
+
+
+@dataclass
+class Size:
+    """What is asked about."""
+
+    users: float = 4e8
+    items: float = 31e6
+    snapshots: float = 1  # vectors per user
+    ranks: float = 64
+    hosts: float = 8
+    batch: float = 4096  # rows per rank and step
+    rows_per_day: float = 1e10
+
+
+def main() -> None:
+    size, rates = Size(), Rates()
+    for word in sys.argv[1:]:
+        name, _, value = word.partition("=")
+        owner = size if name in {f.name for f in fields(size)} else rates
+        if not hasattr(owner, name) or not value:
+            raise SystemExit(f"{word}: expected one of {[f.name for f in (*fields(size), *fields(rates))]}=NUMBER")
+        setattr(owner, name, float(value))
+    print(per_million(rates))
+    print(whole(size, rates))
+
+
+def store_bytes(ids: float, snapshots: float) -> float:
+    """A store on disk: vectors, keys, buckets, and with snapshots their offsets and times."""
+    rows = ids * snapshots
+    times = ids * OFFSET + rows * TIME if snapshots > 1 else 0
+    return rows * 2 * DIM + ids * (KEY + BUCKET) + times
+
+
+def per_million(rates: Rates) -> str:
+    """Markdown: a million ids."""
+    table = 1e6 * (4 * TABLE_DIM + 4)
+    lines = [
+        "| a million ids | bytes |", "|---|---|",
+        f"| store, float16 | {gb(store_bytes(1e6, 1))} |",
+        f"| store, int8 | {gb(1e6 * (DIM + 4 + KEY + BUCKET))} |",
+        f"| each further snapshot of each user | {gb(1e6 * (2 * DIM + TIME))} |",
+        f"| on its way (`store build`, beside the store) | {gb(1e6 * RECORD)} |",
+        f"| trainable table, {TABLE_DIM} wide, with row-wise Adagrad | {gb(table)} |",
+        f"| `store build` | {1e6 / rates.build:.1f} s |",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def whole(size: Size, rates: Rates) -> str:
+    """Markdown: everything together."""
+    ids, rows = size.users + size.items, size.users * size.snapshots + size.items
+    stored = store_bytes(size.users, size.snapshots) + store_bytes(size.items, 1)
+    vectors = rows * 2 * DIM
+    index = stored - vectors
+    tables = ids * (4 * TABLE_DIM + 4)
+    remote = 2 * size.batch * (1 - 1 / size.ranks)  # at most: every row's user and item distinct
+    per_rank_day = size.rows_per_day / (size.ranks * rates.train / rates.two_ranks)
+    lines = [
+        f"| {size.users:,.0f} users x {size.snapshots:.0f}, {size.items:,.0f} items, {size.ranks:.0f} ranks on "
+        f"{size.hosts:.0f} hosts | |", "|---|---|",
+        f"| stores on disk | {gb(stored)} |",
+        f"| disk while they are built | {gb(stored + rows * RECORD)} |",
+        f"| `store build`, one process | {hours(rows / rates.build)} |",
+        f"| `store verify` of what is in the page cache | {hours(stored / rates.verify)} |",
+        f"| page cache per host that keeps all hot, `placement=store` | {gb(stored)} |",
+        f"| the same, `placement=sharded` | {gb(index + vectors / size.hosts)} |",
+        f"| `placement=torchrec`: memory per rank (GPU memory with CUDA) | {gb(vectors / size.ranks)} |",
+        f"| `sharded`: sent and received per rank and step, at most | {mb(remote * (8 + 2 * DIM))} |",
+        f"| `placement=store`: ids to vectors per rank and step | {2 * size.batch / rates.lookup * 1e3:.2f} ms |",
+        f"| trainable tables per rank | {gb(tables / size.ranks)} |",
+        f"| one checkpoint | {gb(tables)} |",
+        f"| checkpoints on disk with ranker.checkpoint_keep=2, at most four at a time | {gb(4 * tables)} |",
+        f"| a day's {size.rows_per_day:,.0f} rows on so many CPU ranks of this machine | {hours(per_rank_day)} |",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def gb(size: float) -> str:
+    return (
+        f"{size / 1e9:,.2f} GB" if size < 1e11 else f"{size / 1e12:,.2f} TB" if size > 1e12 else f"{size / 1e9:,.0f} GB"
+    )
+
+
+def mb(size: float) -> str:
+    return f"{size / 1e6:.2f} MB"
+
+
+def hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.1f} min"
+
+
+if __name__ == "__main__":
+    main()
