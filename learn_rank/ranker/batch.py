@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from learn_rank.errors import InputError
+from learn_rank.prefetch import prefetch
 from learn_rank.ranker.block import RowBlock
 from learn_rank.ranker.columns import Int64Array, check_schema, checked_rows, feature_columns
 from learn_rank.ranker.files import FileRows, FileSet, RowSlice, batch_sizes, divide, share_of
@@ -21,7 +19,6 @@ from learn_rank.ranker.frozen import FrozenVectors, LearnVectors
 from learn_rank.schema import FOLD, ITEM_ID, TIMESTAMP, USER_ID, FeatureSet
 
 _PREFETCH_BATCHES = 8
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -192,41 +189,3 @@ class BatchReader:
             user_row=None if user_row is None else torch.from_numpy(user_row),
             item_row=None if item_row is None else torch.from_numpy(item_row),
         )
-
-
-def prefetch(items: Iterator[T], depth: int) -> Generator[T, None, None]:
-    """The same items, made up to `depth` ahead by one thread; its exception is raised where the item was due."""
-    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
-    is_stopped = threading.Event()
-
-    def put(item: T | None, error: BaseException | None) -> None:
-        while not is_stopped.is_set():
-            try:
-                ready.put((item, error), timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for item in items:
-                put(item, None)
-                if is_stopped.is_set():
-                    return
-            put(None, StopIteration())
-        except BaseException as error:
-            put(None, error)
-
-    thread = threading.Thread(target=work, name="batch-reader", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item  # type: ignore[misc]
-    finally:
-        is_stopped.set()
-        thread.join()

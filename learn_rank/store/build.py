@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from learn_rank.errors import InputError
 from learn_rank.memory import format_bytes
+from learn_rank.prefetch import prefetch
 from learn_rank.progress import progress_bar
 from learn_rank.store.options import StoreOptions
-from learn_rank.store.source import VectorSource
+from learn_rank.store.source import SourceBatch, VectorSource
 from learn_rank.store.spill import num_parts
 from learn_rank.store.writer import StoreWriter, record_type
+
+_PREFETCH_BATCHES = 4
 
 
 def build_store(source: VectorSource, directory: Path, options: StoreOptions) -> dict[str, Any]:
@@ -36,16 +41,27 @@ def build_store(source: VectorSource, directory: Path, options: StoreOptions) ->
     )
     with progress_bar(total=source.num_rows, description="read", unit="row") as bar:
         bar.update(sum(unit.num_rows for unit in source.units[: writer.units_done]))
-        for number in range(writer.units_done, len(source.units)):
-            where = str(source.units[number])
-            for batch in source.read(number):
+        # decoding takes as long as all the rest, and another core can do it
+        with closing(prefetch(_batches(source, writer.units_done), _PREFETCH_BATCHES)) as batches:
+            for number, batch in batches:
+                if number > writer.units_done:
+                    writer.end_unit()
+                where = str(source.units[number])
                 if not batch.has_vector.all():
                     first = batch.ids[int(batch.has_vector.argmin())].as_py()
                     raise InputError(f"{where}: id {first!r} has no vector (null); drop such rows")
                 writer.add(batch.ids, batch.vectors, batch.as_of, where=where)
                 bar.update(len(batch.ids))
+        if writer.units_done < len(source.units):
             writer.end_unit()
     return writer.finish(where=lambda unit: str(source.units[unit]), ids_of=source.ids_of)
+
+
+def _batches(source: VectorSource, first: int) -> Iterator[tuple[int, SourceBatch]]:
+    """The batches of the units from `first` on, with the number of their unit; every unit has at least one."""
+    for number in range(first, len(source.units)):
+        for batch in source.read(number):
+            yield number, batch
 
 
 def _check_disk(source: VectorSource, directory: Path, options: StoreOptions) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from hypothesis import strategies as st
 from learn_rank.errors import InputError
 from learn_rank.io import read_table
 from learn_rank.ranker import files
-from learn_rank.ranker.batch import BatchReader, RankerBatch, prefetch
+from learn_rank.ranker.batch import BatchReader, RankerBatch
 from learn_rank.ranker.frozen import FrozenVectors
 from learn_rank.schema import FeatureSet, SparseFeature
 
@@ -317,24 +316,6 @@ def test_fewer_rows_than_ranks_are_refused(tmp_path: Path, features: FeatureSet,
     short = type(log)(tmp_path, tmp_path).write("train", log.table("train").slice(0, 1))
     with pytest.raises(InputError, match="1 rows for 2 ranks"):
         reader(short, features, 0, 2)
-
-
-def test_prefetch_gives_the_same_items_and_then_the_error() -> None:
-    def items() -> Iterator[int]:
-        yield from range(20)
-        raise InputError("the file ends here")
-
-    fetched = prefetch(items(), 3)
-    assert [next(fetched) for _ in range(20)] == list(range(20))
-    with pytest.raises(InputError, match="the file ends here"):
-        next(fetched)
-
-
-def test_prefetch_thread_ends_when_its_reader_stops_early() -> None:
-    items = prefetch(iter(range(1000)), 2)
-    assert next(items) == 0
-    items.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "batch-reader"]
 
 
 _MEMORY = """
