@@ -21,11 +21,11 @@ RECORD = KEY + 4 + 2 * DIM  # a row on its way to its place
 class Rates:
     """Measured, per second; the benchmark that measures each."""
 
-    build: float = 0.0  # rows through `store build`: bench_store.py
-    verify: float = 0.0  # bytes through `store verify`: bench_store.py
-    lookup: float = 0.0  # ids -> vectors on one thread, 20 M rows: bench_frozen.py
-    train: float = 0.0  # log rows per CPU-second of training with LEARN, float32: bench_train.py
-    two_ranks: float = 0.0  # CPU of a row on two ranks over that on one: bench_train.py
+    build: float = 460e3  # rows through `store build`: bench_store.py
+    verify: float = 585e6  # bytes through `store verify`: bench_store.py
+    lookup: float = 11e6  # ids -> vectors on one thread, 20 M rows: bench_frozen.py
+    train: float = 23_500  # log rows per CPU-second of `train` with LEARN, dcnv2, float32: bench_train.py
+    two_ranks: float = 1.12  # CPU of a row on two ranks over that on one: bench_train.py
 
 
 @dataclass

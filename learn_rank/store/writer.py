@@ -167,7 +167,6 @@ class StoreWriter:
         *,
         where: Callable[[int], str],
         ids_of: Callable[[int, int], list[Any]],
-        notes: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Sorts and writes everything; returns facts for a manifest.
 
@@ -187,8 +186,13 @@ class StoreWriter:
                 self._record_progress()
                 self._spill.drop(part)
                 bar.update()
-        found: dict[str, Any] = {"relative_error": self._error.relative, "largest_error": self._error.largest}
-        facts = files.finish(notes={**found, "num_zero_dropped": self._journal["dropped"], **(notes or {})})
+        facts = files.finish(
+            notes={
+                "relative_error": self._error.relative,
+                "largest_error": self._error.largest,
+                "num_zero_dropped": self._journal["dropped"],
+            }
+        )
         shutil.rmtree(self._directory / _SPILL, ignore_errors=True)
         (self._directory / _JOURNAL).unlink(missing_ok=True)
         use_version(self._directory, FIRST_VERSION)
