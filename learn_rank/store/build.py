@@ -11,7 +11,7 @@ from typing import Any
 from learn_rank.errors import InputError
 from learn_rank.memory import format_bytes
 from learn_rank.prefetch import prefetch
-from learn_rank.progress import progress_bar
+from learn_rank.progress import note, progress_bar
 from learn_rank.store.options import StoreOptions
 from learn_rank.store.source import SourceBatch, VectorSource
 from learn_rank.store.spill import num_parts
@@ -39,6 +39,8 @@ def build_store(source: VectorSource, directory: Path, options: StoreOptions) ->
         zero_vectors=options.zero_vectors,
         resume=True,
     )
+    if writer.units_done:
+        note(f"an earlier build was cut off; going on after {writer.units_done} of {len(source.units)} row groups")
     with progress_bar(total=source.num_rows, description="read", unit="row") as bar:
         bar.update(sum(unit.num_rows for unit in source.units[: writer.units_done]))
         # decoding takes as long as all the rest, and another core can do it

@@ -147,13 +147,14 @@ def test_a_killed_build_goes_on_and_ends_with_the_same_bits(tmp_path: Path, writ
                 process.send_signal(signal.SIGKILL)
                 seen.append((units, done))
             time.sleep(0.002)
-        process.communicate()
+        _, said = process.communicate()
         if process.returncode == 0:
             break
         assert process.returncode == -signal.SIGKILL
         assert not (tmp_path / "s").exists()
     assert process.returncode == 0
     assert len(seen) >= 2
+    assert b"an earlier build was cut off; going on after" in said
     assert fingerprint(tmp_path / "s") == expected
     verify_store(tmp_path / "s" / "v1")
 
