@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -79,25 +80,16 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "p" / "data").read_text() == "first"
 
 
-def test_a_full_disk_is_said_in_one_line_and_the_next_run_recovers(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(disk)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small tmpfs needs root")
-    try:
-        with publish(disk / "p", ONE) as (work, _):
-            (work / "data").write_text("first")
-        with pytest.raises(InputError, match="the disk is full"), publish(disk / "p", OTHER) as (work, _):
-            (work / "data").write_bytes(b"x" * (8 << 20))
-        assert (disk / "p" / "data").read_text() == "first"
-        with publish(disk / "p", OTHER) as (work, _):
-            (work / "data").write_text("second")
-        assert (disk / "p" / "data").read_text() == "second"
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+def test_a_full_disk_is_said_in_one_line_and_the_next_run_recovers(mount_disk: Callable[[int], Path]) -> None:
+    disk = mount_disk(4)
+    with publish(disk / "p", ONE) as (work, _):
+        (work / "data").write_text("first")
+    with pytest.raises(InputError, match="the disk is full"), publish(disk / "p", OTHER) as (work, _):
+        (work / "data").write_bytes(b"x" * (8 << 20))
+    assert (disk / "p" / "data").read_text() == "first"
+    with publish(disk / "p", OTHER) as (work, _):
+        (work / "data").write_text("second")
+    assert (disk / "p" / "data").read_text() == "second"
 
 
 def test_two_processes_cannot_write_one_folder(tmp_path: Path) -> None:

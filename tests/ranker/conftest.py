@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from learn_rank import checkpoint
 from learn_rank.artifact import Manifest, publish
+from learn_rank.distributed import process_group
+from learn_rank.ranker.inputs import open_inputs
+from learn_rank.ranker.model import build_ranker
+from learn_rank.ranker.options import RankerOptions
+from learn_rank.ranker.sharding import shard
 from learn_rank.schema import FeatureSet, SparseFeature, interactions_schema
 from learn_rank.store.writer import write_store
 
@@ -41,6 +49,30 @@ class Log:
 
     def table(self, split: str) -> pa.Table:
         return pq.read_table(self.prepared / "interactions" / f"{split}.parquet")
+
+    def saved_tensors(
+        self, directory: Path, options: RankerOptions, pointer: str = checkpoint.LATEST
+    ) -> dict[str, torch.Tensor]:
+        """Weights, buffers and optimizer state of a checkpoint of this log, whole tables."""
+        inputs = open_inputs(self.prepared, self.stores, options)
+        with process_group() as process:
+            model = build_ranker(inputs.features, options, inputs.frozen)
+            ranker = shard(model, options, inputs.features.sparse, process)
+            ranker.dense_optimizer.init_state()
+            state = {"model": ranker.model.state_dict(), "optimizer": ranker.optimizer.state_dict()}
+            checkpoint.load(directory, state, pointer)
+            found = {}
+
+            def collect(prefix: str, value: Any) -> None:
+                if isinstance(value, dict):
+                    for name, part in value.items():
+                        collect(f"{prefix}/{name}", part)
+                else:
+                    whole = value.local_shards()[0].tensor if hasattr(value, "local_shards") else value
+                    found[prefix] = whole.clone()
+
+            collect("", state)
+            return found
 
     def write(self, split: str, table: pa.Table, *, row_group_size: int = 700) -> Path:
         path = self.prepared / "interactions" / f"{split}.parquet"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,11 +15,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from learn_rank import checkpoint
-from learn_rank.distributed import process_group
-from learn_rank.ranker.inputs import open_inputs
-from learn_rank.ranker.model import build_ranker
 from learn_rank.ranker.predict import predict
-from learn_rank.ranker.sharding import shard
 from learn_rank.ranker.train import RankerOptions, train
 
 # dropout, hidden values and a schedule: what is random or follows the steps has to be the same again
@@ -42,31 +36,9 @@ def auc(user_ids: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> float:
     return float(roc_auc_score(labels, scores))
 
 
-def saved_tensors(log, directory: Path, pointer: str) -> dict[str, torch.Tensor]:
-    """Weights, buffers and optimizer state of a checkpoint, whole tables."""
-    inputs = open_inputs(log.prepared, log.stores, OPTIONS)
-    with process_group() as process:
-        ranker = shard(build_ranker(inputs.features, OPTIONS, inputs.frozen), OPTIONS, inputs.features.sparse, process)
-        ranker.dense_optimizer.init_state()
-        state = {"model": ranker.model.state_dict(), "optimizer": ranker.optimizer.state_dict()}
-        checkpoint.load(directory, state, pointer)
-        found = {}
-
-        def collect(prefix: str, value: Any) -> None:
-            if isinstance(value, dict):
-                for name, part in value.items():
-                    collect(f"{prefix}/{name}", part)
-            else:
-                whole = value.local_shards()[0].tensor if hasattr(value, "local_shards") else value
-                found[prefix] = whole.clone()
-
-        collect("", state)
-        return found
-
-
 def assert_equal_runs(log, one: Path, other: Path) -> None:
     for pointer in (checkpoint.LATEST, checkpoint.BEST):
-        first, second = (saved_tensors(log, directory, pointer) for directory in (one, other))
+        first, second = (log.saved_tensors(directory, OPTIONS, pointer) for directory in (one, other))
         assert first.keys() == second.keys()
         assert len(first) > 20
         for name, tensor in first.items():
@@ -206,20 +178,12 @@ with process_group(timeout_seconds=60) as process:
 
 
 @pytest.fixture(scope="module")
-def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path | None]:
-    """A file system of 2 MiB; None where none may be mounted."""
-    folder = tmp_path_factory.mktemp("disk")
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
-        yield None
-        return
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-@pytest.fixture(scope="module")
-def ranks(log, small_disk: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ranks(log, mount_disk: Callable[[int], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("ranks")
+    try:
+        small_disk: Path | None = mount_disk(2)
+    except pytest.skip.Exception:
+        small_disk = None
     script = root / "train.py"
     script.write_text(_RANKS)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "--max-restarts=2", str(script)]
@@ -237,9 +201,8 @@ def test_a_run_of_three_ranks_of_which_one_is_killed_ends_by_itself_with_the_sam
     assert_equal_runs(log, ranks / "killed", ranks / "whole")
 
 
-def test_on_a_full_disk_all_ranks_fail_alike(ranks: Path, small_disk: Path | None) -> None:
-    if small_disk is None:
-        pytest.skip("mounting a file system is not permitted here")
+def test_on_a_full_disk_all_ranks_fail_alike(ranks: Path, mount_disk: Callable[[int], Path]) -> None:
+    mount_disk(1)  # skips where it may not, as `ranks` went without
     said = {(ranks / f"disk-{rank}").read_text() for rank in range(3)}
     assert len(said) == 1
-    assert said.pop().startswith(f"{small_disk}/run: the disk is full and a checkpoint was not saved")
+    assert "run: the disk is full and a checkpoint was not saved" in said.pop()

@@ -18,12 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from learn_rank import checkpoint
 from learn_rank.artifact import file_fingerprint
-from learn_rank.distributed import process_group
 from learn_rank.errors import InputError
 from learn_rank.ranker.inputs import open_inputs
-from learn_rank.ranker.model import build_ranker
 from learn_rank.ranker.predict import predict
-from learn_rank.ranker.sharding import shard
 from learn_rank.ranker.train import RankerOptions, train
 
 
@@ -35,28 +32,6 @@ def auc(user_ids: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> float:
 def small(**changes: Any) -> RankerOptions:
     defaults = {"hidden_dims": [32, 16], "batch_size": 256, "learning_rate": 5e-3, "epochs": 3, "patience": 3}
     return RankerOptions(**(defaults | changes))
-
-
-def weights(log, directory: Path, options: RankerOptions) -> dict[str, torch.Tensor]:
-    """All tensors of the latest checkpoint: weights, buffers and optimizer state, whole tables."""
-    inputs = open_inputs(log.prepared, log.stores, options)
-    with process_group() as process:
-        ranker = shard(build_ranker(inputs.features, options, inputs.frozen), options, inputs.features.sparse, process)
-        ranker.dense_optimizer.init_state()
-        state = {"model": ranker.model.state_dict(), "optimizer": ranker.optimizer.state_dict()}
-        checkpoint.load(directory, state)
-        found = {}
-
-        def collect(prefix: str, value: Any) -> None:
-            if isinstance(value, dict):
-                for name, part in value.items():
-                    collect(f"{prefix}/{name}", part)
-            else:
-                whole = value.local_shards()[0].tensor if hasattr(value, "local_shards") else value
-                found[prefix] = whole.clone()
-
-        collect("", state)
-        return found
 
 
 def assert_equal_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
@@ -104,7 +79,7 @@ def test_stores_are_untouched_and_absent_from_the_checkpoint(log, tmp_path: Path
     options = small(epochs=1)
     train(log.prepared, log.stores, tmp_path, options, validation_metric=auc)
     assert file_fingerprint(log.stores) == before
-    saved = weights(log, tmp_path, options)
+    saved = log.saved_tensors(tmp_path, options)
     frozen_sizes = {(54, 64), (40, 64)}  # rows of the user and item store
     assert not [name for name, tensor in saved.items() if tuple(tensor.shape) in frozen_sizes]
     assert {name.split("/")[2].split(".")[0] for name in saved if name.startswith("/model")} == {
@@ -115,7 +90,7 @@ def test_stores_are_untouched_and_absent_from_the_checkpoint(log, tmp_path: Path
 def test_missing_vector_is_learnt_from_users_without_one(log, tmp_path: Path) -> None:
     options = small(epochs=1, vector_dropout=0.0)
     train(log.prepared, log.stores, tmp_path, options, validation_metric=auc)
-    saved = weights(log, tmp_path, options)
+    saved = log.saved_tensors(tmp_path, options)
     assert saved["/model/adaptor.user_missing"].abs().sum() > 0
     assert saved["/model/adaptor.item_missing"].abs().sum() == 0  # every item has a vector
 
@@ -169,7 +144,7 @@ def test_resuming_after_a_stop_between_epochs_equals_no_stop(log, trained, tmp_p
         train(log.prepared, log.stores, tmp_path, small(), validation_metric=stopping)
     facts = train(log.prepared, log.stores, tmp_path, small(), validation_metric=auc)
     assert facts == trained[1]
-    assert_equal_bits(weights(log, tmp_path, small()), weights(log, trained[0], small()))
+    assert_equal_bits(log.saved_tensors(tmp_path, small()), log.saved_tensors(trained[0], small()))
 
 
 def test_another_learning_rate_in_the_same_folder_is_refused(log, trained) -> None:
@@ -257,7 +232,7 @@ def test_after_damage_to_the_latest_checkpoint_a_run_goes_on_from_the_one_before
     assert checkpoint.read_meta(tmp_path)["progress"]["global_step"] == 15
     facts = train(log.prepared, log.stores, tmp_path, small(), validation_metric=auc)
     assert facts == trained[1]
-    assert_equal_bits(weights(log, tmp_path, small()), weights(log, trained[0], small()))
+    assert_equal_bits(log.saved_tensors(tmp_path, small()), log.saved_tensors(trained[0], small()))
 
 
 def test_features_with_another_fingerprint_are_refused(log, trained, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -271,17 +270,10 @@ def test_too_little_memory_is_said_with_what_would_do(tmp_path: Path, write_vect
 
 
 def test_a_build_that_the_disk_cannot_hold_is_refused_before_it_starts(
-    tmp_path: Path, write_vectors: Write, build: Build
+    tmp_path: Path, write_vectors: Write, build: Build, mount_disk: Callable[[int], Path]
 ) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", small]).returncode:
-        pytest.skip("needs the right to mount a small file system")
-    try:
-        source = write_vectors(tmp_path / "a.parquet", range(20_000), np.ones((20_000, 64)))
-        refused(source, small / "s", build, r"needs 2\.\d\d MiB while it is built, .* are free")
-    finally:
-        subprocess.run(["umount", small], check=True)
+    source = write_vectors(tmp_path / "a.parquet", range(20_000), np.ones((20_000, 64)))
+    refused(source, mount_disk(2) / "s", build, r"needs 2\.\d\d MiB while it is built, .* are free")
 
 
 def test_torch_is_not_needed_to_build(tmp_path: Path, write_vectors: Write) -> None:
