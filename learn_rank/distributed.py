@@ -72,12 +72,13 @@ def process_group(*, timeout_seconds: int = 600) -> Iterator[Process]:
         dist.destroy_process_group()
 
 
-def new_group() -> dist.ProcessGroup:
-    """A further Gloo group of all ranks: for a thread, whose collectives must not mix with those of training.
+def new_group(*, timeout_seconds: float = _GROUP_TIMEOUT_SECONDS) -> dist.ProcessGroup:
+    """A further Gloo group of all ranks: for CPU tensors beside NCCL, or for a thread, whose collectives must not mix
+    with those of training.
 
     All ranks call it together; it is gone with the process group.
     """
-    return dist.new_group(backend="gloo", timeout=timedelta(seconds=_GROUP_TIMEOUT_SECONDS))
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
 
 
 def on_main(function: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:

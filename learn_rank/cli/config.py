@@ -27,6 +27,7 @@ from learn_rank.ranker.options import FrozenOptions, RankerOptions
 from learn_rank.schema import ITEM_ID, USER_ID
 from learn_rank.store.options import StoreOptions
 
+T = typing.TypeVar("T")
 GROUPS = ("dataset", "encoder", "align", "ranker")
 
 
@@ -166,6 +167,18 @@ def load(name: str, overrides: Sequence[str]) -> Any:
         return OmegaConf.to_object(config)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_one_line(error))
+
+
+def part_of(config: Any, options: type[T]) -> T:
+    """The options that a config with more fields extends."""
+    return options(**{one.name: getattr(config, one.name) for one in dataclasses.fields(typing.cast(Any, options))})
+
+
+def require(config: Any, command: str, *names: str) -> None:
+    """InputError naming the first option that a command needs and that is not set."""
+    for name in names:
+        if not getattr(config, name):
+            raise InputError(f"{name} is missing; see `learn-rank {command} --help`")
 
 
 def keys_of(schema: type) -> Iterator[tuple[str, str, str]]:

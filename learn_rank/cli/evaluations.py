@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from learn_rank.artifact import Manifest, publish
-from learn_rank.cli.config import EvaluateConfig, MergeConfig, SegmentConfig
+from learn_rank.cli.config import EvaluateConfig, MergeConfig, SegmentConfig, part_of, require
 from learn_rank.errors import InputError
 from learn_rank.evaluation.options import EvaluateOptions, SegmentOptions
 from learn_rank.memory import parse_bytes
@@ -16,7 +16,7 @@ from learn_rank.memory import parse_bytes
 
 def evaluate_files(config: EvaluateConfig) -> None:
     """Predictions that any models made -> report, or a state of some of the users; an A/B log -> its report."""
-    _require(config, "evaluate", "predictions", *(() if config.state else ("out",)))
+    require(config, "evaluate", "predictions", *(() if config.state else ("out",)))
     if config.variant:
         _experiment(config)
         return
@@ -30,7 +30,7 @@ def evaluate_files(config: EvaluateConfig) -> None:
         raise InputError("part=K/N makes a state: add state=FOLDER, then `learn-rank evaluate-merge`")
     if config.state and config.out:
         raise InputError("state and out are both set; a state becomes a report by `learn-rank evaluate-merge`")
-    options = EvaluateOptions(**{name: getattr(config, name) for name in EvaluateOptions.__dataclass_fields__})
+    options = part_of(config, EvaluateOptions)
     part = Part(*_part(config.part)) if config.part else None
     named: dict[str, Any] = {
         "user_segments": config.user_segments or None,
@@ -67,7 +67,7 @@ def evaluate_files(config: EvaluateConfig) -> None:
 
 def merge(config: MergeConfig) -> None:
     """States of disjoint users -> report."""
-    _require(config, "evaluate-merge", "states", "out")
+    require(config, "evaluate-merge", "states", "out")
     from learn_rank.artifact import read_manifest
     from learn_rank.evaluation.evaluate import make_report
     from learn_rank.evaluation.merge import STAGE, merge_states
@@ -89,13 +89,13 @@ def merge(config: MergeConfig) -> None:
 
 def segment(config: SegmentConfig) -> None:
     """A training log -> segments of its users and items."""
-    _require(config, "segment", "log", "out")
+    require(config, "segment", "log", "out")
     from learn_rank.artifact import file_fingerprint
     from learn_rank.evaluation.segments import count_segments
 
     parse_bytes(config.memory_limit, name="memory_limit")
     log, out = Path(config.log), Path(config.out)
-    options = SegmentOptions(**{name: getattr(config, name) for name in SegmentOptions.__dataclass_fields__})
+    options = part_of(config, SegmentOptions)
     inputs = {"log": file_fingerprint(log) if log.exists() else str(log)}
     manifest = Manifest("segment", inputs, {**asdict(options), "user_id": config.user_id, "item_id": config.item_id})
     with publish(out, manifest) as (work, facts):
@@ -166,9 +166,3 @@ def _part(text: str) -> tuple[int, int]:
     if not (number.isdigit() and total.isdigit() and int(number) < int(total)):
         raise InputError(f"part={text}: expected K/N with K from 0 to N - 1, such as 0/4")
     return int(number), int(total)
-
-
-def _require(config: Any, command: str, *names: str) -> None:
-    for name in names:
-        if not getattr(config, name):
-            raise InputError(f"{name} is missing; see `learn-rank {command} --help`")

@@ -7,8 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from learn_rank.artifact import Manifest, file_fingerprint, is_current, publish, read_manifest
-from learn_rank.cli.config import StoreBuildConfig, StoreConfig, StoreRefreshConfig, StoreVersionConfig
-from learn_rank.errors import InputError
+from learn_rank.cli.config import (
+    StoreBuildConfig,
+    StoreConfig,
+    StoreRefreshConfig,
+    StoreVersionConfig,
+    part_of,
+    require,
+)
 from learn_rank.memory import format_bytes
 from learn_rank.store.options import StoreOptions
 
@@ -17,11 +23,11 @@ STAGES = ("store", "export", "extract")
 
 def build(config: StoreBuildConfig) -> None:
     """Parquet of ids and vectors -> store."""
-    _require(config, "build", "input", "out")
+    require(config, "store build", "input", "out")
     from learn_rank.store.build import build_store
     from learn_rank.store.source import open_source
 
-    options, out = _options(config), Path(config.out)
+    options, out = part_of(config, StoreOptions), Path(config.out)
     source = open_source(Path(config.input), key=options.key, vector=options.vector, as_of=options.as_of)
     decides = {name: value for name, value in asdict(options).items() if name != "memory_limit"}
     manifest = Manifest("store", {"input": file_fingerprint(Path(config.input))}, decides)
@@ -54,7 +60,7 @@ def verify(config: StoreConfig) -> None:
     start, size = time.monotonic(), 0
     for version in versions(directory):
         facts = verify_store(directory / version)
-        size += sum(file["size"] for file in facts.files.values())
+        size += facts.num_bytes
         print(f"{version}: {facts.num_rows:,} rows are as they were written ({facts.fingerprint})")
     print(f"{format_bytes(size)} in {time.monotonic() - start:.1f} s")
 
@@ -66,7 +72,7 @@ def refresh(config: StoreRefreshConfig) -> None:
     from learn_rank.store.refresh import refresh_store
     from learn_rank.store.source import open_source
 
-    options = _options(config)
+    options = part_of(config, StoreOptions)
     source = open_source(Path(config.input), key=options.key, vector=options.vector, as_of=options.as_of)
     facts = refresh_store(directory, source, options)
     version = current_version(directory)
@@ -96,10 +102,9 @@ def _print_version(directory: Path, version: str, *, is_used: bool = False) -> N
     from learn_rank.store.files import StoreFacts
 
     facts = StoreFacts.read(directory / version)
-    size = sum(file["size"] for file in facts.files.values())
     print(f"{version}{' (in use)' if is_used else ''}")
     print(f"  {facts.num_rows:,} rows of {facts.num_ids:,} {facts.key_type} ids, {facts.dim} x {facts.dtype}"
-          f"{', snapshots by time' if facts.has_as_of else ''}, {format_bytes(size)}")  # fmt: skip
+          f"{', snapshots by time' if facts.has_as_of else ''}, {format_bytes(facts.num_bytes)}")  # fmt: skip
     print(f"  fingerprint {facts.fingerprint}")
     notes = facts.notes
     if facts.parent is not None:
@@ -113,17 +118,7 @@ def _print_version(directory: Path, version: str, *, is_used: bool = False) -> N
 
 
 def _opened(config: StoreConfig, command: str, *names: str) -> Path:
-    _require(config, command, "store", *names)
+    require(config, f"store {command}", "store", *names)
     directory = Path(config.store)
     read_manifest(directory, stage=STAGES)
     return directory
-
-
-def _options(config: StoreOptions) -> StoreOptions:
-    return StoreOptions(**{name: getattr(config, name) for name in StoreOptions.__dataclass_fields__})
-
-
-def _require(config: object, command: str, *names: str) -> None:
-    for name in names:
-        if not getattr(config, name):
-            raise InputError(f"{name} is missing; see `learn-rank store {command} --help`")

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-_BITS: dict[str, Any] = {"float16": np.uint16, "float32": np.uint32, "float64": np.uint64}
-_EXPONENT = {"float16": 0x7C00, "float32": 0x7F800000, "float64": 0x7FF0000000000000}
+_BITS: dict[str, Any] = {"float16": np.uint16, "float32": np.uint32}
+_EXPONENT = {"float16": 0x7C00, "float32": 0x7F800000}
 
 
 class Encoded(NamedTuple):
@@ -47,7 +47,7 @@ class Flags(NamedTuple):
 
 
 def flags(vectors: npt.NDArray[Any]) -> Flags:
-    """What is wrong with each of [N, D] floats, by their bits: numpy has no fast isfinite for float16."""
+    """What is wrong with each of [N, D] float16 or float32, by their bits: numpy has no fast isfinite for float16."""
     name = vectors.dtype.name
     kind = _BITS[name]
     exponent = kind(_EXPONENT[name])

@@ -63,6 +63,11 @@ class StoreFacts:
         parts = [self.dim, self.dtype, self.key_type, self.has_as_of, self.num_ids, self.num_rows, self.files]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all files together."""
+        return sum(file["size"] for file in self.files.values())
+
     def write(self, version: Path) -> None:
         write_json(version / FACTS, {**asdict(self), "fingerprint": self.fingerprint})
 
@@ -100,6 +105,19 @@ def versions(directory: Path) -> list[str]:
     """All versions of a store, oldest first."""
     found = (path.name for path in directory.glob("v*") if path.name[1:].isdigit() and (path / FACTS).is_file())
     return sorted(found, key=lambda name: int(name[1:]))
+
+
+def map_file(path: Path, dtype: Any, count: int) -> npt.NDArray[Any]:
+    """A file of `count` values as a read-only array; InputError if it has another size.
+
+    A private writable mapping would count as memory that the host must have.
+    """
+    size, expected = path.stat().st_size if path.is_file() else -1, count * np.dtype(dtype).itemsize
+    if size != expected:
+        raise InputError(
+            f"{path}: {max(size, 0)} bytes, expected {expected}; the store is damaged, build or export it again"
+        )
+    return np.memmap(path, dtype, "r", shape=(count,)) if count else np.zeros(0, dtype)
 
 
 class StoreFiles:
@@ -180,11 +198,6 @@ class StoreFiles:
         facts.write(self.version)
         return facts
 
-    def close(self) -> None:
-        """Closes the files as they are."""
-        for file in self._files.values():
-            file.close()
-
 
 def file_segments(path: Path) -> Iterator[tuple[int, str]]:
     """(first byte, checksum) of each segment of a file."""
@@ -241,7 +254,7 @@ class _SummedFile:
 
 def _bucket_starts(path: Path, num_keys: int, bits: int) -> Iterator[npt.NDArray[np.uint32]]:
     """[2^bits + 1] in parts: position of the first key whose high bits are at least b; at last the number of keys."""
-    keys = np.memmap(path, np.uint64, "r", shape=(num_keys,)) if num_keys else np.zeros(0, np.uint64)
+    keys = map_file(path, np.uint64, num_keys)
     done = 0
     for start in range(0, num_keys, _BLOCK_KEYS):
         block = np.asarray(keys[start : start + _BLOCK_KEYS])

@@ -17,7 +17,7 @@ import torch
 from learn_rank.artifact import Manifest, read_manifest
 from learn_rank.errors import InputError
 from learn_rank.memory import available_bytes
-from learn_rank.store.files import AS_OF, BUCKETS, KEYS, OFFSETS, ROWS, SCALES, StoreFacts, current_version
+from learn_rank.store.files import AS_OF, BUCKETS, KEYS, OFFSETS, ROWS, SCALES, StoreFacts, current_version, map_file
 from learn_rank.store.gather import gather_vectors
 from learn_rank.store.index import find_keys, newest_before
 from learn_rank.store.keys import key_type, to_keys
@@ -64,13 +64,13 @@ class FrozenStore:
         self.fingerprint = facts.fingerprint + ("" if shuffle_seed is None else f"-shuffled-{shuffle_seed}")
         self.dim, self.dtype, self.num_rows, self.num_ids = facts.dim, facts.dtype, facts.num_rows, facts.num_ids
         self.key_type, self.has_as_of = facts.key_type, facts.has_as_of
-        self._keys = _map(folder / KEYS, np.uint64, self.num_ids)
-        self._buckets = _map(folder / BUCKETS, np.uint32, (1 << facts.bucket_bits) + 1)
-        self._offsets = _map(folder / OFFSETS, np.int64, self.num_ids + 1) if self.has_as_of else None
-        self._as_of = _map(folder / AS_OF, np.int64, self.num_rows) if self.has_as_of else None
-        rows = _map(folder / ROWS, np.dtype(self.dtype), self.num_rows * self.dim)
+        self._keys = map_file(folder / KEYS, np.uint64, self.num_ids)
+        self._buckets = map_file(folder / BUCKETS, np.uint32, (1 << facts.bucket_bits) + 1)
+        self._offsets = map_file(folder / OFFSETS, np.int64, self.num_ids + 1) if self.has_as_of else None
+        self._as_of = map_file(folder / AS_OF, np.int64, self.num_rows) if self.has_as_of else None
+        rows = map_file(folder / ROWS, np.dtype(self.dtype), self.num_rows * self.dim)
         self._values = np.asarray(rows).reshape(self.num_rows, self.dim)
-        self._scales = _map(folder / SCALES, np.float32, self.num_rows) if self.dtype == "int8" else None
+        self._scales = map_file(folder / SCALES, np.float32, self.num_rows) if self.dtype == "int8" else None
         self._rows = StoredRows(_as_tensor(self._values), None if self._scales is None else _as_tensor(self._scales))
         self.is_prefetching = rows.nbytes > _CACHED_SHARE * available_bytes() if prefetch is None else prefetch
         self._file = _open_for_prefetch(folder / ROWS, rows) if self.is_prefetching else -1
@@ -157,16 +157,6 @@ class FrozenStore:
             return np.where(rows < 0, -1, other)
         moved = np.minimum(self._offsets[other] + (rows - self._offsets[positions]), self._offsets[other + 1] - 1)
         return np.where(rows < 0, -1, moved).astype(np.int64)
-
-
-def _map(path: Path, dtype: Any, count: int) -> npt.NDArray[Any]:
-    """The file as a read-only array. A private writable mapping would count as memory that the host must have."""
-    size, expected = path.stat().st_size if path.is_file() else -1, count * np.dtype(dtype).itemsize
-    if size != expected:
-        raise InputError(
-            f"{path}: {max(size, 0)} bytes, expected {expected}; the store is damaged, build or export it again"
-        )
-    return np.memmap(path, dtype, "r", shape=(count,)) if count else np.zeros(0, dtype)
 
 
 def _as_tensor(array: npt.NDArray[Any]) -> torch.Tensor:

@@ -28,6 +28,7 @@ from learn_rank.store.files import (
     StoreFacts,
     StoreFiles,
     current_version,
+    map_file,
     use_version,
     versions,
 )
@@ -121,7 +122,7 @@ def _check_fits(source: VectorSource, facts: StoreFacts, directory: Path) -> Non
 
 def _check_disk(source: VectorSource, facts: StoreFacts, directory: Path) -> None:
     record = _record(facts).itemsize
-    needed = sum(file["size"] for file in facts.files.values()) + 2 * source.num_rows * record
+    needed = facts.num_bytes + 2 * source.num_rows * record
     if needed > (free := shutil.disk_usage(directory).free):
         raise InputError(
             f"{directory}: a refresh needs {format_bytes(needed)}, {format_bytes(free)} are free; drop an old version"
@@ -140,19 +141,13 @@ def _merge(
     total = (facts.num_rows + source.num_rows) * record.itemsize
     delta = Spill(spill_folder, record, num_parts(total, options.memory_bytes))
     _read_delta(source, facts, delta, options)
-    layout: dict[str, Any] = {
-        "dim": facts.dim,
-        "dtype": facts.dtype,
-        "key_type": facts.key_type,
-        "has_as_of": facts.has_as_of,
-    }
-    files = StoreFiles(work, **layout)
+    files = StoreFiles(work, dim=facts.dim, dtype=facts.dtype, key_type=facts.key_type, has_as_of=facts.has_as_of)
     notes = {"added": 0, "changed": 0, "removed": 0}
     order = ["as_of"] if facts.has_as_of else []
     with progress_bar(total=delta.parts, description="merge", unit="part") as bar:
         for part, rows in enumerate(_old_parts(old, facts, delta)):
             records = delta.part(part, *order)
-            refuse_duplicates(records, layout, lambda unit: str(source.units[unit]), source.ids_of)
+            refuse_duplicates(records, facts.key_type, lambda unit: str(source.units[unit]), source.ids_of)
             merged = _merge_part(rows, records, source, notes)
             files.append(*merged)
             delta.drop(part)
@@ -185,11 +180,11 @@ def _read_delta(source: VectorSource, facts: StoreFacts, delta: Spill, options: 
 
 def _old_parts(old: Path, facts: StoreFacts, delta: Spill) -> Iterator[_Rows]:
     """The rows of the old version that belong to each part of the delta."""
-    keys = _map(old / KEYS, np.uint64, (facts.num_ids,))
-    rows = _map(old / ROWS, facts.dtype, (facts.num_rows, facts.dim))
-    scales = _map(old / SCALES, np.float32, (facts.num_rows,)) if facts.dtype == "int8" else None
-    offsets = _map(old / OFFSETS, np.int64, (facts.num_ids + 1,)) if facts.has_as_of else None
-    as_of = _map(old / AS_OF, np.int64, (facts.num_rows,)) if facts.has_as_of else None
+    keys = map_file(old / KEYS, np.uint64, facts.num_ids)
+    rows = map_file(old / ROWS, facts.dtype, facts.num_rows * facts.dim).reshape(facts.num_rows, facts.dim)
+    scales = map_file(old / SCALES, np.float32, facts.num_rows) if facts.dtype == "int8" else None
+    offsets = map_file(old / OFFSETS, np.int64, facts.num_ids + 1) if facts.has_as_of else None
+    as_of = map_file(old / AS_OF, np.int64, facts.num_rows) if facts.has_as_of else None
     for part in range(delta.parts):
         first_key, end_key = delta.range_of(part)
         first = int(np.searchsorted(keys, np.uint64(first_key)))
@@ -203,10 +198,6 @@ def _old_parts(old: Path, facts: StoreFacts, delta: Spill) -> Iterator[_Rows]:
             Encoded(np.asarray(rows[first:end]), None if scales is None else np.asarray(scales[first:end])),
             None if as_of is None else np.asarray(as_of[first:end]),
         )
-
-
-def _map(path: Path, kind: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    return np.memmap(path, kind, "r", shape=shape) if shape[0] else np.zeros(shape, kind)
 
 
 def _merge_part(old: _Rows, delta: Records, source: VectorSource, notes: dict[str, int]) -> _Rows:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import distributed as dist
 
-from learn_rank.distributed import num_ranks
+from learn_rank.distributed import new_group, num_ranks
 from learn_rank.errors import InputError
 from learn_rank.store.reader import FrozenStore
 from learn_rank.store.rows import StoredRows
@@ -82,7 +81,7 @@ def cpu_group(*, timeout_seconds: float = _TIMEOUT_SECONDS) -> dist.ProcessGroup
     default = dist.group.WORLD
     assert default is not None
     if default not in _cpu_groups:
-        _cpu_groups[default] = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+        _cpu_groups[default] = new_group(timeout_seconds=timeout_seconds)
     return _cpu_groups[default]
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from learn_rank.errors import InputError
-from learn_rank.io import open_parquet, parquet_files, read_batches, require_columns
+from learn_rank.io import open_parquet, parquet_files, read_batches, require_columns, require_same_columns
 from learn_rank.store.keys import key_type, to_keys
 
 _BATCH_ROWS = 32_768
@@ -101,28 +101,26 @@ class VectorSource:
 def open_source(path: Path, *, key: str, vector: str, as_of: str = "") -> VectorSource:
     """Reads the footers. InputError: no such file or column, other types, files that do not agree, no rows."""
     units: list[Unit] = []
-    kinds: dict[str, pa.DataType] = {}
-    for file_path in parquet_files(path):
+    schema: pa.Schema | None = None
+    files = parquet_files(path)
+    for file_path in files:
         with open_parquet(file_path) as file:
             found = file.schema_arrow
             require_columns(found.names, [key, vector, *([as_of] if as_of else [])], where=str(file_path))
-            for name in (key, vector):
-                kind = found.field(name).type
-                if kinds.setdefault(name, kind) != kind:
-                    raise InputError(
-                        f"{file_path}: column '{name}' is {kind}, but {kinds[name]} in {parquet_files(path)[0]}; all "
-                        "files must agree"
-                    )
+            mine = pa.schema([found.field(name) for name in dict.fromkeys((key, vector))])
+            schema = mine if schema is None else schema
+            require_same_columns(mine, schema, where=file_path, first=files[0])
             for group in range(file.metadata.num_row_groups):
                 units.append(Unit(file_path, group, file.metadata.row_group(group).num_rows))
     units = [unit for unit in units if unit.num_rows]
     if not units:
         raise InputError(f"{path}: no rows")
+    assert schema is not None
     try:
-        id_type = key_type(pa.array([], kinds[key]))
+        id_type = key_type(pa.array([], schema.field(key).type))
     except InputError as error:
         raise InputError(f"{units[0].path}: column '{key}': {error}")
-    return VectorSource(units, key, vector, as_of, id_type, _dim(units, vector, kinds[vector]))
+    return VectorSource(units, key, vector, as_of, id_type, _dim(units, vector, schema.field(vector).type))
 
 
 def _dim(units: list[Unit], column: str, kind: pa.DataType) -> int:

@@ -97,8 +97,3 @@ class Spill:
         if not self.in_memory:
             self._streams[part].close()
             (self._directory / f"{part}.bin").unlink(missing_ok=True)
-
-    def close(self) -> None:
-        """Closes the files and leaves them."""
-        for stream in [] if self.in_memory else self._streams:
-            stream.close()

@@ -17,8 +17,7 @@ _BLOCK_KEYS = 1 << 22
 def verify_store(version: Path) -> StoreFacts:
     """Reads all files of a version once. InputError naming the file and the bytes that are not what was written."""
     facts = StoreFacts.read(version)
-    total = sum(recorded["size"] for recorded in facts.files.values())
-    with progress_bar(total=total, description=f"verify {version.name}", unit="B") as bar:
+    with progress_bar(total=facts.num_bytes, description=f"verify {version.name}", unit="B") as bar:
         for name, recorded in facts.files.items():
             path = version / name
             size = path.stat().st_size if path.is_file() else -1

@@ -179,7 +179,7 @@ class StoreWriter:
             bar.update(self._journal["done"])
             for part in range(self._journal["done"], self._spill.parts):
                 records = self._spill.part(part, *order)
-                refuse_duplicates(records, self._layout, where, ids_of)
+                refuse_duplicates(records, self._layout["key_type"], where, ids_of)
                 files.append(records[KEY], encoded_of(records), records["as_of"] if order else None)
                 self._journal |= {"done": part + 1, "position": files.position}
                 self._spill.forget(part)
@@ -262,14 +262,14 @@ def check_vectors(
 
 
 def refuse_duplicates(
-    records: Records, layout: dict[str, Any], where: Callable[[int], str], ids_of: Callable[[int, int], list[Any]]
+    records: Records, key_type: str, where: Callable[[int], str], ids_of: Callable[[int, int], list[Any]]
 ) -> None:
     """InputError if two of the sorted records have one key (and as_of): one id twice, or two strings that share a hash.
 
     In a store with snapshots two such strings are found only where they share a time as well.
     """
     is_repeated = records[KEY][1:] == records[KEY][:-1]
-    if layout["has_as_of"]:
+    if "as_of" in (records.dtype.names or ()):
         is_repeated &= records["as_of"][1:] == records["as_of"][:-1]
     repeated = np.flatnonzero(is_repeated)
     if not len(repeated):
@@ -278,7 +278,7 @@ def refuse_duplicates(
     key, units = int(one[KEY]), sorted({int(one["unit"]), int(other["unit"])})
     places = " and ".join(where(unit) for unit in units)
     names = [unhash_int64(key)]
-    if layout["key_type"] == "string":
+    if key_type == "string":
         names = sorted({name for unit in units for name in ids_of(unit, key)})
     if len(names) > 1:
         raise InputError(f"{places}: ids {names[0]!r} and {names[1]!r} share a 64-bit hash; rename one of them")
