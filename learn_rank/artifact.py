@@ -22,7 +22,8 @@ from learn_rank.errors import InputError
 from learn_rank.schema import MANIFEST
 
 _RECORDED_PACKAGES = (
-    "torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "transformers", "scikit-learn", "pyarrow", "duckdb", "numpy",
+    "torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "transformers", "peft", "scikit-learn", "pyarrow", "duckdb",
+    "numpy",
 )  # fmt: skip
 _SAMPLE_BYTES = 1 << 20
 _CHECKSUM_BYTES = 16 << 20
@@ -160,6 +161,8 @@ def publish(
         marker.unlink()
         for path in [work, *work.rglob("*")]:
             fsync(path)
+        if directory.is_symlink():  # what it points to is another run's
+            directory.unlink()
         if directory.exists():
             directory.rename(old)
         work.rename(directory)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +48,7 @@ def process_group(*, timeout_seconds: int = 600) -> Iterator[Process]:
     NCCL where there is CUDA, Gloo otherwise. A group that the caller has already made is used and left alone. Models
     made in the group must be out of scope when it is left.
     """
-    device = _device()
+    device = compute_device()
     if dist.is_initialized():
         yield _process(device)
         return
@@ -70,6 +70,15 @@ def process_group(*, timeout_seconds: int = 600) -> Iterator[Process]:
         # tensor while the interpreter ends aborts the process ("terminate called without an active exception")
         gc.collect()
         dist.destroy_process_group()
+
+
+def compute_device() -> torch.device:
+    """This process's GPU where there is CUDA, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
 
 
 def new_group(*, timeout_seconds: float = _GROUP_TIMEOUT_SECONDS) -> dist.ProcessGroup:
@@ -131,6 +140,38 @@ def gather_equal(array: npt.NDArray[np.float32], device: torch.device) -> list[n
     return [part.cpu().numpy() for part in parts]
 
 
+def gather_with_gradient(mine: torch.Tensor) -> torch.Tensor:
+    """[N, ...] of every rank -> [ranks * N, ...] in rank order; all must have one shape.
+
+    A rank's tensor gets the gradients that all ranks have of it, summed: in-batch negatives reach across ranks by it.
+    """
+    gathered: torch.Tensor = _GatherWithGradient.apply(mine) if num_ranks() > 1 else mine
+    return gathered
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mine: torch.Tensor) -> torch.Tensor:
+        gathered = mine.new_empty(num_ranks() * len(mine), *mine.shape[1:])
+        dist.all_gather_into_tensor(gathered, mine.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        summed = sum_over_ranks(gradient.contiguous().clone())
+        return summed.chunk(num_ranks())[dist.get_rank()]
+
+
+def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Adds the gradients of all ranks, in place and in one message; a gradient that a rank lacks counts as zeros."""
+    trained = [one for one in parameters if one.requires_grad]
+    if num_ranks() == 1 or not trained:
+        return
+    flat = torch.cat([(torch.zeros_like(one) if one.grad is None else one.grad).flatten() for one in trained])
+    for one, summed in zip(trained, sum_over_ranks(flat).split([one.numel() for one in trained]), strict=True):
+        one.grad = summed.view_as(one)
+
+
 def thread_advice(local_world_size: int, device: torch.device) -> str | None:
     """What to set for CPU threads before starting Python, or None if all is well.
 
@@ -149,14 +190,6 @@ def thread_advice(local_world_size: int, device: torch.device) -> str | None:
 def _process(device: torch.device) -> Process:
     world_size = dist.get_world_size()
     return Process(dist.get_rank(), world_size, int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size))), device)
-
-
-def _device() -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)
-    return device
 
 
 def _store(rank: int, world_size: int) -> Store:

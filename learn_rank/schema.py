@@ -30,14 +30,16 @@ EMBEDDING_DIM = 64  # width of the paper's user and item embeddings
 #   prepare/{user,item}_counts.parquet                     counts_schema, training window only
 #   prepare/features.json                                  FeatureSet
 #   prepare/vocabularies/<feature>.parquet                 vocabulary_schema
-#   extract/                                               store of content vectors, key item_id
-#   align/                                                 tower weights
+#   extract/                                               store of content vectors, key item_id, and texts.parquet:
+#                                                          what each item's text was, for the next extraction
+#   align/                                                 tower weights, metrics.json (retrieval, UAUC of the cosine)
 #   export/item, export/user, export/user_without_fold_<k> stores of EMBEDDING_DIM vectors
 #   train/<arm>/                                           ranker checkpoint
 #   predict/{validation,test}.parquet                      ids, timestamp, labels, one float32 probability per arm
 #   evaluate/report.{json,md,html}
 MANIFEST = "manifest.json"
 FEATURES = "features.json"
+METRICS = "metrics.json"
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,19 @@ def test_a_published_folder_carries_what_made_it(tmp_path: Path) -> None:
     assert not is_current(tmp_path / "p", OTHER)
 
 
+def test_a_folder_shared_by_a_link_is_replaced_here_and_left_there(tmp_path: Path) -> None:
+    for manifest, content in ((ONE, "shared"), (OTHER, "own")):
+        name = "there" if manifest is ONE else "here"
+        if name == "here":
+            (tmp_path / "here").symlink_to("there")
+        for _ in range(2):
+            with publish(tmp_path / name, manifest) as (work, _):
+                (work / "data").write_text(content)
+    assert (tmp_path / "there" / "data").read_text() == "shared"
+    assert (tmp_path / "here" / "data").read_text() == "own"
+    assert not (tmp_path / "here").is_symlink()
+
+
 def test_a_failure_leaves_the_previous_folder_and_nothing_else(tmp_path: Path) -> None:
     with publish(tmp_path / "p", ONE) as (work, _):
         (work / "data").write_text("first")

@@ -77,7 +77,8 @@ import json, os, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np, torch
-from learn_rank.distributed import gather_equal, new_group, num_ranks, on_main, process_group, sum_over_ranks
+from learn_rank.distributed import gather_equal, gather_with_gradient, new_group, num_ranks, on_main
+from learn_rank.distributed import process_group, sum_gradients, sum_over_ranks
 from learn_rank.errors import InputError
 
 def refuse():
@@ -99,6 +100,13 @@ with process_group(timeout_seconds=60) as process:
     found["num_ranks"] = num_ranks()
     parts = gather_equal(np.full(2, process.rank, np.float32), process.device)
     found["parts"] = [part.tolist() for part in parts]
+    mine = torch.nn.Parameter(torch.tensor([process.rank + 1.0]))
+    unused = torch.nn.Parameter(torch.zeros(1))
+    gathered = gather_with_gradient(mine)  # [1, 2]; rank r's loss is (r + 1) (1 x + 10 y)
+    ((process.rank + 1) * (gathered * torch.tensor([1.0, 10.0])).sum()).backward()
+    found["gathered"], found["gradient"] = gathered.tolist(), mine.grad.item()
+    sum_gradients([mine, unused])
+    found["summed"] = [mine.grad.item(), unused.grad.item()]
     for name, function in {"input": refuse, "bug": divide}.items():
         try:
             on_main(function)
@@ -130,6 +138,9 @@ def test_two_ranks_agree_and_join_again_after_a_restart(tmp_path: Path) -> None:
         assert found["others"] == list(range(300))
         assert found["num_ranks"] == 2
         assert found["parts"] == [[0, 0], [1, 1]]
+        assert found["gathered"] == [1, 2]
+        assert found["summed"] == [33, 0]
         assert found["input"] == "InputError: no such file"
+    assert [found["gradient"] for found in ranks] == [3, 30]  # what both ranks' losses say of it
     assert ranks[0]["bug"] == "ZeroDivisionError: division by zero"
     assert "rank 0 failed: ZeroDivisionError" in ranks[1]["bug"]

@@ -12,7 +12,7 @@ import learn_rank
 PACKAGE = Path(learn_rank.__file__).parent
 FOUNDATIONS = {
     "schema", "errors", "artifact", "io", "layers", "distributed", "checkpoint", "progress", "ids", "hashing",
-    "memory", "prefetch",
+    "memory", "prefetch", "scalars", "schedule", "pretrained",
 }  # fmt: skip
 SHARED = {"store", "data", "adaptor"}
 STAGES = {"content", "alignment", "ranker", "evaluation", "integrations"}

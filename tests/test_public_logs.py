@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,27 +16,39 @@ from learn_rank.cli.main import main
 from learn_rank.schema import SPLITS
 
 ROOT = os.environ.get("LEARN_RANK_DATA", "")
-FOLDERS = {"movietweetings": "movietweetings-100k", "ml_100k": "ml-100k", "ml_1m": "ml-1m"}
+FOLDERS = {
+    "movietweetings": "movietweetings-100k",
+    "ml_100k": "ml-100k",
+    "ml_1m": "ml-1m",
+    "kuairand_pure": "kuairand-pure-2w",
+    "amazon_scientific": "amazon-scientific",
+}
 # rows of train, validation and test; items in all
 KNOWN = {
     "movietweetings": ((80_000, 10_000, 10_000), 10_506),
     "ml_100k": ((80_000, 10_000, 10_000), 1_682),
     "ml_1m": ((800_157, 23_636, 80_298), 3_883),
+    "kuairand_pure": ((182_663, 22_833, 22_833), 7_583),
 }
 
 
-@pytest.fixture(params=list(FOLDERS))
-def prepared(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
-    root = Path(ROOT) / FOLDERS[request.param]
-    if not ROOT or not root.is_dir():
-        pytest.skip(f"set LEARN_RANK_DATA to a folder that holds {FOLDERS[request.param]}")
-    main(["prepare", f"dataset={request.param}", f"dataset.root={root}", f"run_dir={tmp_path}"])
-    return request.param, tmp_path / "prepare"
+def raw_folder(name: str) -> Path:
+    folder = Path(ROOT) / FOLDERS[name]
+    if not ROOT or not folder.is_dir():
+        pytest.skip(f"set LEARN_RANK_DATA to a folder that holds {FOLDERS[name]}")
+    return folder
 
 
-def test_a_real_log_is_prepared_whole_and_in_order_of_time(prepared: tuple[str, Path]) -> None:
-    name, folder = prepared
-    splits = [pq.read_table(folder / "interactions" / f"{split}.parquet") for split in SPLITS]
+def prepare(name: str, run: Path) -> tuple[Path, list[pa.Table]]:
+    """The prepared folder of a recipe, and its three splits."""
+    main(["prepare", f"dataset={name}", f"dataset.root={raw_folder(name)}", f"run_dir={run}"])
+    folder = run / "prepare"
+    return folder, [pq.read_table(folder / "interactions" / f"{split}.parquet") for split in SPLITS]
+
+
+@pytest.mark.parametrize("name", list(KNOWN))
+def test_a_real_log_is_prepared_whole_and_in_order_of_time(name: str, tmp_path: Path) -> None:
+    folder, splits = prepare(name, tmp_path)
     rows, items = KNOWN[name]
     assert sum(rows) == sum(table.num_rows for table in splits)
     # rows that share a cut's very second stay together on its later side
@@ -45,3 +59,23 @@ def test_a_real_log_is_prepared_whole_and_in_order_of_time(prepared: tuple[str, 
     assert times[1].max() <= times[2].min()
     for table in splits:
         assert set(np.unique(table["like"].to_numpy())) == {0, 1}
+
+
+def test_leaving_the_last_two_purchases_out_is_the_published_split(tmp_path: Path) -> None:
+    folder, splits = prepare("amazon_scientific", tmp_path)
+    log = pq.read_table(raw_folder("amazon_scientific") / "interactions.parquet")
+    for theirs, found in zip(("train", "valid", "test"), splits, strict=True):
+        expected = log.filter(pc.equal(log["split"], theirs)).select(["user_id", "item_id", "position"])
+        rows = found.select(["user_id", "item_id", "timestamp"])
+        assert sorted(zip(*rows.to_pydict().values(), strict=True)) == sorted(
+            zip(*expected.to_pydict().values(), strict=True)
+        )
+    facts = read_manifest(folder, stage="prepare").facts
+    assert (facts["items"], facts["items_without_text"], facts["users_too_short_to_evaluate"]) == (4_385, 0, 0)
+
+
+def test_every_video_without_text_is_described_by_its_side_features(tmp_path: Path) -> None:
+    folder, _ = prepare("kuairand_pure", tmp_path)
+    assert read_manifest(folder, stage="prepare").facts["items_without_text"] == 0
+    first = pq.read_table(folder / "items.parquet").slice(0, 1).to_pylist()[0]
+    assert (first["tags"], first["author"], first["upload_type"]) == ("tag_39", "author_7349781", "LongImport")

@@ -1,21 +1,24 @@
-"""Each user's positive interactions in order of time, as rows of the content store."""
+"""Each user's positive interactions in order of time, as rows of the gallery."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from learn_rank.io import read_table
+from learn_rank.alignment.gallery import Gallery
+from learn_rank.io import open_parquet, parquet_files, read_batches, require_columns
 from learn_rank.schema import FOLD, ITEM_ID, TIMESTAMP, USER_ID
-from learn_rank.store.reader import FrozenStore
 
 Int64Array = npt.NDArray[np.int64]
+_READ_ROWS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Histories:
     """Positive interactions of U users, N in all, grouped by user and ascending in time within a user.
 
     user_ids  a, c         offsets  0, 3, 5        user a: items[0:3], user c: items[3:5]
-    items     7, 2, 9, 2, 4                        rows of the content store
+    items     7, 2, 9, 2, 4                        rows of the gallery
     times     1, 5, 5, 2, 8                        unix milliseconds
     """
 
@@ -31,8 +34,8 @@ class Histories:
     offsets: Int64Array  # [U + 1]
     items: Int64Array  # [N]
     times: Int64Array  # [N]
-    folds: Int64Array  # [N], -1 outside the folds
-    num_without_content: int  # positive interactions left out because their item has no content vector
+    folds: npt.NDArray[np.int8]  # [N], -1 outside the folds
+    num_without_input: int  # positive interactions left out: the towers are told nothing of their item
 
     @property
     def num_users(self) -> int:
@@ -47,7 +50,7 @@ class Histories:
             items=self.items[is_kept],
             times=self.times[is_kept],
             folds=self.folds[is_kept],
-            num_without_content=self.num_without_content,
+            num_without_input=self.num_without_input,
         )
 
     def blocks(self, num_interactions: int) -> Iterator[Histories]:
@@ -63,63 +66,62 @@ class Histories:
                 items=self.items[rows],
                 times=self.times[rows],
                 folds=self.folds[rows],
-                num_without_content=self.num_without_content,
+                num_without_input=self.num_without_input,
             )
             first = end
 
 
-def read_histories(prepared: Path, splits: Iterable[str], label: str, content: FrozenStore) -> Histories:
-    """Histories of the rows with label = 1 in the given splits of a prepared log."""
-    columns = [USER_ID, ITEM_ID, TIMESTAMP, FOLD, label]
-    tables = [read_table(prepared / "interactions" / f"{split}.parquet", columns) for split in splits]
-    table = pa.concat_tables(tables)
-    table = table.filter(pc.equal(table[label], 1))
-    rows = content.rows_of(table[ITEM_ID])
-    has_content = rows >= 0
-    table = table.filter(pa.array(has_content))
-    users = pc.dictionary_encode(table[USER_ID].combine_chunks())
-    codes = users.indices.to_numpy().astype(np.int64)
-    times = table[TIMESTAMP].to_numpy()
+def read_histories(prepared: Path, splits: Iterable[str], label: str, gallery: Gallery, log: int = 0) -> Histories:
+    """Histories of the rows with label = 1 in the given splits of a prepared log; equal times keep the files' order.
+
+    An interaction is left out, and counted, where the gallery has no input for its item: an item without content, one
+    that it does not know, or one that training gave no id. Memory holds the positive interactions, not the files.
+    """
+    parts = [
+        part
+        for split in splits
+        for file in parquet_files(prepared / "interactions" / f"{split}.parquet")
+        for part in _positives(file, label, gallery, log)
+    ]
+    users = pc.dictionary_encode(pa.chunked_array([part.users for part in parts]).combine_chunks())
+    codes = users.indices.to_numpy()
+    times = np.concatenate([part.times for part in parts])
     order = np.lexsort((times, codes))
     return Histories(
         user_ids=users.dictionary,
-        offsets=np.searchsorted(codes[order], np.arange(len(users.dictionary) + 1)).astype(np.int64),
-        items=rows[has_content][order],
+        offsets=np.r_[0, np.cumsum(np.bincount(codes, minlength=len(users.dictionary)))],
+        items=np.concatenate([part.rows for part in parts])[order],
         times=times[order],
-        folds=table[FOLD].to_numpy().astype(np.int64)[order],
-        num_without_content=int((~has_content).sum()),
+        folds=np.concatenate([part.folds for part in parts])[order],
+        num_without_input=sum(part.num_without_input for part in parts),
     )
 
 
-@dataclass(frozen=True)
-class Windows:
-    """B stretches of histories, padded at the end to the longest: items [B, L], -1 where padded."""
+class _Positives(NamedTuple):
+    """Positive interactions of a stretch of a file."""
 
-    items: Int64Array
-    users: Int64Array  # [B] position of the user in Histories.user_ids
-    starts: Int64Array  # [B] position in Histories.items of the first interaction
+    users: pa.Array
+    rows: Int64Array
+    times: Int64Array
+    folds: npt.NDArray[np.int8]
+    num_without_input: int
 
 
-def cut_windows(histories: Histories, *, length: int, stride: int, shifts: Int64Array | None = None) -> Windows:
-    """Windows of at most `length` interactions that start every `stride` interactions of each user.
-
-    shifts [U] moves each user's first cut by 0 .. stride - 1, so that epochs see different cuts. A user with one
-    interaction gives one window.
-
-        9 interactions, length 4, stride 3, shift 0:   0-3  3-6  6-8
-        the same with shift 1:                         0-1  1-4  4-7  7-8
-    """
-    counts = np.diff(histories.offsets)
-    shift = np.zeros_like(counts) if shifts is None else shifts
-    first = np.where(shift > 0, shift - stride, 0)  # a window that starts before 0 is clipped
-    num_windows = np.where(counts > 0, np.maximum(-(-(counts - first - (length - stride)) // stride), 1), 0)
-    users = np.repeat(np.arange(histories.num_users), num_windows)
-    nth = np.arange(len(users)) - np.repeat(np.cumsum(num_windows) - num_windows, num_windows)
-    begin = first[users] + nth * stride
-    end = np.minimum(begin + length, counts[users])
-    begin = np.maximum(begin, 0)
-    starts = histories.offsets[users] + begin
-    positions = np.arange(length)
-    is_real = positions < (end - begin)[:, None]
-    gathered = histories.items[np.minimum(starts[:, None] + positions, max(len(histories.items) - 1, 0))]
-    return Windows(items=np.where(is_real, gathered, -1), users=users, starts=starts)
+def _positives(file: Path, label: str, gallery: Gallery, log: int) -> Iterator[_Positives]:
+    columns = [USER_ID, ITEM_ID, TIMESTAMP, FOLD, label]
+    with open_parquet(file) as opened:
+        schema, footer = opened.schema_arrow, opened.metadata
+    require_columns(schema.names, columns, where=str(file))
+    no_rows = pa.RecordBatch.from_pylist([], schema)  # a file may hold none, but its ids have a type
+    for batch in itertools.chain([no_rows], read_batches(file, columns, None, _READ_ROWS, footer=footer)):
+        table = batch.filter(pc.equal(batch[label], 1))
+        rows = gallery.rows_of(table[ITEM_ID], log)
+        has_input = gallery.has_input(rows)
+        kept = table.filter(pa.array(has_input))
+        yield _Positives(
+            users=kept[USER_ID],
+            rows=rows[has_input],
+            times=kept[TIMESTAMP].to_numpy(),
+            folds=kept[FOLD].to_numpy(),
+            num_without_input=int((~has_input).sum()),
+        )

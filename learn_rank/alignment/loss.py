@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
-from torch.nn import functional as F
+
+
+class LossSum(NamedTuple):
+    """Sum of a loss over num_terms terms: ranks add both, then divide."""
+
+    total: torch.Tensor
+    num_terms: torch.Tensor
+
+    @property
+    def mean(self) -> torch.Tensor:
+        return self.total / self.num_terms
 
 
 def dense_all_action_loss(
@@ -11,33 +23,40 @@ def dense_all_action_loss(
     items: torch.Tensor,
     item_ids: torch.Tensor,
     *,
-    temperature: float,
+    temperature: float | torch.Tensor,
     user_mask: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Mean over all N_h x N_t pairs of a user of -log softmax against other users' targets (paper, Training Target).
+    first_own: int = 0,
+) -> LossSum:
+    """-log softmax against other users' targets, over all N_h x N_t pairs of a user (paper, Training Target).
 
-    users [B, N_h, D] and items [B, N_t, D] are unit length; item_ids [B, N_t] are -1 where padded; user_mask [B, N_h]
-    marks real user embeddings. For user b, history position h, target t:
+    users [B, N_h, D] and items [G, N_t, D] are unit length; item_ids [G, N_t] are -1 where padded; user_mask [B, N_h]
+    marks real user embeddings. The targets of user b are items[first_own + b]: the rest are negatives, here of the
+    other users of the batch, or, where items are gathered from all ranks, of all ranks' batches. For user b, history
+    position h, target t:
 
         -log( e^{s(h,t)} / (e^{s(h,t)} + sum over negatives j of e^{s(h,j)}) ),  s = u . v / temperature
 
-    Negatives are the targets of the other users in the batch, except items that are among b's own targets (the same
-    item cannot be right and wrong for one user) and padding.
+    Items that are among b's own targets are no negatives of b (the same item cannot be right and wrong for one user),
+    nor is padding.
     """
     num_users, num_histories, dim = users.shape
-    num_targets = items.shape[1]
-    logits = users.reshape(-1, dim) @ items.reshape(-1, dim).T / temperature  # [B * N_h, B * N_t]
-    logits = logits.view(num_users, num_histories, num_users, num_targets)
+    num_groups, num_targets, _ = items.shape
+    logits = _cosines(users.reshape(-1, dim), items.reshape(-1, dim)) / temperature  # [B * N_h, G * N_t]
+    logits = logits.view(num_users, num_histories, num_groups, num_targets)
+    own_ids = item_ids[first_own : first_own + num_users]  # [B, N_t]
     flat_ids = item_ids.reshape(-1)
-    is_own = (item_ids.unsqueeze(2) == flat_ids).any(dim=1)  # [B, B * N_t]: some own target is this item
-    is_negative = (~is_own & (flat_ids >= 0)).view(num_users, 1, num_users, num_targets)
+    is_own = torch.zeros(num_users, len(flat_ids), dtype=torch.bool, device=users.device)
+    for column in own_ids.unbind(1):  # [B, G * N_t]: some own target is this item
+        is_own |= column.unsqueeze(1) == flat_ids
+    is_negative = (~is_own & (flat_ids >= 0)).view(num_users, 1, num_groups, num_targets)
     negatives = logits.masked_fill(~is_negative, -torch.inf).flatten(2).logsumexp(dim=2)  # [B, N_h]
-    own = logits[torch.arange(num_users), :, torch.arange(num_users)]  # [B, N_h, N_t]
+    each = torch.arange(num_users, device=users.device)
+    own = logits[each, :, first_own + each]  # [B, N_h, N_t]
     pair_loss = torch.logaddexp(own, negatives.unsqueeze(2)) - own
-    is_pair = (item_ids >= 0).unsqueeze(1).expand_as(pair_loss)
+    is_pair = (own_ids >= 0).unsqueeze(1).expand_as(pair_loss)
     if user_mask is not None:
         is_pair = is_pair & user_mask.unsqueeze(2)
-    return pair_loss[is_pair].mean()
+    return LossSum(pair_loss[is_pair].sum(), is_pair.sum())
 
 
 def catalogue_loss(
@@ -45,14 +64,59 @@ def catalogue_loss(
     targets: torch.Tensor,
     catalogue: torch.Tensor,
     *,
-    temperature: float,
+    temperature: float | torch.Tensor,
     log_popularity: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Mean cross entropy of the target item among all catalogue items.
+) -> LossSum:
+    """Cross entropy of the target item among all catalogue items.
 
     users [M, D] and catalogue [N, D] are unit length; targets [M] are positions in the catalogue. With log_popularity
     [N] the softmax is over u . v / temperature + log popularity: what everybody likes needs no embedding, which is left
     to say what this user likes more than others do.
     """
-    logits = users @ catalogue.T / temperature
-    return F.cross_entropy(logits if log_popularity is None else logits + log_popularity, targets)
+    with torch.autocast(users.device.type, enabled=False):
+        bias = users.new_zeros(len(catalogue), dtype=torch.float32) if log_popularity is None else log_popularity
+        total: torch.Tensor = _SoftmaxSum.apply(users.float() / temperature, catalogue.float(), bias, targets)
+    return LossSum(total, torch.tensor(len(targets), device=users.device))
+
+
+_CPU_LOGITS, _GPU_LOGITS = 1 << 21, 1 << 27  # at a time; on a CPU they stay in its cache
+
+
+class _SoftmaxSum(torch.autograd.Function):
+    """Sum over users [M, D] of -log softmax(users @ catalogue.T + bias)[targets].
+
+    Loss and gradients are made together, some users at a time: no [M, N] tensor is ever whole, and the step is twice as
+    fast on a CPU (3,438 x 10,000: 0.24 s against 0.68 s, one thread).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, users: torch.Tensor, catalogue: torch.Tensor, bias: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
+        user_gradient, item_gradient = torch.empty_like(users), torch.zeros_like(catalogue)
+        total = users.new_zeros((), dtype=torch.float64)
+        size = max((_CPU_LOGITS if users.device.type == "cpu" else _GPU_LOGITS) // len(catalogue), 1)
+        for start in range(0, len(users), size):
+            some, target = users[start : start + size], targets[start : start + size].unsqueeze(1)
+            logits = torch.addmm(bias, some, catalogue.T)
+            own = logits.gather(1, target)
+            largest = logits.amax(1, keepdim=True)
+            weights = logits.sub_(largest).exp_()
+            norm = weights.sum(1, keepdim=True)
+            total += (norm.log() + largest - own).sum()
+            weights.div_(norm).scatter_add_(1, target, torch.full_like(own, -1.0))
+            torch.mm(weights, catalogue, out=user_gradient[start : start + size])
+            item_gradient.addmm_(weights.T, some)
+        ctx.save_for_backward(user_gradient, item_gradient)
+        return total.float()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+        user_gradient, item_gradient = ctx.saved_tensors
+        return gradient * user_gradient, gradient * item_gradient, None, None
+
+
+def _cosines(users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+    """[M, N] in float32: bfloat16 has steps of 1/128 below 1, a tenth of a logit at a temperature of 0.07."""
+    with torch.autocast(users.device.type, enabled=False):
+        return users.float() @ items.float().T

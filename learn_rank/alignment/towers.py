@@ -1,4 +1,4 @@
-"""The user and item tower: one causal transformer over content vectors (paper, Figs. 2 and 3b)."""
+"""The user and item tower: one causal network over item inputs (paper, Figs. 2 and 3b)."""
 
 from __future__ import annotations
 
@@ -6,98 +6,123 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from learn_rank.alignment.backbone import LoraBackbone
+from learn_rank.alignment.gallery import Gallery, ItemInput
+from learn_rank.alignment.inputs import ContentInput, IdInput, angle_keeping
+from learn_rank.alignment.options import AlignOptions
+from learn_rank.alignment.transformer import CausalTransformer
 from learn_rank.schema import EMBEDDING_DIM
 
 
 class Tower(nn.Module):
-    """Content vectors [B, L, C] -> unit-length embeddings [B, L, 64]; position t sees positions 0 .. t only.
+    """Item inputs [B, L] -> unit-length embeddings [B, L, D]; position t sees positions 0 .. t only.
+
+    Items [N] are embedded each on its own, to [N, D]: what [N, 1] would give, with less work.
 
     The user tower reads a history and its output at t is the user after interaction t. The item tower is the same
     network with the same weights: over a target sequence in training (ItemTower a), over one item at inference and for
-    ItemTower (b). Content vectors are centred and divided by one common scale first: fed as they are (norm 1, hundreds
-    of dimensions) the loss does not leave chance, and a scale per dimension would blow up the dimensions that say least
-    (the last ones of an SVD).
+    ItemTower (b). With content_is_target, ItemTower (c), items are their content embeddings and D is their width.
+
+    Inputs of an item are its content vector, an embedding of its own (ID-emb), or the sum of both, each projected.
     """
 
     def __init__(
         self,
-        content_mean: torch.Tensor,
-        content_scale: torch.Tensor,
+        body: CausalTransformer | LoraBackbone,
         *,
-        width: int = 128,
-        num_layers: int = 2,
-        num_heads: int = 4,
-        dropout: float = 0.1,
-        max_positions: int = 0,
+        content_dim: int = 0,
+        whitens: bool = False,
+        num_ids: int = 0,
+        id_dim: int = 64,
+        id_dropout: float = 0.0,
         embedding_dim: int = EMBEDDING_DIM,
+        content_is_target: bool = False,
     ) -> None:
-        """content_mean [C] and content_scale [] are fixed; max_positions = 0 leaves position embeddings out."""
+        """content_dim = 0 leaves content out, num_ids = 0 (rows of the id table, row 0 included) ids."""
         super().__init__()
-        self.register_buffer("content_mean", content_mean)
-        self.register_buffer("content_scale", content_scale.clamp(min=1e-6))
-        self.content_mean: torch.Tensor
-        self.content_scale: torch.Tensor
-        self.input = nn.Linear(len(content_mean), width)
-        self.positions = nn.Embedding(max_positions, width) if max_positions else None
-        self.blocks = nn.ModuleList(_Block(width, num_heads, dropout) for _ in range(num_layers))
-        self.norm = nn.LayerNorm(width)
-        self.output = nn.Linear(width, embedding_dim)
-        for linear in (self.input, self.output):  # keep angles: equal content stays near
-            nn.init.orthogonal_(linear.weight)
-            nn.init.zeros_(linear.bias)
-        self.dropout = nn.Dropout(dropout)
+        self.content = ContentInput(content_dim, body.width, whitens=whitens) if content_dim else None
+        self.ids = IdInput(num_ids, id_dim, body.width, dropout=id_dropout) if num_ids else None
+        self.body = body
+        self.norm = nn.LayerNorm(body.width)
+        self.output = angle_keeping(body.width, content_dim if content_is_target else embedding_dim)
+        self.output_dim = self.output.out_features
+        self.content_is_target = content_is_target
 
-    def forward(self, content: torch.Tensor) -> torch.Tensor:
-        hidden = self.input((content - self.content_mean) / self.content_scale)
-        if self.positions is not None:
-            hidden = hidden + self.positions.weight[: content.shape[1]]
-        hidden = self.dropout(hidden)
-        for block in self.blocks:
-            hidden = block(hidden)
-        return F.normalize(self.output(self.norm(hidden)), dim=-1)
+    def forward(self, items: ItemInput) -> torch.Tensor:
+        parts = []
+        if self.content is not None:
+            parts.append(self.content(items.content))
+        if self.ids is not None:
+            parts.append(self.ids(items.ids))
+        hidden = self.body(parts[0] if len(parts) == 1 else parts[0] + parts[1])
+        return F.normalize(self.output(self.norm(hidden)).float(), dim=-1)
 
-    def embed_items(self, content: torch.Tensor) -> torch.Tensor:
-        """[N, C] -> [N, 64], each item on its own."""
-        embedded: torch.Tensor = self(content.unsqueeze(1))  # [N, 1, 64]
-        return embedded.squeeze(1)
+    def embed_items(self, items: ItemInput) -> torch.Tensor:
+        """[N] -> [N, D], what a user embedding is compared with."""
+        if self.content is not None and self.content_is_target:
+            return self.content.centred(items)
+        embedded: torch.Tensor = self(items)
+        return embedded
 
 
-_PAST_WEIGHT = 4.0  # of the mean history beside the last interaction, in an untrained tower
+class MeanContent(nn.Module):
+    """The paper's "w/o Align": a user is the mean content of the history, an item is its content; nothing is trained.
 
-
-class _Block(nn.Module):
-    """Pre-norm transformer layer with causal attention. Padding stands at the end, so no real position sees it.
-
-    It starts as hidden + 4 x mean of the past: attention almost uniform, values passed on, an MLP that adds nothing. So
-    an untrained tower matches a user's mean content with an item's (the paper's "w/o Align"), and training goes on
-    from there; from an ordinary start a log of this size ends below it.
+    As `Tower`: item inputs [B, L] -> [B, L, C] of unit length, at t the mean over positions 0 .. t.
     """
 
-    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+    def __init__(self, content_dim: int) -> None:
         super().__init__()
-        self.num_heads, self.dropout_rate = num_heads, dropout
-        self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query_key_value, self.projection = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        last = nn.Linear(4 * width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), last)
-        self.dropout = nn.Dropout(dropout)
-        with torch.no_grad():
-            self.query_key_value.weight[: 2 * width].normal_(std=0.02)
-            self.query_key_value.weight[2 * width :].copy_(torch.eye(width))
-            self.projection.weight.copy_(_PAST_WEIGHT * torch.eye(width))
-            last.weight.zero_()
-            for linear in (self.query_key_value, self.projection, last):
-                linear.bias.zero_()
+        self.output_dim = content_dim
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        batch, length, width = hidden.shape
-        heads = self.query_key_value(self.attention_norm(hidden)).view(
-            batch, length, 3, self.num_heads, width // self.num_heads
+    def forward(self, items: ItemInput) -> torch.Tensor:
+        assert items.content is not None
+        return F.normalize(items.content.cumsum(dim=1), dim=-1)  # a sum has the direction of the mean
+
+    def embed_items(self, items: ItemInput) -> torch.Tensor:
+        """[N] -> [N, C]"""
+        assert items.content is not None
+        return F.normalize(items.content, dim=-1)
+
+
+def new_tower(gallery: Gallery, trained_rows: torch.Tensor, options: AlignOptions) -> Tower | MeanContent:
+    """An untrained tower for the gallery's items; content is centred and scaled over those of trained_rows [N]."""
+    tower = tower_of(gallery, options)
+    if isinstance(tower, Tower) and tower.content is not None:
+        tower.content.standardise(gallery, trained_rows)
+    return tower
+
+
+def tower_of(gallery: Gallery, options: AlignOptions) -> Tower | MeanContent:
+    """A tower of the options' shape that has seen nothing: for weights that are loaded next."""
+    if options.objective == "none":
+        return MeanContent(gallery.content_dim)
+    longest = max(options.max_history, options.max_targets)
+    body: CausalTransformer | LoraBackbone
+    if options.backbone:
+        body = LoraBackbone(
+            options.backbone,
+            rank=options.lora_rank,
+            alpha=options.lora_alpha,
+            dropout=options.lora_dropout,
+            max_length=longest,
         )
-        query, key, value = heads.permute(2, 0, 3, 1, 4)  # each [B, heads, L, width / heads]
-        attended = F.scaled_dot_product_attention(
-            query, key, value, is_causal=length > 1, dropout_p=self.dropout_rate if self.training else 0.0
+    else:
+        body = CausalTransformer(
+            options.width,
+            num_layers=options.num_layers,
+            num_heads=options.num_heads,
+            dropout=options.dropout,
+            max_positions=longest if options.use_positions else 0,
+            starts_as_mean=gallery.content_dim > 0,
         )
-        hidden = hidden + self.dropout(self.projection(attended.transpose(1, 2).reshape(batch, length, width)))
-        mixed: torch.Tensor = hidden + self.dropout(self.mlp(self.mlp_norm(hidden)))
-        return mixed
+    return Tower(
+        body,
+        content_dim=gallery.content_dim,
+        whitens=options.whitens,
+        num_ids=gallery.num_ids,
+        id_dim=options.id_dim,
+        id_dropout=options.id_dropout if gallery.content_dim else 0.0,
+        embedding_dim=options.embedding_dim,
+        content_is_target=options.item_tower == "c",
+    )

@@ -3,379 +3,388 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from torch.utils.tensorboard import SummaryWriter
+from torch.nn import functional as F
 
-from learn_rank.alignment.histories import Histories, Windows, cut_windows, read_histories
-from learn_rank.alignment.loss import catalogue_loss, dense_all_action_loss
+from learn_rank.alignment.evaluate import Evaluator, Metric, read_window
+from learn_rank.alignment.gallery import Gallery
+from learn_rank.alignment.histories import Histories, read_histories
+from learn_rank.alignment.loss import LossSum, catalogue_loss, dense_all_action_loss
 from learn_rank.alignment.options import AlignOptions
-from learn_rank.alignment.towers import Tower
+from learn_rank.alignment.sampling import (
+    Stretches,
+    epoch_steps,
+    history_and_target,
+    next_item_rows,
+    sample_positions,
+)
+from learn_rank.alignment.towers import MeanContent, Tower, new_tower
+from learn_rank.alignment.trained import load_tower, load_tower_state, save_tower, tower_state
+from learn_rank.artifact import fsync, write_json
+from learn_rank.distributed import Process, gather_with_gradient, on_main, sum_gradients, sum_over_ranks
 from learn_rank.errors import InputError
 from learn_rank.io import read_table
 from learn_rank.progress import progress_bar
-from learn_rank.schema import EMBEDDING_DIM, FEATURES, ITEM_ID, USER_ID, FeatureSet
+from learn_rank.scalars import Scalars
+from learn_rank.schedule import learning_rate_factor
+from learn_rank.schema import FEATURES, ITEM_ID, METRICS, FeatureSet
 from learn_rank.store.reader import FrozenStore
 
-WEIGHTS = "tower.pt"
 _STATE = "state.pt"
+_LEAST_TEMPERATURE = 0.01  # below it one in-batch negative decides the gradient
+
+
+@dataclass(frozen=True)
+class Log:
+    """A prepared log and the content embeddings of its items; None where ids are all that the towers see."""
+
+    prepared: Path
+    content: FrozenStore | None
+
+    @property
+    def label(self) -> str:
+        return FeatureSet.read(self.prepared / FEATURES).history_label
 
 
 def train(
-    prepared: Path,
-    content: FrozenStore,
+    log: Log,
     directory: Path,
     options: AlignOptions,
     *,
-    validation_metric: Callable[[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]], float | None],
+    process: Process,
+    uauc: Metric,
+    others: Sequence[Log] = (),
+    init_from: Path | None = None,
 ) -> dict[str, Any]:
-    """Writes the tower of the best validation epoch into `directory` and returns the facts for its manifest.
+    """Writes the tower of the best validation epoch and metrics.json into `directory`; returns the manifest's facts.
 
-    The loss sees positive interactions of the training window. The best epoch is chosen by
-    validation_metric(users, labels, scores) of the cosine of user and item embedding over the validation window's
-    impressions, the user embedding being that of the end of training: the loss itself is no judge, since next-item
-    prediction also learns the order in which a log shows its items. Each epoch is saved; called again on the same
-    folder, training goes on after the last whole epoch and ends with the same weights as without the interruption.
+    The loss sees positive interactions of the training window of `log` and of `others` (pre-training on several logs).
+    The best epoch is chosen on the validation window of `log` (`options.select_by`), user embeddings being those of the
+    end of training: the loss itself is no judge, since next-item prediction also learns the order in which a log shows
+    its items. Every epoch is saved, and every `checkpoint_seconds`; called again on the same folder, training goes on
+    and ends with the same weights as without the interruption. All ranks call it together: a batch is shared among
+    them, and its in-batch negatives are those of all.
     """
-    label = FeatureSet.read(prepared / FEATURES).history_label
-    histories = read_histories(prepared, ["train"], label, content)
+    gallery = open_gallery([log, *others], options)
+    each = [read_histories(one.prepared, ["train"], one.label, gallery, log=n) for n, one in enumerate([log, *others])]
+    histories = _joined(each)
     if not (np.diff(histories.offsets) >= 2).any():
-        raise InputError(f"{prepared}: no user has two positive interactions ({label} = 1) with content in training")
-    validation = _validation_rows(prepared, histories, label, content, options.max_history)
+        raise InputError(
+            f"{log.prepared}: no user has two positive interactions ({log.label} = 1) with content in training"
+        )
+    earlier = {
+        "validation": each[0],
+        "test": read_histories(log.prepared, ["train", "validation"], log.label, gallery),
+    }
+    validation, test = (
+        Evaluator(read_window(log.prepared, split, log.label, gallery, known), gallery, options, process, uauc=uauc)
+        for split, known in earlier.items()
+    )
     torch.manual_seed(options.seed)
-    tower = new_tower(content, histories, options)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tower.to(device)
-    optimizer = torch.optim.AdamW(tower.parameters(), options.learning_rate, weight_decay=options.weight_decay)
-    progress = _Progress()
-    state = directory / _STATE
-    if state.is_file():
-        saved = torch.load(state, weights_only=True, map_location=device)
-        tower.load_state_dict(saved["tower"])
-        optimizer.load_state_dict(saved["optimizer"])
-        progress = _Progress(**saved["progress"])
-    writer = SummaryWriter(str(directory / "tensorboard"), purge_step=progress.epoch)
-    catalogue = _Catalogue(content, histories, device, options)
-    for epoch in range(progress.epoch, options.epochs):
-        if progress.epochs_since_best >= options.patience:
-            break
-        # everything random in an epoch follows from (seed, epoch): a resumed run repeats it exactly
-        generator = np.random.default_rng((options.seed, epoch))
-        torch.manual_seed(options.seed * 100_003 + epoch)
-        windows = _epoch_windows(histories, options, generator)
-        loss = _train_epoch(tower, optimizer, windows, content, catalogue, options, epoch, generator)
-        metric = validation_metric(
-            validation.user, validation.label, _validation_scores(tower, validation, content, device)
+    if init_from is None:
+        tower = new_tower(gallery, torch.from_numpy(np.unique(histories.items)), options)
+    else:
+        tower = load_tower(init_from, gallery, options)
+    tower.to(process.device)
+    if isinstance(tower, MeanContent) or options.epochs == 0:
+        progress = _Progress(best_metric=validation.metric(tower))
+        on_main(lambda: save_tower(directory, tower, gallery))
+    else:
+        progress = _train(tower, histories, gallery, validation, directory, options, process)
+        tower = load_tower(directory, gallery, options).to(process.device)
+    found = {"validation": validation.all_metrics(tower), "test": test.all_metrics(tower)}
+    if process.is_main:
+        write_json(
+            directory / METRICS, {**found, "selected_by": validation.select_by, "best_epoch": progress.best_epoch}
         )
-        writer.add_scalar("align/train_loss", loss, epoch)
-        writer.add_scalar("align/validation_metric", metric if metric is not None else math.nan, epoch)
-        writer.flush()
-        progress.epoch = epoch + 1
-        progress.epochs_since_best += 1
-        # a validation window that cannot judge (nobody known with both classes) leaves the last epoch as the best
-        if metric is None or metric > progress.best_metric:
-            progress.best_metric = metric if metric is not None else -math.inf
-            progress.best_epoch, progress.epochs_since_best = epoch, 0
-            _save(tower.state_dict(), directory / WEIGHTS)
-        _save(
-            {"tower": tower.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress)},
-            state,
-        )
-    writer.close()
-    state.unlink(missing_ok=True)
     return {
-        "content_dim": content.dim,
+        "content_dim": gallery.content_dim,
+        "parameters": sum(one.numel() for one in tower.parameters() if one.requires_grad),
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch,
-        "validation_metric": progress.best_metric if math.isfinite(progress.best_metric) else None,
+        "seconds": progress.seconds,
+        "selected_by": validation.select_by,
+        "validation_metric": progress.best_metric,
         "users": histories.num_users,
         "interactions": len(histories.items),
-        "interactions_without_content": histories.num_without_content,
+        "interactions_without_vector": histories.num_without_input,
     }
 
 
-def new_tower(content: FrozenStore, histories: Histories, options: AlignOptions) -> Tower:
-    """An untrained tower whose input is centred and scaled over the items of the histories (the training window)."""
-    seen = content.vectors(torch.from_numpy(np.unique(histories.items)))
-    mean = seen.mean(0)
-    return tower_of(options, mean, (seen - mean).square().mean().sqrt())
-
-
-def tower_of(options: AlignOptions, content_mean: torch.Tensor, content_scale: torch.Tensor) -> Tower:
-    return Tower(
-        content_mean,
-        content_scale,
-        width=options.width,
-        num_layers=options.num_layers,
-        num_heads=options.num_heads,
-        dropout=options.dropout,
-        max_positions=max(options.max_history, options.max_targets) if options.use_positions else 0,
-    )
-
-
-def load_tower(directory: Path, content_dim: int, options: AlignOptions) -> Tower:
-    """The trained tower, ready for inference; InputError if it was trained on content of another width."""
-    weights = torch.load(directory / WEIGHTS, weights_only=True, map_location="cpu")
-    if len(weights["content_mean"]) != content_dim:
-        raise InputError(
-            f"{directory}: trained on content vectors of width {len(weights['content_mean'])}, but the content store "
-            f"has {content_dim}; run `learn-rank align` again"
-        )
-    tower = tower_of(options, torch.zeros(content_dim), torch.ones(()))
-    tower.load_state_dict(weights)
-    return tower.eval()
+def open_gallery(logs: Sequence[Log], options: AlignOptions, *, id_items: pa.Array | None = None) -> Gallery:
+    """The items of the logs as the towers see them; id_items: those with an id embedding, by default the ones with a
+    positive interaction in training.
+    """
+    contents = [log.content for log in logs if log.content is not None and options.inputs != "id"]
+    if options.inputs == "content":
+        return Gallery(contents)
+    if id_items is None:
+        label = logs[0].label
+        table = read_table(logs[0].prepared / "interactions" / "train.parquet", [ITEM_ID, label])
+        id_items = pc.unique(table[ITEM_ID].filter(pc.equal(table[label], 1)))
+    catalogue = None
+    if options.inputs == "id":
+        catalogue = read_table(logs[0].prepared / "items.parquet", [ITEM_ID])[ITEM_ID].combine_chunks()
+    return Gallery(contents, catalogue=catalogue, id_items=id_items)
 
 
 @dataclass
 class _Progress:
+    """How far a run is; step and loss are of the epoch under way."""
+
     epoch: int = 0
+    step: int = 0
+    loss: float = 0.0
     best_epoch: int = -1
-    best_metric: float = -math.inf
+    best_metric: float | None = None
     epochs_since_best: int = 0
+    seconds: float = 0.0
 
 
-class _Catalogue:
-    """Items that a step contrasts with: all of them, or a fresh sample where there are more than max_catalogue."""
+@dataclass(frozen=True)
+class _Run:
+    """What every step of a run uses."""
 
-    def __init__(self, content: FrozenStore, histories: Histories, device: torch.device, options: AlignOptions) -> None:
-        self.content, self.device, self.size = content, device, content.num_rows
-        counts = torch.from_numpy(np.bincount(histories.items, minlength=self.size))
-        self.log_popularity = (counts + 1.0).log().to(device) if options.corrects_popularity else None
-        self.max_catalogue = options.max_catalogue
-        # the all action loss contrasts within the batch: a large catalogue is never read whole for it
-        is_whole = options.objective == "catalogue" and self.size <= options.max_catalogue
-        self.all_content = content.all_vectors().to(device) if is_whole else None
+    tower: Tower
+    log_temperature: torch.nn.Parameter
+    optimizer: torch.optim.Optimizer
+    histories: Histories
+    gallery: Gallery
+    catalogue: _Catalogue
+    options: AlignOptions
+    process: Process
 
-    def loss(self, tower: Tower, users: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
-        """`catalogue_loss` of user embeddings [M, D] and their target rows [M]."""
-        if self.all_content is not None:
-            return catalogue_loss(
-                users,
-                targets.to(self.device),
-                tower.embed_items(self.all_content),
-                temperature=temperature,
-                log_popularity=self.log_popularity,
+    @property
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        return (one for group in self.optimizer.param_groups for one in group["params"])
+
+    def temperature(self) -> torch.Tensor:
+        return self.log_temperature.exp().clamp(min=_LEAST_TEMPERATURE)
+
+    def inputs(self, rows: npt.NDArray[np.int64]) -> Any:
+        return self.gallery.inputs(torch.from_numpy(rows), self.process.device)
+
+    def shares(self, num_rows: int) -> list[slice]:
+        """Every rank's rows of a batch; their numbers differ by one at most."""
+        ranks = self.process.world_size
+        return [slice(num_rows * rank // ranks, num_rows * (rank + 1) // ranks) for rank in range(ranks)]
+
+
+def _train(
+    tower: Tower,
+    histories: Histories,
+    gallery: Gallery,
+    validation: Evaluator,
+    directory: Path,
+    options: AlignOptions,
+    process: Process,
+) -> _Progress:
+    log_temperature = torch.nn.Parameter(
+        torch.tensor(math.log(options.temperature), device=process.device), requires_grad=options.learns_temperature
+    )
+    groups: list[dict[str, Any]] = [
+        {"params": [one for one in tower.parameters() if one.requires_grad]},
+        {"params": [log_temperature], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, options.learning_rate, weight_decay=options.weight_decay)
+    catalogue = _Catalogue(gallery, histories, process.device, options)
+    run = _Run(tower, log_temperature, optimizer, histories, gallery, catalogue, options, process)
+    progress = _Progress()
+    state = directory / _STATE
+    if state.is_file():
+        saved = torch.load(state, weights_only=True, map_location=process.device)
+        progress = _Progress(**saved["progress"])
+        if "tower" in saved:  # not once training is over
+            load_tower_state(tower, saved["tower"])
+            optimizer.load_state_dict(saved["optimizer"])
+            with torch.no_grad():
+                log_temperature.copy_(saved["log_temperature"])
+    if options.compiles:
+        tower.compile(dynamic=True)
+    scalars = Scalars(directory / "tensorboard" if process.is_main else None, first_step=progress.epoch)
+
+    def save() -> None:
+        if process.is_main:
+            content = {
+                "tower": tower_state(tower), "optimizer": optimizer.state_dict(), "log_temperature": log_temperature,
+                "progress": asdict(progress),
+            }  # fmt: skip
+            _save(content, state)
+
+    with scalars:
+        while progress.epoch < options.epochs and progress.epochs_since_best < options.patience:
+            _train_epoch(run, progress, save)
+            metric = validation.metric(tower)
+            values = {"align/train_loss": progress.loss, "align/temperature": run.temperature().item()}
+            scalars.add(progress.epoch, values | ({} if metric is None else {f"align/{validation.select_by}": metric}))
+            progress.epochs_since_best += 1
+            # a validation window that cannot judge leaves the last epoch as the best
+            if metric is None or progress.best_metric is None or metric > progress.best_metric:
+                progress.best_metric, progress.best_epoch, progress.epochs_since_best = metric, progress.epoch, 0
+                if process.is_main:
+                    save_tower(directory, tower, gallery)
+            progress.epoch, progress.step, progress.loss = progress.epoch + 1, 0, 0.0
+            save()
+    # the best weights are there; the optimizer's state, twice their size, is needed no more. All ranks wait for it
+    on_main(lambda: _save({"progress": asdict(progress)}, state))
+    return progress
+
+
+def _train_epoch(run: _Run, progress: _Progress, save: Callable[[], None]) -> None:
+    """Everything random in an epoch or step follows from (seed, epoch, step): a resumed run repeats it exactly."""
+    options, epoch = run.options, progress.epoch
+    steps = epoch_steps(run.histories, options, np.random.default_rng((options.seed, epoch)))
+    if len(steps[0].starts) < run.process.world_size:
+        raise InputError(f"align.batch_size {options.batch_size} is too small for {run.process.world_size} ranks")
+    run.tower.train()
+    planned = options.epochs * len(steps)
+    warmup = round(options.warmup_share * planned)
+    started = last_saved = time.monotonic()
+    with progress_bar(
+        total=len(steps), description=f"align {epoch + 1}/{options.epochs}", unit="step", is_shown=run.process.is_main
+    ) as bar:
+        bar.update(progress.step)
+        while progress.step < len(steps):
+            factor = learning_rate_factor(
+                epoch * len(steps) + progress.step, schedule="cosine", warmup_steps=warmup, num_steps=planned
             )
-        wanted = targets.unique()
-        others = torch.randint(self.size, (max(self.max_catalogue - len(wanted), 0),))
-        rows = torch.cat([wanted, others]).unique()
-        return catalogue_loss(
-            users,
-            torch.searchsorted(rows, targets).to(self.device),
-            tower.embed_items(self.content.vectors(rows).to(self.device)),
-            temperature=temperature,
-            log_popularity=None if self.log_popularity is None else self.log_popularity[rows.to(self.device)],
-        )
+            for group in run.optimizer.param_groups:
+                group["lr"] = options.learning_rate * factor
+            loss = _step(run, steps[progress.step], epoch, progress.step)
+            if not math.isfinite(loss):
+                raise InputError(f"align: the loss is {loss} in epoch {epoch + 1}; lower align.learning_rate")
+            progress.loss += (loss - progress.loss) / (progress.step + 1)
+            progress.step += 1
+            bar.update()
+            bar.set_postfix(loss=f"{progress.loss:.3f}", refresh=False)
+            if time.monotonic() - last_saved > options.checkpoint_seconds and progress.step < len(steps):
+                last_saved = time.monotonic()
+                save()
+    progress.seconds += time.monotonic() - started
 
 
-def _epoch_windows(histories: Histories, options: AlignOptions, generator: np.random.Generator) -> Windows:
-    """Windows of an epoch in random order: max_history + 1 items (next-item), or history and targets (all action)."""
-    if options.objective == "catalogue":
-        length, stride = options.max_history + 1, options.max_history
-    else:
-        length = stride = options.max_history + options.max_targets
-    shifts = generator.integers(0, stride, histories.num_users)
-    counts = np.diff(histories.offsets)
-    shifts = np.where(counts > length, shifts, 0)  # who fits into one window is never cut
-    windows = cut_windows(histories, length=length, stride=stride, shifts=shifts)
-    lengths = (windows.items >= 0).sum(1)
-    chosen = np.flatnonzero(lengths >= 2)
-    # windows of like length share a batch, so that little is padding; batches come in random order
-    chosen = chosen[np.lexsort((generator.random(len(chosen)), lengths[chosen]))]
-    batches = np.array_split(chosen, max(1, math.ceil(len(chosen) / options.batch_size)))
-    order = np.concatenate([batches[i] for i in generator.permutation(len(batches))])
-    return Windows(windows.items[order], windows.users[order], windows.starts[order])
+def _step(run: _Run, stretches: Stretches, epoch: int, step: int) -> float:
+    options = run.options
+    # all ranks draw the same pairs of the whole batch, and each its own dropout
+    generator = np.random.default_rng((options.seed, epoch, step))
+    torch.manual_seed(int(np.random.SeedSequence((options.seed, epoch, step, run.process.rank)).generate_state(1)[0]))
+    with torch.autocast(run.process.device.type, torch.bfloat16, enabled=options.bf16):
+        part = (_catalogue_part if options.objective == "catalogue" else _all_action_part)(run, stretches, generator)
+    sums = sum_over_ranks(torch.stack([part.total.detach().double(), part.num_terms.double()]))
+    run.optimizer.zero_grad()
+    (part.total / sums[1]).backward()
+    sum_gradients(run.parameters)
+    torch.nn.utils.clip_grad_norm_(run.parameters, 1.0)
+    run.optimizer.step()
+    return float(sums[0] / sums[1])
 
 
-def _train_epoch(
-    tower: Tower,
-    optimizer: torch.optim.Optimizer,
-    windows: Windows,
-    content: FrozenStore,
-    catalogue: _Catalogue,
-    options: AlignOptions,
-    epoch: int,
-    generator: np.random.Generator,
-) -> float:
-    tower.train()
-    num_steps = math.ceil(len(windows.items) / options.batch_size)
-    total = 0.0
-    description = f"align {epoch + 1}/{options.epochs}"
-    with progress_bar(total=num_steps, description=description, unit="step") as progress:
-        for step in range(num_steps):
-            share = (epoch * num_steps + step) / (options.epochs * num_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = options.learning_rate * _schedule(share, options.warmup_share)
-            items = windows.items[step * options.batch_size : (step + 1) * options.batch_size]
-            items = items[:, : (items >= 0).sum(1).max()]
-            if not options.keeps_order:
-                items = np.take_along_axis(items, np.where(items >= 0, generator.random(items.shape), 2).argsort(1), 1)
-            if options.objective == "catalogue":
-                loss = _catalogue_step(tower, items, content, catalogue, options, generator)
-            else:
-                loss = _all_action_step(tower, items, content, catalogue.device, options, generator)
-            if not torch.isfinite(loss):
-                raise InputError(f"align: the loss is {loss.item()} in epoch {epoch + 1}; lower align.learning_rate")
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
-            optimizer.step()
-            total += loss.item()
-            progress.update()
-            progress.set_postfix(loss=f"{total / (step + 1):.3f}", refresh=False)
-    return total / num_steps
-
-
-def _schedule(share: float, warmup_share: float) -> float:
-    """Linear warm-up, then half a cosine to zero; share is the part of all steps that is done."""
-    if share < warmup_share:
-        return (share + 1e-3) / (warmup_share + 1e-3)
-    return 0.5 * (1 + math.cos(math.pi * (share - warmup_share) / (1 - warmup_share)))
-
-
-def _catalogue_step(
-    tower: Tower,
-    items: npt.NDArray[np.int64],
-    content: FrozenStore,
-    catalogue: _Catalogue,
-    options: AlignOptions,
-    generator: np.random.Generator,
-) -> torch.Tensor:
-    """N_h user embeddings of each window [B, L + 1] (-1 where padded), each against one later item of the window."""
-    users = tower(_content(content, items[:, :-1], catalogue.device))  # [B, L, D]
+def _catalogue_part(run: _Run, stretches: Stretches, generator: np.random.Generator) -> LossSum:
+    """N_h user embeddings of each window [B, L + 1], each against one later item of the window."""
+    options = run.options
+    items = next_item_rows(run.histories, stretches, options, generator)
     last = (items >= 0).sum(1, keepdims=True) - 1
     noise = np.where(np.arange(items.shape[1] - 1) < last, generator.random((len(items), items.shape[1] - 1)), 2.0)
     position = np.argsort(noise, axis=1)[:, : options.num_user_samples]  # [B, N_h] distinct, real ones first
     is_real = position < last
     ahead = 1 if options.targets == "next" else 1 + (generator.random(position.shape) * (last - position)).astype(int)
     target = np.take_along_axis(items, np.where(is_real, position + ahead, 0), 1)
-    row, column = np.nonzero(is_real)
-    return catalogue.loss(
-        tower, users[row, position[row, column]], torch.from_numpy(target[row, column]), options.temperature
+    mine = run.shares(len(items))[run.process.rank]
+    users = run.tower(run.inputs(items[mine, :-1]))  # [B, L, D]
+    row, column = np.nonzero(is_real[mine])
+    return run.catalogue.loss(
+        run.tower,
+        users[row, position[mine][row, column]],
+        torch.from_numpy(target[mine][row, column]),
+        run.temperature(),
     )
 
 
-def _all_action_step(
-    tower: Tower,
-    items: npt.NDArray[np.int64],
-    content: FrozenStore,
-    device: torch.device,
-    options: AlignOptions,
-    generator: np.random.Generator,
-) -> torch.Tensor:
-    """Cuts each window [B, L] at a random time into history and targets, samples both, and contrasts them in-batch."""
-    lengths = (items >= 0).sum(1)
-    cuts = generator.integers(np.maximum(lengths - options.max_targets, 1), lengths)  # at least one on either side
-    cuts = np.minimum(cuts, options.max_history)
-    history = _shift(items, np.zeros_like(cuts), cuts)
-    target = _shift(items, cuts, np.minimum(lengths - cuts, options.max_targets))
-    users = tower(_content(content, history, device))  # [B, H, D]
+def _all_action_part(run: _Run, stretches: Stretches, generator: np.random.Generator) -> LossSum:
+    """Samples user embeddings of the histories and item embeddings of the targets, and contrasts them in-batch."""
+    options, device = run.options, run.process.device
+    batch = history_and_target(run.histories, stretches, options, generator)
+    user_at = sample_positions(batch.history >= 0, options.num_user_samples, options, generator)
+    item_at = sample_positions(batch.target >= 0, options.num_item_samples, options, generator)
+    ids = np.where(item_at >= 0, np.take_along_axis(batch.target, np.maximum(item_at, 0), 1), -1)  # [B, N_t]
+    shares = run.shares(len(ids))
+    mine = shares[run.process.rank]
+    each = torch.arange(mine.stop - mine.start, device=device).unsqueeze(1)
+    users = run.tower(run.inputs(batch.history[mine]))  # [B, H, D]
+    users = users[each, torch.from_numpy(np.maximum(user_at[mine], 0)).to(device)]
     if options.item_tower == "a":
-        embedded = tower(_content(content, target, device))  # [B, T, D]
+        items = run.tower(run.inputs(batch.target[mine]))  # [B, T, D]
+        items = items[each, torch.from_numpy(np.maximum(item_at[mine], 0)).to(device)]
     else:
-        embedded = tower.embed_items(_content(content, target, device).flatten(0, 1)).view(*target.shape, -1)
-    user_at = sample_by_recency(history >= 0, options.num_user_samples, options, generator)
-    item_at = sample_by_recency(target >= 0, options.num_item_samples, options, generator)
-    batch = np.arange(len(items))[:, None]
+        items = run.tower.embed_items(run.inputs(ids[mine].reshape(-1))).view(*ids[mine].shape, -1)
+    most = max(share.stop - share.start for share in shares)  # every rank gives as many rows
+    padded = F.pad(items, (0, 0, 0, 0, 0, most - len(items)))
+    all_ids = [np.pad(ids[one], ((0, most - (one.stop - one.start)), (0, 0)), constant_values=-1) for one in shares]
     return dense_all_action_loss(
-        users[batch, np.maximum(user_at, 0)],
-        embedded[batch, np.maximum(item_at, 0)],
-        torch.from_numpy(np.where(item_at >= 0, target[batch, item_at], -1)).to(device),
-        temperature=options.temperature,
-        user_mask=torch.from_numpy(user_at >= 0).to(device),
+        users,
+        gather_with_gradient(padded),
+        torch.from_numpy(np.concatenate(all_ids)).to(device),
+        temperature=run.temperature(),
+        user_mask=torch.from_numpy(user_at[mine] >= 0).to(device),
+        first_own=run.process.rank * most,
     )
 
 
-def sample_by_recency(
-    is_real: npt.NDArray[np.bool_], count: int, options: AlignOptions, generator: np.random.Generator
-) -> npt.NDArray[np.int64]:
-    """[B, count] distinct positions of each row of is_real [B, L], weighted to the recent; -1 where there are fewer.
+class _Catalogue:
+    """Items that a step contrasts with: all of them, or a fresh sample where there are more than max_catalogue."""
 
-    Weights are the paper's Eq. 1: w_i = log(alpha + i (beta - alpha) / (N - 1)), i = 0 .. N - 1. Sampling without
-    replacement is by Gumbel noise: the largest of log w_i + noise.
-    """
-    lengths = is_real.sum(1, keepdims=True)
-    positions = np.arange(is_real.shape[1])
-    span = np.maximum(lengths - 1, 1)
-    weights = np.log(options.recency_alpha + positions * (options.recency_beta - options.recency_alpha) / span)
-    noisy = np.where(is_real, np.log(np.maximum(weights, 1e-9)) + generator.gumbel(size=is_real.shape), -np.inf)
-    chosen = np.argsort(-noisy, axis=1, kind="stable")[:, :count]
-    return np.where(np.take_along_axis(is_real, chosen, 1), chosen, -1)
+    def __init__(self, gallery: Gallery, histories: Histories, device: torch.device, options: AlignOptions) -> None:
+        self._gallery, self._device = gallery, device
+        self._rows = torch.from_numpy(np.flatnonzero(gallery.has_input(np.arange(gallery.num_items))))
+        self._most = options.max_catalogue
+        self._log_popularity = None
+        if options.corrects_popularity:
+            counts = np.bincount(histories.items, minlength=gallery.num_items)
+            self._log_popularity = torch.from_numpy(counts + 1.0).log().float()
 
-
-def _shift(
-    items: npt.NDArray[np.int64],
-    first: npt.NDArray[np.int64],
-    counts: npt.NDArray[np.int64],
-) -> npt.NDArray[np.int64]:
-    """Row b becomes items[b, first[b] : first[b] + counts[b]], padded with -1."""
-    positions = np.arange(max(int(counts.max()), 1))
-    taken = np.take_along_axis(items, np.minimum(first[:, None] + positions, items.shape[1] - 1), 1)
-    return np.where(positions < counts[:, None], taken, -1)
-
-
-def _content(content: FrozenStore, items: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
-    return content.vectors(torch.from_numpy(items.reshape(-1))).view(*items.shape, content.dim).to(device)
+    def loss(self, tower: Tower, users: torch.Tensor, targets: torch.Tensor, temperature: torch.Tensor) -> LossSum:
+        """`catalogue_loss` of user embeddings [M, D] and their target rows [M]."""
+        rows = self._rows
+        if len(rows) > self._most:
+            wanted = targets.unique()
+            others = rows[torch.randint(len(rows), (max(self._most - len(wanted), 0),))]
+            rows = torch.cat([wanted, others]).unique()
+        return catalogue_loss(
+            users,
+            torch.searchsorted(rows, targets).to(self._device),
+            tower.embed_items(self._gallery.inputs(rows, self._device)),
+            temperature=temperature,
+            log_popularity=None if self._log_popularity is None else self._log_popularity[rows].to(self._device),
+        )
 
 
-@dataclass(frozen=True)
-class _ValidationRows:
-    """Impressions of the validation window whose user has a training history and whose item has content."""
-
-    history: torch.Tensor  # [V, L] content rows of each user's last training interactions, -1 padded
-    last: torch.Tensor  # [V] position of the last real one
-    user: npt.NDArray[np.int64]  # [P] row of `history`
-    item: torch.Tensor  # [P] content row
-    label: npt.NDArray[np.int64]  # [P]
-
-
-def _validation_rows(
-    prepared: Path, histories: Histories, label: str, content: FrozenStore, max_history: int
-) -> _ValidationRows:
-    table = read_table(prepared / "interactions" / "validation.parquet", [USER_ID, ITEM_ID, label])
-    user = pc.index_in(table[USER_ID], value_set=histories.user_ids).fill_null(-1).to_numpy().astype(np.int64)
-    item = content.rows_of(table[ITEM_ID])
-    is_usable = (user >= 0) & (item >= 0)
-    users, compact = np.unique(user[is_usable], return_inverse=True)
-    end = histories.offsets[users + 1]
-    count = np.minimum(end - histories.offsets[users], max_history)
-    positions = (end - count)[:, None] + np.arange(max_history)
-    is_real = np.arange(max_history) < count[:, None]
-    history = np.where(is_real, histories.items[np.minimum(positions, len(histories.items) - 1)], -1)
-    return _ValidationRows(
-        history=torch.from_numpy(history),
-        last=torch.from_numpy(count - 1),
-        user=compact.astype(np.int64),
-        item=torch.from_numpy(item[is_usable]),
-        label=table[label].to_numpy()[is_usable].astype(np.int64),
+def _joined(each: Sequence[Histories]) -> Histories:
+    """The users of several logs, one log after another; only the first log's ids are kept."""
+    if len(each) == 1:
+        return each[0]
+    first = np.cumsum([0, *(len(one.items) for one in each)])
+    return Histories(
+        user_ids=each[0].user_ids,
+        offsets=np.concatenate([[0], *(one.offsets[1:] + start for one, start in zip(each, first, strict=False))]),
+        items=np.concatenate([one.items for one in each]),
+        times=np.concatenate([one.times for one in each]),
+        folds=np.concatenate([one.folds for one in each]),
+        num_without_input=sum(one.num_without_input for one in each),
     )
 
 
-@torch.no_grad()
-def _validation_scores(
-    tower: Tower, rows: _ValidationRows, content: FrozenStore, device: torch.device
-) -> npt.NDArray[np.float32]:
-    """[P] cosine of user and item embedding."""
-    tower.eval()
-    users = [torch.zeros(0, EMBEDDING_DIM)]
-    for batch in torch.arange(len(rows.history)).split(512):
-        embedded = tower(_content(content, rows.history[batch].numpy(), device))
-        users.append(embedded[torch.arange(len(batch)), rows.last[batch]].cpu())
-    distinct, position = rows.item.unique(return_inverse=True)
-    items = [torch.zeros(0, EMBEDDING_DIM)]
-    items += [tower.embed_items(content.vectors(batch).to(device)).cpu() for batch in distinct.split(4096)]
-    scores: npt.NDArray[np.float32] = (torch.cat(users)[rows.user] * torch.cat(items)[position]).sum(1).numpy()
-    return scores
-
-
-def _save(content: Any, path: Path) -> None:
+def _save(content: dict[str, Any], path: Path) -> None:
     temporary = path.with_suffix(".tmp")
     torch.save(content, temporary)
+    fsync(temporary)
     temporary.replace(path)

@@ -28,7 +28,37 @@ from learn_rank.schema import ITEM_ID, USER_ID
 from learn_rank.store.options import StoreOptions
 
 T = typing.TypeVar("T")
-GROUPS = ("dataset", "encoder", "align", "ranker")
+GROUPS = ("dataset", "encoder", "prompt", "align", "ranker")
+PAPER_DATASETS = ("scientific", "instruments", "arts", "office", "games", "pet", "industry")
+
+
+@dataclass
+class AblateOptions:
+    """Which variants of LEARN are compared, and how often each is trained."""
+
+    variants: list[str] = field(
+        default_factory=lambda: ["without_align", "item_tower_c", "item_tower_b", "random_sample", "learn"],
+        metadata={"help": "names of configs/ablation, YAML files like them, or settings: "
+                  "'ablate.variants=[learn,\"layers_4: align.num_layers=4\"]'. learn, the run's own options, is always "
+                  "among them"},
+    )  # fmt: skip
+    seeds: list[int] = field(
+        default_factory=lambda: [0], metadata={"help": "every variant is trained once per seed (align.seed)"}
+    )
+    paper: str = field(
+        default="", metadata={"help": f"print the paper's figures of this dataset beside: {', '.join(PAPER_DATASETS)}"}
+    )
+    downstream: bool = field(
+        default=False, metadata={"help": "also train a ranker on every variant's vectors: its lift over the baseline"}
+    )
+
+    def __post_init__(self) -> None:
+        if not self.variants:
+            raise InputError("ablate.variants is empty; give names such as [without_align,learn]")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise InputError(f"ablate.seeds is {self.seeds}, expected distinct numbers from 0")
+        if self.paper and self.paper not in PAPER_DATASETS:
+            raise InputError(f"ablate.paper is '{self.paper}', expected one of {', '.join(PAPER_DATASETS)}")
 
 
 @dataclass
@@ -45,6 +75,7 @@ class RunConfig:
         default_factory=list,
         metadata={"help": "fingerprints of refreshed stores that rankers may use in place of those of their training"},
     )
+    ablate: AblateOptions = field(default_factory=AblateOptions)
     prepare: PrepareOptions = field(default_factory=PrepareOptions)
     encoder: EncoderOptions = field(default_factory=EncoderOptions)
     align: AlignOptions = field(default_factory=AlignOptions)
@@ -166,7 +197,7 @@ def load(name: str, overrides: Sequence[str]) -> Any:
             _merge_recipe(config, recipe_file, recipe_overrides)
         return OmegaConf.to_object(config)
     except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(_one_line(error))
+        raise InputError(one_line(error))
 
 
 def part_of(config: Any, options: type[T]) -> T:
@@ -194,6 +225,21 @@ def keys_of(schema: type) -> Iterator[tuple[str, str, str]]:
         yield one.name, str(default), one.metadata.get("help", "")
 
 
+def nearest(key: str, valid: Sequence[str]) -> str:
+    """What to add to an error about an unknown key: the valid one it may have meant."""
+    near = get_close_matches(key, valid, n=1, cutoff=0.5) or [
+        name for name in valid if name.rpartition(".")[2] == key.rpartition(".")[2]
+    ]
+    return f"; did you mean '{near[0]}'?" if near else "; see --help"
+
+
+def one_line(error: BaseException) -> str:
+    """The message of a hydra, OmegaConf or YAML error without the lines that say where in their code."""
+    cause = error.__cause__ or error
+    lines = [line.strip() for line in str(cause).strip().split("\n") if line.strip()]
+    return " ".join(lines[:2])
+
+
 def _take_recipe_file(overrides: Sequence[str]) -> tuple[list[str], Path | None, list[str]]:
     """Splits off dataset=FILE.yaml and its dataset.KEY=VALUE overrides, which hydra's groups cannot hold."""
     value = next((o.partition("=")[2] for o in overrides if o.startswith("dataset=")), "")
@@ -211,7 +257,7 @@ def _merge_recipe(config: DictConfig, path: Path, overrides: list[str]) -> None:
     try:
         content = OmegaConf.load(path)
     except Exception as error:  # yaml raises a family of its own
-        raise InputError(f"{path}: not readable as YAML: {_one_line(error)}")
+        raise InputError(f"{path}: not readable as YAML: {one_line(error)}")
     if not isinstance(content, DictConfig):
         raise InputError(f"{path}: expected a mapping such as 'interactions: ...'")
     _check_recipe_keys(path, content)
@@ -229,7 +275,7 @@ def _check_recipe_keys(path: Path, content: DictConfig) -> None:
         )
         for name in names:
             if name not in valid and str(section) not in ("sparse", "dense"):
-                raise InputError(f"{path}: no key '{name}' in a dataset recipe{_nearest(name, valid)}")
+                raise InputError(f"{path}: no key '{name}' in a dataset recipe{nearest(name, valid)}")
 
 
 def _check_key(override: str, schema: type) -> None:
@@ -242,17 +288,4 @@ def _check_key(override: str, schema: type) -> None:
     open_maps = ("dataset.sparse.", "dataset.dense.", "dataset.interactions.labels.")
     if schema is RunConfig and key.startswith(open_maps):
         return
-    raise InputError(f"no option '{key}'{_nearest(key, [*valid, *(GROUPS if schema is RunConfig else ())])}")
-
-
-def _nearest(key: str, valid: list[str]) -> str:
-    near = get_close_matches(key, valid, n=1, cutoff=0.5) or [
-        name for name in valid if name.rpartition(".")[2] == key.rpartition(".")[2]
-    ]
-    return f"; did you mean '{near[0]}'?" if near else "; see --help"
-
-
-def _one_line(error: BaseException) -> str:
-    cause = error.__cause__ or error
-    lines = [line.strip() for line in str(cause).strip().split("\n") if line.strip()]
-    return " ".join(lines[:2])
+    raise InputError(f"no option '{key}'{nearest(key, [*valid, *(GROUPS if schema is RunConfig else ())])}")

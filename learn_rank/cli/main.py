@@ -32,13 +32,27 @@ _COMMANDS = {
         "learn-rank demo run_dir=runs/demo",
         ("demo", "arms"),
         config="demo",
+        function="pipeline.demo",
     ),
     "pipeline": _Command(
         "run all stages below in order; what is already there and unchanged is skipped",
         "a dataset recipe and its files",
         "all that the stages write; the report is RUN/evaluate/report.html",
         f"learn-rank pipeline {_RUN}",
-        ("dataset", "arms", "prepare", "encoder", "align", "export", "ranker", "frozen", "accept_stores", "evaluate"),
+        (
+            "dataset",
+            "arms",
+            "prepare",
+            "encoder",
+            "prompt",
+            "align",
+            "export",
+            "ranker",
+            "frozen",
+            "accept_stores",
+            "evaluate",
+        ),
+        function="pipeline.pipeline",
     ),
     "prepare": _Command(
         "check a raw log, split it by time, turn features into table rows",
@@ -52,14 +66,15 @@ _COMMANDS = {
         "RUN/prepare",
         "RUN/extract: the content store",
         "learn-rank extract run_dir=runs/mt encoder=minilm",
-        ("encoder",),
+        ("encoder", "prompt"),
     ),
     "align": _Command(
-        "train the user and item towers (PAL)",
-        "RUN/prepare, RUN/extract",
-        "RUN/align: tower weights, TensorBoard scalars",
-        "learn-rank align run_dir=runs/mt align.epochs=8",
-        ("align",),
+        "train the user and item towers (PAL) and measure what they retrieve; also under torchrun",
+        "RUN/prepare, RUN/extract; with a dataset, or without RUN/extract, what is missing is made first",
+        "RUN/align: tower weights, metrics.json, TensorBoard scalars",
+        "learn-rank align dataset=amazon_scientific dataset.root=DIR run_dir=runs/scientific",
+        ("dataset", "encoder", "prompt", "align"),
+        function="alignment.align",
     ),
     "export": _Command(
         "write user snapshots and item vectors",
@@ -67,6 +82,15 @@ _COMMANDS = {
         "RUN/export: item, user (and user_without_fold_K) stores of 64-d vectors",
         "learn-rank export run_dir=runs/mt export.snapshot_seconds=3600",
         ("export",),
+        function="alignment.export",
+    ),
+    "ablate": _Command(
+        "train variants of LEARN, each with several seeds: the paper's tables with this log's beside",
+        "RUN/prepare, RUN/extract; like align, makes first what is not there",
+        "RUN/ablate/report.{md,json}; RUN/ablate/VARIANT/seed-N: a run directory per variant and seed",
+        "learn-rank ablate run_dir=runs/mt align=small ablate.seeds=[0,1,2] ablate.paper=industry",
+        ("ablate", "dataset", "encoder", "prompt", "align", "export", "ranker"),
+        function="ablation.ablate",
     ),
     "train": _Command(
         "train the rankers: baseline, learn, shuffled; also under torchrun",
@@ -194,6 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 _EXTRAS = {
     "torch": "cpu", "torchrec": "cpu", "fbgemm_gpu": "cpu", "tensorboard": "cpu", "transformers": "hf",
+    "peft": "hf", "accelerate": "hf",
 }  # fmt: skip
 
 
@@ -242,6 +267,9 @@ def _help(name: str) -> str:
         recipes = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
         if recipes:
             lines.append(f"  {group}=NAME with NAME one of {', '.join(recipes)}")
+    if "ablate" in command.sections:
+        variants = sorted(path.stem for path in (config_dir() / "ablation").glob("*.yaml"))
+        lines.append(f"  names of ablate.variants: {', '.join(variants)}")
     return "\n".join(lines)
 
 

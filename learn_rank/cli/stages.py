@@ -1,24 +1,26 @@
-"""Each command as a published folder of the run: skipped where nothing it depends on has changed."""
+"""The stages around the towers: canonical tables, content, rankers, predictions, report."""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from learn_rank.artifact import Manifest, is_current, publish, read_manifest
 from learn_rank.cli.config import RunConfig
+from learn_rank.cli.folders import fingerprint_of, folder, say, stage, stage_on_ranks
 from learn_rank.errors import InputError
 from learn_rank.schema import FEATURES, VALUE, FeatureSet
 
-Work = Callable[[Path], dict[str, Any]]
+if TYPE_CHECKING:
+    pass
 
 
 def prepare(config: RunConfig) -> None:
@@ -32,81 +34,30 @@ def prepare(config: RunConfig) -> None:
     recipe = asdict(dataset)
     recipe.pop("root")  # the files' fingerprints say what was read, wherever it lies
     manifest = Manifest("prepare", raw_fingerprints(dataset), {"recipe": recipe})
-    _stage(_folder(config, "prepare"), manifest, lambda work: run(dataset, work, config.prepare))
+    stage(folder(config, "prepare"), manifest, lambda work: run(dataset, work, config.prepare))
 
 
 def extract(config: RunConfig) -> None:
-    """Item texts -> content store."""
-    from learn_rank.content.encoder import encoder_fingerprint
+    """Item texts -> content store. Runs on one process or under torchrun."""
+    from learn_rank.content.encoder import HF, encoder_fingerprint
     from learn_rank.content.extract import extract as run
 
-    prepared = _folder(config, "prepare")
-    inputs = {"prepare": _fingerprint(prepared, "prepare"), "encoder": encoder_fingerprint(config.encoder)}
-    manifest = Manifest("extract", inputs, asdict(config.encoder))
-    _stage(_folder(config, "extract"), manifest, lambda work: run(prepared, work, config.encoder), is_resumable=True)
-
-
-def align(config: RunConfig) -> None:
-    """Content store and histories -> towers."""
-    from learn_rank.alignment.train import train as run
-    from learn_rank.store.reader import FrozenStore
-
-    prepared = _folder(config, "prepare")
-    content = FrozenStore(_folder(config, "extract"), stage="extract")
-    inputs = {"prepare": _fingerprint(prepared, "prepare"), "extract": content.fingerprint}
-    manifest = Manifest("align", inputs, asdict(config.align))
+    prepared, directory = folder(config, "prepare"), folder(config, "extract")
+    inputs = {"prepare": fingerprint_of(prepared, "prepare"), "encoder": encoder_fingerprint(config.encoder)}
+    manifest = Manifest("extract", inputs, config.encoder.of_vectors())
 
     def work_in(work: Path) -> dict[str, Any]:
-        return run(prepared, content, work, config.align, validation_metric=validation_uauc)
+        return run(prepared, work, config.encoder, previous=directory)
 
-    _stage(_folder(config, "align"), manifest, work_in, is_resumable=True)
+    if config.encoder.kind == HF:
+        stage_on_ranks(directory, manifest, work_in, is_resumable=True)
+    elif "WORLD_SIZE" not in os.environ:
+        stage(directory, manifest, work_in)  # an installation without torch can do it
+    else:
+        from learn_rank.distributed import on_main, process_group
 
-
-def export(config: RunConfig) -> None:
-    """Towers -> item store and user stores."""
-    from learn_rank.alignment import export as towers
-    from learn_rank.alignment.histories import read_histories
-    from learn_rank.alignment.options import AlignOptions
-    from learn_rank.alignment.train import load_tower
-    from learn_rank.io import read_table
-    from learn_rank.schema import ITEM_ID, SPLITS
-    from learn_rank.store.reader import FrozenStore
-
-    prepared, aligned, target = (_folder(config, name) for name in ("prepare", "align", "export"))
-    content = FrozenStore(_folder(config, "extract"), stage="extract")
-    trained = read_manifest(aligned, stage="align")
-    _require_same(trained.inputs["extract"], content.fingerprint, aligned, "extract")
-    features = FeatureSet.read(prepared / FEATURES)
-    options = AlignOptions(**trained.options)
-    tower = load_tower(aligned, content.dim, options)
-    inputs = {"prepare": _fingerprint(prepared, "prepare"), "align": trained.fingerprint}
-
-    def store(name: str, work_in: Work) -> None:
-        _stage(target / name, Manifest("export", inputs, {**asdict(config.export), "store": name}), work_in)
-
-    items = read_table(prepared / "items.parquet", [ITEM_ID])[ITEM_ID].combine_chunks()
-    store("item", lambda work: towers.export_items(tower, content, items, work))
-    histories = read_histories(prepared, SPLITS, features.history_label, content)
-    store(
-        "user",
-        lambda work: towers.export_users_by_time(
-            tower,
-            content,
-            histories,
-            work,
-            max_history=options.max_history,
-            snapshot_seconds=config.export.snapshot_seconds,
-        ),
-    )
-    training = read_histories(prepared, ["train"], features.history_label, content)
-    for fold in range(features.num_folds):
-        others = training.select(training.folds != fold)
-        store(
-            f"user_without_fold_{fold}",
-            lambda work, others=others: towers.export_users(  # type: ignore[misc]
-                tower, content, others, work, max_history=options.max_history
-            ),
-        )
+        with process_group():
+            on_main(lambda: stage(directory, manifest, work_in))
 
 
 def train(config: RunConfig) -> None:
@@ -114,7 +65,7 @@ def train(config: RunConfig) -> None:
     from learn_rank.distributed import on_main, process_group
     from learn_rank.ranker.train import train as run
 
-    prepared, stores = _folder(config, "prepare"), _folder(config, "export")
+    prepared, stores = folder(config, "prepare"), folder(config, "export")
     with process_group() as process:
         for arm in config.arms:
             options = replace(
@@ -123,11 +74,11 @@ def train(config: RunConfig) -> None:
                 shuffle_seed=config.ranker.seed if _is_shuffled(config, arm) else None,
             )
             used = _store_fingerprints(prepared, stores) if options.use_learn else {}
-            manifest = Manifest("train", {"prepare": _fingerprint(prepared, "prepare")}, options.of_weights())
-            directory = _folder(config, "train") / arm
+            manifest = Manifest("train", {"prepare": fingerprint_of(prepared, "prepare")}, options.of_weights())
+            directory = folder(config, "train") / arm
             if on_main(partial(_is_trained, directory, manifest, used, config.accept_stores)):
                 if process.is_main:
-                    _say(f"train/{arm}", "unchanged")
+                    say(f"train/{arm}", "unchanged")
                 continue
             start = time.monotonic()
             with ExitStack() as stack:
@@ -150,21 +101,21 @@ def train(config: RunConfig) -> None:
                 # not before: an unfinished run is found again whatever the stores, and asks whether it may use them
                 manifest.inputs.update(used)
             if process.is_main:
-                _say(f"train/{arm}", f"{time.monotonic() - start:.1f} s")
+                say(f"train/{arm}", f"{time.monotonic() - start:.1f} s")
 
 
 def predict(config: RunConfig) -> None:
     """Rankers -> one probability per arm for every validation and test row. Runs on one process or under torchrun."""
     from learn_rank.ranker.predict import write_predictions as run
 
-    prepared, stores = _folder(config, "prepare"), _folder(config, "export")
-    trained = {arm: _folder(config, "train") / arm for arm in config.arms}
-    inputs = {"prepare": _fingerprint(prepared, "prepare")}
-    inputs |= {arm: _fingerprint(directory, "train") for arm, directory in trained.items()}
+    prepared, stores = folder(config, "prepare"), folder(config, "export")
+    trained = {arm: folder(config, "train") / arm for arm in config.arms}
+    inputs = {"prepare": fingerprint_of(prepared, "prepare")}
+    inputs |= {arm: fingerprint_of(directory, "train") for arm, directory in trained.items()}
     if any(arm != "baseline" for arm in config.arms):
         inputs |= _store_fingerprints(prepared, stores)
-    _stage_on_ranks(
-        _folder(config, "predict"),
+    stage_on_ranks(
+        folder(config, "predict"),
         Manifest("predict", inputs, {"arms": list(config.arms)}),
         lambda work: run(prepared, stores, trained, work, accept_stores=config.accept_stores, frozen=config.frozen),
     )
@@ -175,7 +126,7 @@ def evaluate_run(config: RunConfig) -> None:
     from learn_rank.evaluation.evaluate import evaluate as run
     from learn_rank.evaluation.report import format_table, write_report
 
-    prepared, predicted, target = (_folder(config, name) for name in ("prepare", "predict", "evaluate"))
+    prepared, predicted, target = (folder(config, name) for name in ("prepare", "predict", "evaluate"))
     features = FeatureSet.read(prepared / FEATURES)
     predictions = read_manifest(predicted, stage="predict")
     arms = predictions.options["arms"]
@@ -208,33 +159,9 @@ def evaluate_run(config: RunConfig) -> None:
         write_report(report, work)
         return {"table": format_table(report)}
 
-    _stage(target, manifest, work_in)
+    stage(target, manifest, work_in)
     print(read_manifest(target, stage="evaluate").facts["table"])
     print(f"report: {target / 'report.html'}")
-
-
-def pipeline(config: RunConfig) -> None:
-    """All stages in order."""
-    needs_vectors = any(arm != "baseline" for arm in config.arms)
-    prepare(config)
-    if needs_vectors:
-        extract(config)
-        align(config)
-        export(config)
-    train(config)
-    predict(config)
-    evaluate_run(config)
-
-
-def demo(config: RunConfig) -> None:
-    """Generates a log and runs the pipeline on it."""
-    from learn_rank.data.synthetic import synthetic_recipe, write_synthetic
-
-    raw = _folder(config, "raw")
-    world = replace(config.demo, shuffle_store=False)  # the permuted run is trained on the same log
-    _stage(raw, Manifest("raw", {}, asdict(world)), lambda work: write_synthetic(work, world))
-    config.dataset = synthetic_recipe(raw)
-    pipeline(config)
 
 
 def validation_uauc(users: npt.NDArray[Any], labels: npt.NDArray[Any], scores: npt.NDArray[Any]) -> float | None:
@@ -245,49 +172,6 @@ def validation_uauc(users: npt.NDArray[Any], labels: npt.NDArray[Any], scores: n
     if not np.isin(users[labels == 0], positives).any():
         return None
     return user_auc(users, labels.astype(np.int8), scores)
-
-
-def _stage(directory: Path, manifest: Manifest, work_in: Work, *, is_resumable: bool = False) -> None:
-    name = f"export/{directory.name}" if manifest.stage == "export" else manifest.stage
-    if is_current(directory, manifest):
-        _say(name, "unchanged")
-        return
-    start = time.monotonic()
-    with publish(directory, manifest, is_resumable=is_resumable) as (work, facts):
-        facts.update(work_in(work))
-    _say(name, f"{time.monotonic() - start:.1f} s")
-
-
-def _stage_on_ranks(directory: Path, manifest: Manifest, work_in: Work) -> None:
-    """The same for work that all ranks do together; rank 0 publishes."""
-    from learn_rank.distributed import on_main, process_group
-
-    start = time.monotonic()
-    with process_group() as process:
-        is_done = on_main(partial(is_current, directory, manifest))
-        if not is_done:
-            with ExitStack() as stack:
-                work, facts = on_main(lambda: stack.enter_context(publish(directory, manifest)))
-                facts.update(work_in(work))
-        if process.is_main:
-            _say(manifest.stage, "unchanged" if is_done else f"{time.monotonic() - start:.1f} s")
-
-
-def _say(name: str, what: str) -> None:
-    print(f"{name:<28} {what}", flush=True)
-
-
-def _folder(config: RunConfig, stage: str) -> Path:
-    return Path(config.run_dir) / stage
-
-
-def _fingerprint(directory: Path, stage: str) -> str:
-    return read_manifest(directory, stage=stage).fingerprint
-
-
-def _require_same(recorded: str, found: str, directory: Path, stage: str) -> None:
-    if recorded != found:
-        raise InputError(f"{directory}: was made from another {stage}; run `learn-rank {directory.name}` again")
 
 
 def _store_fingerprints(prepared: Path, stores: Path) -> dict[str, str]:

@@ -13,7 +13,18 @@ import pyarrow.parquet as pq
 from learn_rank.artifact import file_fingerprint
 from learn_rank.data.features import EncodedFeature, dense_column, encode_sparse, sparse_column
 from learn_rank.data.recipe import DatasetRecipe
-from learn_rank.data.source import connect, create_view, expression, find_files, id_type, quote, sql_errors
+from learn_rank.data.source import (
+    INTEGER_TYPES,
+    connect,
+    create_view,
+    expression,
+    find_files,
+    first_row,
+    id_type,
+    quote,
+    sql_errors,
+)
+from learn_rank.data.split import split_rows
 from learn_rank.errors import InputError
 from learn_rank.progress import progress_bar
 from learn_rank.schema import (
@@ -62,7 +73,9 @@ def prepare(recipe: DatasetRecipe, directory: Path, options: PrepareOptions) -> 
     """Writes the canonical tables of schema.py into `directory` and returns the facts for its manifest.
 
     Everything learned from data (vocabularies, counts, means) comes from the training window alone. Training rows are
-    written in an order that depends on nothing but their position (a hash), later splits in order of time.
+    written in an order that depends on nothing but their position (a hash), later splits in order of time. Under
+    split.leave_one_out training rows are in order of time too: there the order of rows with equal times, which is the
+    log's, says which of them is the last, and users' histories must show the same.
     """
     with connect(directory / "scratch", memory_limit=options.memory_limit) as connection:
         steps = progress_bar(total=4 + len(recipe.sparse) + len(SPLITS), description="prepare", unit="step")
@@ -70,7 +83,7 @@ def prepare(recipe: DatasetRecipe, directory: Path, options: PrepareOptions) -> 
         steps.update()
         _load_entities(connection, recipe, types)
         steps.update()
-        facts = _split(connection, recipe)
+        facts = split_rows(connection, recipe)
         steps.update()
         (directory / "vocabularies").mkdir()
         encoded = []
@@ -147,30 +160,30 @@ def _milliseconds(
         kind = connection.execute(f"DESCRIBE SELECT {time} AS t FROM raw_interactions").fetchall()[0][1]
     if kind.startswith(("TIMESTAMP", "DATE")):
         return f"epoch_ms({time}::TIMESTAMP)"
-    if kind in ("INTEGER", "BIGINT", "UINTEGER", "UBIGINT", "DOUBLE"):
+    if kind in (*INTEGER_TYPES, "UBIGINT", "DOUBLE"):
         return f"CAST({time} AS BIGINT) {_MILLISECONDS[log.timestamp_unit]}"
     raise InputError(f"{where}: timestamp '{log.timestamp}' is {kind}, expected an integer or a timestamp; cast it")
 
 
 def _check_interactions(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe, where: str) -> None:
     log = recipe.interactions
-    if not _first(connection, "SELECT count(*) FROM interactions")[0]:
+    if not first_row(connection, "SELECT count(*) FROM interactions")[0]:
         raise InputError(f"{where}: no rows; check the file and interactions.where")
     for name, column in ((log.user_id, USER_ID), (log.item_id, ITEM_ID), (log.timestamp, TIMESTAMP)):
-        count, row = _first(connection, f"SELECT count(*), min(row_id) FROM interactions WHERE {column} IS NULL")
+        count, row = first_row(connection, f"SELECT count(*), min(row_id) FROM interactions WHERE {column} IS NULL")
         if count:
             raise InputError(f"{where}: column '{name}' is null in {count} rows, first row {row}; fill or filter them")
     for label, source in log.labels.items():
         column = quote("label." + label)
         bad = f"FROM interactions WHERE {column} IS NULL OR {column} NOT IN (0, 1)"
-        count, row, value = _first(connection, f"SELECT count(*), min(row_id), arg_min({column}, row_id) {bad}")
+        count, row, value = first_row(connection, f"SELECT count(*), min(row_id), arg_min({column}, row_id) {bad}")
         if count:
             raise InputError(
                 f"{where}: label '{label}' = '{source}' is not 0 or 1 in {count} rows, first row {row} "
                 f"({'null' if value is None else f'{value:g}'}); use an expression such as 'rating >= 4'"
             )
     if log.value:
-        count, row = _first(
+        count, row = first_row(
             connection,
             f"SELECT count(*), min(row_id) FROM interactions WHERE {VALUE} IS NULL OR NOT isfinite({VALUE})",
         )
@@ -190,24 +203,24 @@ def _load_entities(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe,
         files = find_files(Path(recipe.root), pattern)
         where = str(files[0])
         needed = [c.partition(".")[2] for c in _feature_columns(recipe) if c.startswith(f"{table}.")]
-        needed += recipe.items.text if table == "items" else []
+        needed += recipe.items.plain_fields() if table == "items" else []
         raw = create_view(connection, f"raw_{table}", files, [source_id, *needed])
         kind = id_type(raw, source_id, where=where)
         if _ARROW_TYPES[kind] != types[key]:
             raise InputError(
                 f"{where}: column '{source_id}' is {kind}, but {key} of the log is {types[key]}; cast one of them"
             )
-        others = ", ".join(quote(column) for column in raw if column not in (source_id, key))
+        others = ", ".join(quote(column) for column in raw if column != key)
         with sql_errors(where):
             connection.execute(
                 f"CREATE TEMP TABLE {table} AS SELECT CAST({quote(source_id)} AS {kind}) AS {key}"
                 f"{', ' + others if others else ''} FROM raw_{table}"
             )
-        count = _first(connection, f"SELECT count(*) FROM {table} WHERE {key} IS NULL")[0]
+        count = first_row(connection, f"SELECT count(*) FROM {table} WHERE {key} IS NULL")[0]
         if count:
             raise InputError(f"{where}: column '{source_id}' is null in {count} rows; fill or filter them")
         twice = f"SELECT {key} FROM {table} GROUP BY {key} HAVING count(*) > 1"
-        count, example = _first(connection, f"SELECT count(*), min({key}) FROM ({twice})")
+        count, example = first_row(connection, f"SELECT count(*), min({key}) FROM ({twice})")
         if count:
             raise InputError(
                 f"{where}: column '{source_id}' holds {count} duplicate ids, first {example!r}; keep one row"
@@ -216,70 +229,6 @@ def _load_entities(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe,
 
 def _feature_columns(recipe: DatasetRecipe) -> list[str]:
     return [source.column for source in recipe.sparse.values()] + list(recipe.dense.values())
-
-
-def _split(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe) -> dict[str, Any]:
-    """Adds the columns split and fold to `interactions`; returns rows, times and positives of each split."""
-    split = recipe.split
-    if split.column:
-        cases = f"""CASE split WHEN {_text(split.train)} THEN 'train' WHEN {_text(split.validation)} THEN 'validation'
-            WHEN {_text(split.test)} THEN 'test' END"""
-        unknown, count = _first(connection, f"SELECT min(split), count(*) FROM interactions WHERE ({cases}) IS NULL")
-        if count:
-            raise InputError(
-                f"dataset '{recipe.name}': split column '{split.column}' is {unknown!r} in {count} rows, expected "
-                f"'{split.train}', '{split.validation}' or '{split.test}'; set split.train, .validation, .test or where"
-            )
-    else:
-        if split.validation_start is not None and split.test_start is not None:
-            with sql_errors("split.validation_start, split.test_start"):
-                starts = [_text(time) for time in (split.validation_start, split.test_start)]
-                first, second = _first(connection, f"SELECT {', '.join(f'epoch_ms({t}::TIMESTAMP)' for t in starts)}")
-        else:
-            num_rows = _first(connection, "SELECT count(*) FROM interactions")[0]
-            first, second = (
-                _first(
-                    connection, f"SELECT {TIMESTAMP} FROM interactions ORDER BY 1 LIMIT 1 OFFSET {round(num_rows * s)}"
-                )[0]
-                for s in (1 - split.validation_fraction - split.test_fraction, 1 - split.test_fraction)
-            )
-        cases = f"""CASE WHEN {TIMESTAMP} < {first} THEN 'train' WHEN {TIMESTAMP} < {second} THEN 'validation'
-            ELSE 'test' END"""
-        connection.execute("ALTER TABLE interactions ADD COLUMN split VARCHAR")
-    connection.execute(f"UPDATE interactions SET split = {cases}")
-    # one user's rows fall into the folds independently, and the same way in every run
-    fold = (
-        f"CAST(md5_number_lower(CAST(row_id AS VARCHAR)) % {split.num_folds} AS TINYINT)" if split.num_folds else "-1"
-    )
-    connection.execute("ALTER TABLE interactions ADD COLUMN fold TINYINT")
-    connection.execute(f"UPDATE interactions SET fold = CASE split WHEN 'train' THEN {fold} ELSE -1 END")
-    facts: dict[str, Any] = {"splits": {}}
-    label = quote("label." + recipe.ranking_label)
-    latest = None
-    for name in SPLITS:
-        rows, users, items, start, end, positives = _first(
-            connection,
-            f"""SELECT count(*), count(DISTINCT user_id), count(DISTINCT item_id), min({TIMESTAMP}), max({TIMESTAMP}),
-            avg({label}) FROM interactions WHERE split = '{name}'""",
-        )
-        if not rows:
-            raise InputError(f"dataset '{recipe.name}': the {name} split is empty; change dataset.split")
-        if latest is not None and start < latest:
-            raise InputError(
-                f"dataset '{recipe.name}': the {name} split starts at {start} ms, before an earlier split ends at "
-                f"{latest} ms; a row may not be trained on what comes after it is evaluated; change dataset.split"
-            )
-        latest = end
-        facts["splits"][name] = {
-            "rows": rows, "users": users, "items": items, "start_ms": start, "end_ms": end, "positive_share": positives,
-        }  # fmt: skip
-    for entity in (USER_ID, ITEM_ID):
-        facts[f"new_test_{entity[:-3]}s"] = _first(
-            connection,
-            f"""SELECT count(DISTINCT {entity}) FROM interactions WHERE split = 'test' AND {entity} NOT IN
-            (SELECT {entity} FROM interactions WHERE split = 'train')""",
-        )[0]
-    return facts
 
 
 def _split_query(
@@ -292,9 +241,8 @@ def _split_query(
     columns += [sparse_column(one) for one in encoded]
     columns += [dense_column(connection, name, source, joined) for name, source in recipe.dense.items()]
     joins = [f"LEFT JOIN {one.table} ON {one.table}.{one.key} = interactions.{one.key}" for one in encoded]
-    order = (
-        "md5_number_lower(CAST(interactions.row_id AS VARCHAR))" if split == "train" else f"interactions.{TIMESTAMP}"
-    )
+    is_shuffled = split == "train" and not recipe.split.leave_one_out
+    order = "md5_number_lower(CAST(interactions.row_id AS VARCHAR))" if is_shuffled else f"interactions.{TIMESTAMP}"
     return (
         f"SELECT {', '.join(columns)} FROM {joined} {' '.join(joins)} WHERE interactions.split = '{split}' "
         f"ORDER BY {order}, interactions.row_id"
@@ -325,31 +273,26 @@ def _write_items(
     connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe, directory: Path, item_type: pa.DataType
 ) -> dict[str, Any]:
     """Every item of the catalogue or the log with its text fields; null where the catalogue says nothing."""
-    fields = recipe.items.text
+    types = dict(connection.execute("SELECT column_name, column_type FROM (DESCRIBE items)").fetchall())
+    fields = {}
+    for name, source in recipe.items.fields().items():
+        with sql_errors(f"{recipe.items.files}: items.text '{source}'"):
+            fields[name] = _as_text(connection, expression(source, types))
     schema = pa.schema([pa.field(ITEM_ID, item_type), *(pa.field(name, pa.string()) for name in fields)])
-    columns = "".join(f", {_as_text(connection, name)} AS {quote(name)}" for name in fields)
+    columns = "".join(f", {source} AS {quote(name)}" for name, source in fields.items())
     query = (
         f"SELECT item_id{columns} FROM (SELECT item_id FROM items UNION SELECT item_id FROM interactions) "
         "LEFT JOIN items USING (item_id) ORDER BY item_id"
     )
     _write(connection, query, directory / "items.parquet", schema, 1 << 16)
-    has_text = " OR ".join(f"nullif(trim({_as_text(connection, name)}), '') IS NOT NULL" for name in fields) or "false"
+    has_text = " OR ".join(f"nullif(trim({source}), '') IS NOT NULL" for source in fields.values()) or "false"
     total = pq.ParquetFile(directory / "items.parquet").metadata.num_rows
-    with_text = _first(connection, f"SELECT count(*) FROM items WHERE {has_text}")[0]
+    with_text = first_row(connection, f"SELECT count(*) FROM items WHERE {has_text}")[0]
     return {"items": total, "items_without_text": total - with_text}
 
 
-def _as_text(connection: duckdb.DuckDBPyConnection, column: str) -> str:
-    kind = connection.execute(f"DESCRIBE SELECT {quote(column)} FROM items").fetchall()[0][1]
+def _as_text(connection: duckdb.DuckDBPyConnection, source: str) -> str:
+    kind = connection.execute(f"DESCRIBE SELECT {source} FROM items").fetchall()[0][1]
     if kind.endswith("[]"):
-        return f"list_aggregate({quote(column)}, 'string_agg', ', ')"
-    return f"CAST({quote(column)} AS VARCHAR)"
-
-
-def _first(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
-    row: tuple[Any, ...] = connection.execute(query).fetchall()[0]
-    return row
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
+        return f"list_aggregate({source}, 'string_agg', ', ')"
+    return f"CAST({source} AS VARCHAR)"

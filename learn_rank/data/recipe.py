@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from learn_rank.errors import InputError
+from learn_rank.schema import ITEM_ID
 
 _UNITS = ("s", "ms", "us")
 _ENCODINGS = ("vocabulary", "hash")
+_NAMED = re.compile(r"(.+\S)\s+as\s+(\w+)", re.IGNORECASE | re.DOTALL)
+_LEAVE_ONE_OUT_NOTE = (
+    "The log is split by leave-one-out: training rows of one user may be later than the evaluated rows of another. "
+    "That measures retrieval by each user's own past; a ranker trained on it may have seen the future."
+)
 
 
 def _doc(text: str) -> dict[str, str]:
@@ -34,7 +41,23 @@ class ItemsSource:
 
     files: str = field(default="", metadata=_doc("Parquet or CSV file, folder or glob below root"))
     item_id: str = field(default="item_id", metadata=_doc("column"))
-    text: list[str] = field(default_factory=list, metadata=_doc("text fields, most telling first"))
+    text: list[str] = field(
+        default_factory=list,
+        metadata=_doc("text fields, most telling first: columns, or 'EXPRESSION AS NAME' in SQL"),
+    )
+
+    def fields(self) -> dict[str, str]:
+        """Name -> column or expression of each text field.
+
+        >>> ItemsSource(text=["title", "coalesce(category, 'none') AS category"]).fields()
+        {'title': 'title', 'category': "coalesce(category, 'none')"}
+        """
+        named = [_NAMED.fullmatch(entry) for entry in self.text]
+        return {m[2] if m else entry: m[1] if m else entry for m, entry in zip(named, self.text, strict=True)}
+
+    def plain_fields(self) -> list[str]:
+        """The text fields that are columns."""
+        return [entry for entry in self.text if not _NAMED.fullmatch(entry)]
 
 
 @dataclass
@@ -58,7 +81,7 @@ class SparseSource:
 
 @dataclass
 class SplitOptions:
-    """How the log is cut. By time unless `column` names a column that already says train, validation or test."""
+    """How the log is cut: by time, unless `column` says it row by row, or each user's last positives are left out."""
 
     validation_fraction: float = field(default=0.1, metadata=_doc("share of rows, by time, before the test window"))
     test_fraction: float = field(default=0.1, metadata=_doc("share of rows, by time, at the end"))
@@ -68,6 +91,10 @@ class SplitOptions:
     train: str = field(default="train", metadata=_doc("its value for training rows"))
     validation: str = field(default="validation", metadata=_doc("its value for validation rows"))
     test: str = field(default="test", metadata=_doc("its value for test rows"))
+    leave_one_out: bool = field(
+        default=False,
+        metadata=_doc("each user's last positive row is test, the last but one validation; for retrieval, not rankers"),
+    )
     num_folds: int = field(
         default=0, metadata=_doc("cross-fit training rows in this many folds; for logs without usable training times")
     )
@@ -128,5 +155,13 @@ class DatasetRecipe:
                 raise InputError(f"{where}: split.{key} is {getattr(split, key)}, must be between 0 and 0.5")
         if (split.validation_start is None) != (split.test_start is None):
             raise InputError(f"{where}: give both split.validation_start and split.test_start, or neither")
+        if split.leave_one_out and (split.column or split.test_start):
+            raise InputError(
+                f"{where}: split.leave_one_out and split.column or .test_start exclude each other; give one"
+            )
+        if split.leave_one_out and _LEAVE_ONE_OUT_NOTE not in self.notes:
+            self.notes = [*self.notes, _LEAVE_ONE_OUT_NOTE]
+        if len(self.items.fields()) < len(self.items.text) or ITEM_ID in self.items.fields():
+            raise InputError(f"{where}: items.text is {self.items.text}, expected distinct names other than {ITEM_ID}")
         if split.num_folds == 1 or split.num_folds < 0 or split.num_folds > 100:
             raise InputError(f"{where}: split.num_folds is {split.num_folds}, expected 0 or 2 to 100")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
@@ -12,12 +13,17 @@ from learn_rank.errors import InputError
 from learn_rank.io import open_parquet, require_columns
 
 _CSV_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
-_INTEGER_TYPES = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
+INTEGER_TYPES = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
 
 
 def quote(name: str) -> str:
     """A column name as a SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def literal(value: str) -> str:
+    """A string as SQL."""
+    return f"'{_escape(value)}'"
 
 
 def expression(source: str, types: dict[str, str]) -> str:
@@ -80,10 +86,16 @@ def create_view(
     return types
 
 
+def first_row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
+    """The first row that the query gives."""
+    row: tuple[Any, ...] = connection.execute(query).fetchall()[0]
+    return row
+
+
 def id_type(types: dict[str, str], column: str, *, where: str) -> str:
     """BIGINT or VARCHAR for an id column; InputError for any other type."""
     kind = types[column]
-    if kind in _INTEGER_TYPES:
+    if kind in INTEGER_TYPES:
         return "BIGINT"
     if kind == "VARCHAR":
         return kind

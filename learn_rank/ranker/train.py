@@ -30,10 +30,10 @@ from learn_rank.ranker.options import FrozenOptions, RankerOptions
 from learn_rank.ranker.predict import score
 from learn_rank.ranker.progress import Progress
 from learn_rank.ranker.saver import Saver, open_saver
-from learn_rank.ranker.scalars import Scalars
-from learn_rank.ranker.schedule import learning_rate_factor
 from learn_rank.ranker.sharding import ShardedRanker, shard
 from learn_rank.ranker.tables import pad_rows
+from learn_rank.scalars import Scalars
+from learn_rank.schedule import learning_rate_factor
 from learn_rank.schema import USER_ID
 
 __all__ = ["RankerOptions", "ValidationMetric", "train"]

@@ -3,12 +3,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from learn_rank.alignment.gallery import Gallery
+from learn_rank.alignment.options import AlignOptions
+from learn_rank.alignment.towers import Tower, new_tower
 from learn_rank.store.reader import FrozenStore
 
 # (user, item, time in ms, fold, like)
@@ -21,7 +26,9 @@ def write_prepared(folder: Path, splits: dict[str, Rows], *, num_folds: int = 0)
     for split, rows in splits.items():
         columns = zip(*rows, strict=True)
         table = pa.table({name: np.array(values) for name, values in zip(names, columns, strict=True)})
+        table = table.set_column(3, "fold", table["fold"].cast(pa.int8()))
         pq.write_table(table, folder / "interactions" / f"{split}.parquet")
+    pq.write_table(pa.table({"item_id": np.arange(100, 140)}), folder / "items.parquet")
     features = {
         "sparse": [], "dense": [], "labels": ["like"], "ranking_label": "like", "cvr_label": "like",
         "history_label": "like", "has_value": False, "num_folds": num_folds,
@@ -33,6 +40,31 @@ def write_prepared(folder: Path, splits: dict[str, Rows], *, num_folds: int = 0)
 @pytest.fixture
 def prepare() -> Callable[..., Path]:
     return write_prepared
+
+
+@pytest.fixture
+def made(content: FrozenStore) -> Callable[..., tuple[Any, Gallery]]:
+    """options -> a small tower of items 100 .. 139 in evaluation mode, and its gallery; ids know 100 .. 129."""
+
+    def make(changes: dict[str, Any], *, noise: float = 0.1) -> tuple[Any, Gallery]:
+        torch.manual_seed(0)
+        options = AlignOptions(
+            **{"width": 16, "num_layers": 2, "num_heads": 2, "id_dim": 8, "max_history": 10, **changes}
+        )
+        gallery = Gallery(
+            [] if options.inputs == "id" else [content],
+            catalogue=pa.array(np.arange(100, 140)),
+            id_items=None if options.inputs == "content" else pa.array(np.arange(100, 130)),
+        )
+        tower = new_tower(gallery, torch.arange(30), options)
+        for weight in tower.parameters():
+            if weight.requires_grad:  # as after training: nothing is zero or the identity any more
+                weight.data += noise * torch.randn_like(weight)
+        if isinstance(tower, Tower) and tower.ids is not None:
+            tower.ids.table.weight.data[0] = 0.0
+        return tower.eval(), gallery
+
+    return make
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,63 +8,135 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from learn_rank.alignment.histories import Histories, cut_windows, read_histories
+from learn_rank.alignment.gallery import Gallery
+from learn_rank.alignment.histories import Histories, read_histories
+from learn_rank.errors import InputError
 from learn_rank.store.reader import FrozenStore
 
 
-def write_log(folder: Path, split: str, rows: list[tuple[int, int, int, int, int]]) -> None:
-    """rows of (user, item, time, fold, like)"""
-    (folder / "interactions").mkdir(parents=True, exist_ok=True)
-    columns = list(zip(*rows, strict=True))
-    table = pa.table(dict(zip(["user_id", "item_id", "timestamp", "fold", "like"], columns, strict=True)))
-    table = table.set_column(3, "fold", table["fold"].cast(pa.int8()))
-    pq.write_table(table, folder / "interactions" / f"{split}.parquet")
+@pytest.fixture
+def gallery(content: FrozenStore) -> Gallery:
+    return Gallery([content])
 
 
-def histories_of(counts: list[int]) -> Histories:
-    offsets = np.r_[0, np.cumsum(counts)]
-    total = int(offsets[-1])
-    return Histories(
-        pa.array(np.arange(len(counts))), offsets, np.arange(total), np.arange(total), np.full(total, -1), 0
-    )
-
-
-def test_positives_are_grouped_by_user_in_order_of_time(tmp_path: Path, content: FrozenStore) -> None:
-    write_log(tmp_path, "train", [(7, 105, 30, 0, 1), (5, 100, 10, 1, 1), (7, 101, 20, 1, 1), (7, 102, 25, 0, 0)])
-    write_log(tmp_path, "test", [(7, 103, 5, -1, 1), (7, 999, 40, -1, 1)])
-    found = read_histories(tmp_path, ["train", "test"], "like", content)
-    spans = {
-        user: found.items[found.offsets[i] : found.offsets[i + 1]].tolist()
-        for i, user in enumerate(found.user_ids.to_pylist())
+def spans(histories: Histories) -> dict[int, list[int]]:
+    return {
+        user: histories.items[histories.offsets[i] : histories.offsets[i + 1]].tolist()
+        for i, user in enumerate(histories.user_ids.to_pylist())
     }
+
+
+# Known answers
+
+
+def test_positives_are_grouped_by_user_in_order_of_time(
+    prepare: Callable[..., Path], gallery: Gallery, tmp_path: Path
+) -> None:
+    train = [(7, 105, 30, 0, 1), (5, 100, 10, 1, 1), (7, 101, 20, 1, 1), (7, 102, 25, 0, 0)]
+    test = [(7, 103, 5, -1, 1), (7, 999, 40, -1, 1)]
+    found = read_histories(prepare(tmp_path, {"train": train, "test": test}), ["train", "test"], "like", gallery)
     items = {7: [103, 101, 105], 5: [100]}
-    assert spans == {user: content.rows_of(pa.array(ids)).tolist() for user, ids in items.items()}
-    assert found.num_without_content == 1
-    assert found.select(found.folds != 1).items.tolist() == content.rows_of(pa.array([103, 105])).tolist()
-    assert np.diff(found.select(found.folds != 1).offsets).tolist() == [2, 0]
+    assert spans(found) == {user: gallery.rows_of(pa.array(ids)).tolist() for user, ids in items.items()}
+    assert found.times.tolist() == [5, 20, 30, 10]
+    assert found.num_without_input == 1
+    without = found.select(found.folds != 1)
+    assert without.items.tolist() == gallery.rows_of(pa.array([103, 105])).tolist()
+    assert np.diff(without.offsets).tolist() == [2, 0]
 
 
-@pytest.mark.parametrize(
-    ("shift", "expected"),
-    [(0, [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8]]), (1, [[0, 1], [1, 2, 3, 4], [4, 5, 6, 7], [7, 8]])],
-)
-def test_the_worked_example_of_windows(shift: int, expected: list[list[int]]) -> None:
-    windows = cut_windows(histories_of([9]), length=4, stride=3, shifts=np.array([shift]))
-    assert [[i for i in row if i >= 0] for row in windows.items.tolist()] == expected
-
-
-@pytest.mark.parametrize(("length", "stride"), [(4, 3), (5, 4), (6, 3), (3, 3), (1, 1)])
-def test_windows_cover_every_interaction_of_every_user_and_no_other(length: int, stride: int) -> None:
-    histories = histories_of([1, 0, 2, 5, 9, 20, 3])
+def test_equal_times_keep_the_order_of_the_splits_and_their_files(
+    prepare: Callable[..., Path], gallery: Gallery, tmp_path: Path
+) -> None:
     generator = np.random.default_rng(0)
-    for shifts in (None, generator.integers(0, stride, 7)):
-        windows = cut_windows(histories, length=length, stride=stride, shifts=shifts)
-        seen = set()
-        for row, user, start in zip(windows.items, windows.users, windows.starts, strict=True):
-            real = row[row >= 0]
-            assert 1 <= len(real) <= length
-            assert real.tolist() == list(range(start, start + len(real)))
-            assert histories.offsets[user] <= start
-            assert start + len(real) <= histories.offsets[user + 1]
-            seen |= set(real.tolist())
-        assert seen == set(range(40))
+    splits = {
+        split: [(int(user), int(item), 7, -1, 1) for user, item in zip(*drawn, strict=True)]
+        for split, drawn in (
+            (name, (generator.integers(0, 3, 50), generator.integers(100, 140, 50)))
+            for name in ("train", "validation", "test")
+        )
+    }
+    found = read_histories(prepare(tmp_path, splits), ["train", "validation", "test"], "like", gallery)
+    rows = [row for split in splits.values() for row in split]
+    expected = {user: [row[1] for row in rows if row[0] == user] for user in range(3)}
+    assert spans(found) == {user: gallery.rows_of(pa.array(ids)).tolist() for user, ids in expected.items()}
+
+
+def test_an_interaction_whose_item_the_towers_are_told_nothing_of_is_counted(
+    prepare: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Under ids: 1 was seen in training, 2 is in the catalogue, 3 nobody knows."""
+    folder = prepare(tmp_path, {"train": [(1, 1, 0, -1, 1), (1, 2, 1, -1, 1), (2, 3, 2, -1, 1), (2, 3, 3, -1, 0)]})
+    catalogue = pa.array([1, 2])
+    before = read_histories(folder, ["train"], "like", Gallery([], catalogue=catalogue))
+    assert (spans(before), before.num_without_input) == ({1: [0, 1]}, 1)
+    trained = read_histories(folder, ["train"], "like", Gallery([], catalogue=catalogue, id_items=pa.array([1])))
+    assert (spans(trained), trained.num_without_input) == ({1: [0]}, 2)
+
+
+def test_histories_of_another_log_are_rows_of_its_items(
+    prepare: Callable[..., Path], content: FrozenStore, tmp_path: Path
+) -> None:
+    gallery = Gallery([content, content])
+    folder = prepare(tmp_path / "log", {"train": [(1, 100, 0, -1, 1)]})
+    own = read_histories(folder, ["train"], "like", gallery)
+    assert read_histories(folder, ["train"], "like", gallery, log=1).items.tolist() == (own.items + 40).tolist()
+
+
+# Laws
+
+
+@pytest.mark.parametrize("read_rows", [1, 7, 1000])
+def test_files_read_in_parts_give_the_same_histories(
+    prepare: Callable[..., Path],
+    gallery: Gallery,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    read_rows: int,
+) -> None:
+    generator = np.random.default_rng(1)
+    columns = (generator.integers(0, high, 200) for high in (9, 50, 30, 2, 2))
+    rows = [tuple(map(int, row)) for row in zip(*columns, strict=True)]
+    folder = prepare(tmp_path, {"train": [(user, 100 + item, *rest) for user, item, *rest in rows]})
+    whole = read_histories(folder, ["train"], "like", gallery)
+    monkeypatch.setattr("learn_rank.alignment.histories._READ_ROWS", read_rows)
+    parts = read_histories(folder, ["train"], "like", gallery)
+    assert whole.user_ids.equals(parts.user_ids)
+    for name in ("offsets", "items", "times", "folds"):
+        assert np.array_equal(getattr(whole, name), getattr(parts, name)), name
+    assert whole.num_without_input == parts.num_without_input > 0
+    assert whole.num_without_input + len(whole.items) == sum(row[4] for row in rows)
+
+
+@pytest.mark.parametrize("block", [1, 3, 10, 1000])
+def test_blocks_are_consecutive_users_whole(
+    prepare: Callable[..., Path], gallery: Gallery, tmp_path: Path, block: int
+) -> None:
+    rows = [(user, 100 + n, n, -1, 1) for user in range(9) for n in range(user % 4 + 1)]
+    histories = read_histories(prepare(tmp_path, {"train": rows}), ["train"], "like", gallery)
+    parts = list(histories.blocks(block))
+    assert sum(part.num_users for part in parts) == 9
+    joined = {user: items for part in parts for user, items in spans(part).items()}
+    assert joined == spans(histories)
+    assert all(len(part.items) <= max(block, 4) for part in parts)
+
+
+# Empty and bad input
+
+
+def test_a_log_without_positives_gives_no_users(prepare: Callable[..., Path], gallery: Gallery, tmp_path: Path) -> None:
+    folder = prepare(tmp_path, {"train": [(1, 100, 0, -1, 0)]})
+    path = folder / "interactions" / "test.parquet"
+    pq.write_table(pq.read_table(folder / "interactions" / "train.parquet").slice(0, 0), path)
+    for splits in (["train"], ["test"], ["train", "test"]):
+        found = read_histories(folder, splits, "like", gallery)
+        assert (found.num_users, found.items.tolist(), found.num_without_input) == (0, [], 0)
+        assert found.user_ids.type == pa.int64()
+        assert list(found.blocks(10)) == []
+
+
+def test_a_missing_label_is_named(prepare: Callable[..., Path], gallery: Gallery, tmp_path: Path) -> None:
+    folder = prepare(tmp_path, {"train": [(1, 100, 0, -1, 0)]})
+    with pytest.raises(InputError, match=r"train\.parquet: no column 'likes'; did you mean 'like'"):
+        read_histories(folder, ["train"], "likes", gallery)
+    with pytest.raises(InputError, match=r"test\.parquet: no such file"):
+        read_histories(folder, ["test"], "like", gallery)

@@ -1,96 +1,184 @@
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from torch.nn import functional as F
 
-from learn_rank.alignment.loss import catalogue_loss, dense_all_action_loss
-from learn_rank.alignment.towers import Tower
+from learn_rank.alignment.gallery import Gallery, ItemInput
+from learn_rank.alignment.towers import MeanContent, Tower
+from learn_rank.alignment.transformer import CausalTransformer
+from learn_rank.store.reader import FrozenStore
 
-
-@pytest.fixture
-def tower() -> Tower:
-    torch.manual_seed(0)
-    return Tower(torch.zeros(6), torch.ones(()), width=16, num_layers=2, num_heads=2, max_positions=12).eval()
-
-
-# Towers
+INPUTS = ["content", "id", "content_and_id"]
+KINDS = [{"inputs": inputs} for inputs in INPUTS] + [{"item_tower": "c"}, {"objective": "none"}]
+Made = Callable[..., tuple[Any, Gallery]]
 
 
-def test_a_position_sees_only_itself_and_the_past(tower: Tower) -> None:
-    history = torch.randn(3, 8, 6)
-    before = tower(history)
-    changed = history.clone()
-    changed[:, 5:] += 10.0
-    after = tower(changed)
-    assert torch.equal(before[:, :5], after[:, :5])
-    assert (before[:, 5:] - after[:, 5:]).abs().amax(dim=(0, 2)).min() > 1e-3
+def inputs_of(gallery: Gallery, rows: torch.Tensor) -> ItemInput:
+    return gallery.inputs(rows, torch.device("cpu"))
 
 
-def test_padding_at_the_end_changes_no_real_position(tower: Tower) -> None:
-    history = torch.randn(2, 4, 6)
-    padded = torch.cat([history, torch.zeros(2, 3, 6)], dim=1)
-    assert torch.allclose(tower(padded)[:, :4], tower(history), atol=1e-6)
+# Known answers
 
 
-def test_embeddings_have_64_dimensions_and_length_one(tower: Tower) -> None:
-    embedded = tower(torch.randn(2, 5, 6))
-    assert embedded.shape == (2, 5, 64)
-    assert torch.allclose(embedded.norm(dim=-1), torch.ones(2, 5))
+def test_without_alignment_a_user_is_the_mean_content_and_an_item_its_content(made: Made, content: FrozenStore) -> None:
+    tower, gallery = made({"objective": "none"})
+    assert isinstance(tower, MeanContent)
+    rows = torch.tensor([[0, 25, 3, -1], [7, -1, -1, -1]])
+    users = tower(inputs_of(gallery, rows))
+    vectors = content.all_vectors()
+    assert torch.allclose(users[0, 2], F.normalize(vectors[[0, 25, 3]].mean(0), dim=0), atol=1e-6)
+    assert torch.allclose(users[1, 0], F.normalize(vectors[7], dim=0), atol=1e-6)
+    items = tower.embed_items(inputs_of(gallery, torch.arange(40)))
+    assert torch.allclose(items, F.normalize(vectors, dim=1), atol=1e-6)
+    assert (tower.output_dim, list(tower.parameters())) == (6, [])
 
 
-def test_the_item_tower_is_the_user_tower_over_one_item(tower: Tower) -> None:
-    content = torch.randn(5, 6)
-    assert torch.allclose(tower.embed_items(content), tower(content.unsqueeze(1)).squeeze(1))
+def test_item_tower_c_compares_users_with_the_content_itself(made: Made, content: FrozenStore) -> None:
+    tower, gallery = made({"item_tower": "c"})
+    items = tower.embed_items(inputs_of(gallery, torch.arange(40)))
+    centred = content.all_vectors() - content.all_vectors()[:30].mean(0)
+    assert torch.allclose(items, F.normalize(centred, dim=1), atol=1e-5)
+    assert not items.requires_grad
+    assert tower.output_dim == 6
+    assert tower(inputs_of(gallery, torch.tensor([[1, 2, 3]]))).shape == (1, 3, 6)
 
 
-# Losses
+def test_content_is_centred_and_divided_by_one_scale_of_the_trained_items(
+    made: Made, content: FrozenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("learn_rank.alignment.inputs._ROWS", 7)
+    tower, _ = made({})
+    seen = content.all_vectors()[:30].double()
+    assert torch.allclose(tower.content.mean.double(), seen.mean(0), atol=1e-6)
+    scale = (seen - seen.mean(0)).square().mean().sqrt()
+    assert torch.allclose(tower.content.scale.double(), scale, atol=1e-6)
 
 
-def slow_all_action(users, items, ids, temperature, mask) -> float:  # type: ignore[no-untyped-def]
-    losses = []
-    for b in range(len(users)):
-        own = {int(i) for i in ids[b] if i >= 0}
-        for h in range(users.shape[1]):
-            if not mask[b, h]:
-                continue
-            negatives = [
-                np.exp(float(users[b, h] @ items[c, t]) / temperature)
-                for c in range(len(users))
-                for t in range(items.shape[1])
-                if ids[c, t] >= 0 and int(ids[c, t]) not in own
-            ]
-            for t in range(items.shape[1]):
-                if ids[b, t] >= 0:
-                    right = np.exp(float(users[b, h] @ items[b, t]) / temperature)
-                    losses.append(-np.log(right / (right + sum(negatives))))
-    return float(np.mean(losses))
+def test_whitened_content_of_the_trained_items_has_equal_variance_in_every_direction(
+    made: Made, content: FrozenStore
+) -> None:
+    tower, _ = made({"whitens": True})
+    seen = (content.all_vectors()[:30] - tower.content.mean) @ tower.content.scale
+    covariance = seen.T @ seen / 30
+    assert torch.allclose(covariance, torch.eye(6), atol=0.05)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_the_all_action_loss_equals_its_formula_with_collisions_and_padding(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    users = torch.nn.functional.normalize(torch.randn(4, 3, 8, generator=generator), dim=-1)
-    items = torch.nn.functional.normalize(torch.randn(4, 5, 8, generator=generator), dim=-1)
-    ids = torch.randint(0, 9, (4, 5), generator=generator)
-    ids[1, 3:] = -1
-    mask = torch.rand(4, 3, generator=generator) < 0.8
-    mask[:, 0] = True
-    found = dense_all_action_loss(users, items, ids, temperature=0.3, user_mask=mask)
-    assert float(found) == pytest.approx(slow_all_action(users, items, ids, 0.3, mask), rel=1e-5)
+def test_an_untrained_tower_matches_users_with_the_items_they_like(made: Made) -> None:
+    """The mean start: of the two groups of items in `content`, a history of one is nearer to its own."""
+    tower, gallery = made({}, noise=0.0)
+    rows = torch.from_numpy(gallery.rows_of(pa.array(np.arange(100, 140))))
+    users = tower(inputs_of(gallery, torch.stack([rows[1:5], rows[21:25]])))[:, -1]
+    scores = users @ tower.embed_items(inputs_of(gallery, rows)).T
+    assert scores[0, :20].min() > scores[0, 20:].max()
+    assert scores[1, 20:].min() > scores[1, :20].max()
 
 
-def test_the_all_action_loss_has_finite_gradients_where_a_user_has_no_negative() -> None:
-    users, items = torch.randn(2, 1, 4, requires_grad=True), torch.randn(2, 1, 4)
-    loss = dense_all_action_loss(users, items, torch.tensor([[5], [5]]), temperature=0.1)
-    loss.backward()
-    assert float(loss.detach()) == 0.0
-    assert torch.isfinite(users.grad).all()  # type: ignore[arg-type]
+# Laws
 
 
-def test_the_catalogue_loss_of_random_vectors_is_near_chance() -> None:
-    catalogue = torch.nn.functional.normalize(torch.randn(500, 64), dim=-1)
-    users = torch.nn.functional.normalize(torch.randn(200, 64), dim=-1)
-    loss = catalogue_loss(users, torch.randint(0, 500, (200,)), catalogue, temperature=1.0)
-    assert float(loss) == pytest.approx(np.log(500), abs=0.1)
-    assert float(catalogue_loss(catalogue[:9], torch.arange(9), catalogue, temperature=0.01)) < 1e-3
+@pytest.mark.parametrize("changes", KINDS, ids=str)
+def test_embeddings_are_float32_of_unit_length_and_the_stated_width(made: Made, changes: dict[str, Any]) -> None:
+    tower, gallery = made(changes)
+    rows = torch.arange(20).view(2, 10)
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            users, items = tower(inputs_of(gallery, rows)), tower.embed_items(inputs_of(gallery, rows[0]))
+        assert (users.shape, items.shape) == ((2, 10, tower.output_dim), (10, tower.output_dim))
+        for found in (users, items):
+            assert found.dtype == torch.float32
+            assert torch.allclose(found.norm(dim=-1), torch.ones(found.shape[:-1]), atol=1e-5)
+    content_is_output = changes.get("item_tower") == "c" or changes.get("objective") == "none"
+    assert tower.output_dim == (6 if content_is_output else 64)
+
+
+@pytest.mark.parametrize("changes", [{"embedding_dim": 24}, {"embedding_dim": 128}, {"use_positions": True}], ids=str)
+def test_the_item_tower_is_the_user_tower_over_one_item(made: Made, changes: dict[str, Any]) -> None:
+    for inputs in INPUTS:
+        tower, gallery = made({"inputs": inputs, **changes})
+        rows = torch.arange(30)
+        alone = tower.embed_items(inputs_of(gallery, rows))
+        assert torch.allclose(alone, tower(inputs_of(gallery, rows.unsqueeze(1))).squeeze(1), atol=1e-5)
+        assert alone.shape == (30, changes.get("embedding_dim", 64))
+
+
+@pytest.mark.parametrize("changes", KINDS, ids=str)
+def test_no_position_sees_the_future_or_padding(made: Made, changes: dict[str, Any]) -> None:
+    tower, gallery = made(changes)
+    rows = torch.tensor([[1, 2, 3, 4, 5, 6], [11, 12, 13, 14, 15, 16]])
+    other = torch.tensor([[1, 2, 3, 4, 25, -1], [11, 12, 13, 14, 27, 28]])
+    one, two = tower(inputs_of(gallery, rows)), tower(inputs_of(gallery, other))
+    assert torch.equal(one[:, :4], two[:, :4])
+    assert (one[:, 4] - two[:, 4]).abs().amax(1).min() > 1e-3
+    assert torch.allclose(tower(inputs_of(gallery, rows[:, :4])), one[:, :4], atol=1e-6)
+
+
+def test_items_without_an_id_are_alike_under_ids_and_go_by_content_with_both(made: Made) -> None:
+    ids, gallery = made({"inputs": "id"})
+    new = ids.embed_items(inputs_of(gallery, torch.from_numpy(gallery.rows_of(pa.array([130, 139])))))
+    assert torch.equal(new[0], new[1])
+    both, gallery = made({"inputs": "content_and_id"})
+    new = both.embed_items(inputs_of(gallery, torch.from_numpy(gallery.rows_of(pa.array([130, 139])))))
+    assert (new[0] - new[1]).abs().max() > 1e-3
+
+
+def test_the_row_of_no_id_stays_zero_in_training(made: Made) -> None:
+    tower, gallery = made({"inputs": "content_and_id", "id_dropout": 0.5})
+    optimizer = torch.optim.AdamW(tower.parameters(), 0.1)
+    tower.train()
+    before = tower.ids.table.weight.clone()
+    for _ in range(3):
+        optimizer.zero_grad()
+        tower(inputs_of(gallery, torch.arange(40).view(4, 10)))[..., 0].sum().backward()
+        optimizer.step()
+    assert not tower.ids.table.weight[0].any()
+    assert (tower.ids.table.weight[1:] != before[1:]).all()
+
+
+def test_id_dropout_hides_that_share_of_ids_in_training_only(made: Made) -> None:
+    tower, _ = made({"inputs": "content_and_id", "id_dropout": 0.25})
+    ids = torch.randint(1, 31, (4000,))
+    no_id = tower.ids(torch.tensor([0]))
+    assert (tower.ids(ids) != no_id).any(1).all()
+    tower.train()
+    is_hidden = (tower.ids(ids) == no_id).all(1)
+    assert float(is_hidden.float().mean()) == pytest.approx(0.25, abs=0.03)
+    alone, _ = made({"inputs": "id", "id_dropout": 0.25})  # nothing would be left to learn from
+    alone.train()
+    assert (alone.ids(ids) != alone.ids(torch.tensor([0]))).any(1).all()
+
+
+@pytest.mark.parametrize("inputs", INPUTS)
+def test_towers_compile_to_one_graph_for_any_length_and_one_for_items(made: Made, inputs: str) -> None:
+    tower, gallery = made({"inputs": inputs, "use_positions": True, "dropout": 0.0, "id_dropout": 0.5})
+    graphs = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    plain = copy.deepcopy(tower)
+    torch.compiler.reset()
+    tower.compile(backend=backend, fullgraph=True, dynamic=True)
+    for shape in ((2, 3), (4, 7), (5, 10)):
+        items = inputs_of(gallery, torch.randint(0, 40, shape))
+        assert torch.allclose(tower(items), plain(items), atol=1e-6)
+    assert len(graphs) == 1
+    for size in (3, 30):
+        items = inputs_of(gallery, torch.arange(size))
+        assert torch.allclose(tower.embed_items(items), plain.embed_items(items), atol=1e-6)
+    assert len(graphs) == 2
+    tower.train()
+    tower(inputs_of(gallery, torch.randint(0, 40, (4, 10)))).sum().backward()
+    assert all(weight.grad is not None for weight in tower.parameters())
+
+
+def test_a_tower_needs_no_gallery() -> None:
+    tower = Tower(CausalTransformer(8, num_layers=1, num_heads=2), content_dim=5, embedding_dim=4).eval()
+    assert tower(ItemInput(torch.randn(2, 3, 5), None)).shape == (2, 3, 4)

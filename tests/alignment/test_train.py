@@ -1,32 +1,54 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from learn_rank.alignment import train as module
+from learn_rank.alignment.evaluate import Metric
 from learn_rank.alignment.options import AlignOptions
-from learn_rank.alignment.train import load_tower, sample_by_recency, train
+from learn_rank.alignment.train import Log, train
+from learn_rank.alignment.trained import WEIGHTS
+from learn_rank.distributed import Process
 from learn_rank.errors import InputError
 from learn_rank.evaluation import user_auc
 from learn_rank.store.reader import FrozenStore
 
 SMALL: dict[str, Any] = {
-    "width": 16,
-    "num_layers": 1,
-    "num_heads": 2,
-    "max_history": 8,
-    "batch_size": 16,
-    "dropout": 0.1,
-}
+    "width": 16, "num_layers": 1, "num_heads": 2, "max_history": 8, "max_targets": 4, "batch_size": 16,
+    "learning_rate": 3e-3,
+}  # fmt: skip
+ALONE = Process(0, 1, 1, torch.device("cpu"))
 
 
 def auc(users: Any, labels: Any, scores: Any) -> float:
     return user_auc(users, labels, scores)
+
+
+def run(
+    prepared: Path, content: FrozenStore | None, folder: Path, options: AlignOptions, *, uauc: Metric = auc, **more: Any
+) -> dict[str, Any]:
+    folder.mkdir(exist_ok=True)
+    return train(Log(prepared, content), folder, options, process=ALONE, uauc=uauc, **more)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = torch.load(folder / WEIGHTS)["weights"]
+    return found
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    one, two = weights(first), weights(second)
+    assert one
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 # Known answers
@@ -36,47 +58,76 @@ def auc(users: Any, labels: Any, scores: Any) -> float:
     "changes",
     [
         {"objective": "catalogue", "targets": "next"},
-        {"objective": "catalogue", "targets": "later"},
+        {"objective": "catalogue", "targets": "later", "bf16": True},
         {"objective": "catalogue", "targets": "later", "keeps_order": False, "max_catalogue": 30},
-        {"objective": "all_action", "item_tower": "a", "max_targets": 4, "use_positions": True},
-        {"objective": "all_action", "item_tower": "b", "max_targets": 4},
+        {"item_tower": "a", "use_positions": True, "learns_temperature": True},
+        {"item_tower": "b", "first_stage": "random", "second_stage": "random"},
+        {"item_tower": "c", "epochs": 15},
+        {"item_tower": "c", "objective": "catalogue"},
+        {"inputs": "id", "id_dim": 16, "epochs": 15, "patience": 15, "learning_rate": 1e-2},
+        {"inputs": "content_and_id", "id_dim": 8, "embedding_dim": 24},
     ],
 )
 def test_taste_for_one_group_of_items_is_learnt(
     planted: Path, content: FrozenStore, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    facts = train(planted, content, tmp_path, AlignOptions(epochs=8, **{**SMALL, **changes}), validation_metric=auc)
+    options = AlignOptions(**{**SMALL, "epochs": 8, **changes})
+    facts = run(planted, None if options.inputs == "id" else content, tmp_path / "align", options)
     assert facts["validation_metric"] > 0.95
-    assert (facts["users"], facts["interactions"], facts["content_dim"]) == (60, 720, 6)
-    assert list(tmp_path.glob("tensorboard/events*"))
+    assert (facts["users"], facts["interactions"], facts["selected_by"]) == (60, 720, "uauc")
+    metrics = json.loads((tmp_path / "align" / "metrics.json").read_text())
+    # a user likes 20 of 40 items, 12 (later 15) of which are seen: the liked ones left are the best ten
+    assert metrics["validation"]["recall@10"] > 0.8
+    assert metrics["test"]["mrr"] > 0.4
+    assert metrics["test"]["num_targets"] == 180
+    assert list((tmp_path / "align" / "tensorboard").glob("events*"))
 
 
-def test_recent_positions_are_drawn_more_often_as_eq_1_says() -> None:
-    generator = np.random.default_rng(0)
-    is_real = np.tile(np.arange(6) < 5, (20_000, 1))
-    drawn = sample_by_recency(is_real, 1, AlignOptions(), generator)[:, 0]
-    weights = np.log(10 + np.arange(5) * (10_000 - 10) / 4)
-    shares = np.bincount(drawn, minlength=6) / len(drawn)
-    assert shares[:5] == pytest.approx(weights / weights.sum(), abs=0.015)
-    assert shares[5] == 0
+def test_without_alignment_nothing_is_trained_and_content_ranks(
+    planted: Path, content: FrozenStore, tmp_path: Path
+) -> None:
+    facts = run(planted, content, tmp_path / "align", AlignOptions(objective="none"))
+    assert (facts["epochs"], facts["parameters"]) == (0, 0)
+    assert facts["validation_metric"] > 0.95
 
 
-def test_samples_are_distinct_and_marked_where_there_are_too_few() -> None:
-    drawn = sample_by_recency(np.array([[True, True, False]]), 3, AlignOptions(), np.random.default_rng(0))
-    assert sorted(drawn[0].tolist()) == [-1, 0, 1]
+def test_fine_tuning_starts_from_the_other_run_and_no_epochs_only_measure_it(
+    planted: Path, content: FrozenStore, tmp_path: Path
+) -> None:
+    first = run(planted, content, tmp_path / "first", AlignOptions(**SMALL, epochs=4))
+    zero_shot = AlignOptions(**SMALL, epochs=0, init_from="first")
+    again = run(planted, content, tmp_path / "again", zero_shot, init_from=tmp_path / "first")
+    assert again["validation_metric"] == pytest.approx(first["validation_metric"])
+    assert_same_weights(tmp_path / "first", tmp_path / "again")
+    tuned = run(
+        planted, content, tmp_path / "tuned", AlignOptions(**SMALL, epochs=1, init_from="first"),
+        init_from=tmp_path / "first",
+    )  # fmt: skip
+    assert tuned["validation_metric"] > 0.95
+
+
+def test_other_logs_are_learned_from_too(planted: Path, content: FrozenStore, prepare: Any, tmp_path: Path) -> None:
+    rows = [(1, 100, 0, -1, 1), (1, 125, 1, -1, 1), (1, 110, 2, -1, 1)]
+    small = prepare(tmp_path / "small", {"train": rows, "validation": rows[:1], "test": rows[:1]})
+    facts = train(
+        Log(small, content), tmp_path, AlignOptions(**SMALL, epochs=8), process=ALONE, uauc=auc,
+        others=[Log(planted, content)],
+    )  # fmt: skip
+    assert (facts["users"], facts["interactions"]) == (61, 723)
+    zero_shot = AlignOptions(**SMALL, epochs=0, init_from="both")
+    there = run(planted, content, tmp_path / "there", zero_shot, init_from=tmp_path)
+    assert there["validation_metric"] > 0.95
 
 
 # Laws
 
 
+@pytest.mark.parametrize("changes", [{}, {"objective": "catalogue"}, {"learns_temperature": True}])
 def test_a_run_stopped_after_any_epoch_ends_with_the_same_weights(
-    planted: Path, content: FrozenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    planted: Path, content: FrozenStore, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    options = AlignOptions(epochs=3, **SMALL)
-    for name in ("whole", "stopped"):
-        (tmp_path / name).mkdir()
-    train(planted, content, tmp_path / "whole", options, validation_metric=auc)
-
+    options = AlignOptions(epochs=3, **{**SMALL, **changes})
+    run(planted, content, tmp_path / "whole", options)
     calls = 0
 
     def stop_in_second_epoch(*arguments: Any) -> float:
@@ -87,33 +138,62 @@ def test_a_run_stopped_after_any_epoch_ends_with_the_same_weights(
         return auc(*arguments)
 
     with pytest.raises(KeyboardInterrupt):
-        train(planted, content, tmp_path / "stopped", options, validation_metric=stop_in_second_epoch)
-    train(planted, content, tmp_path / "stopped", options, validation_metric=auc)
-    first, second = (torch.load(tmp_path / name / module.WEIGHTS) for name in ("whole", "stopped"))
-    assert all(torch.equal(first[key], second[key]) for key in first)
+        run(planted, content, tmp_path / "stopped", options, uauc=stop_in_second_epoch)
+    run(planted, content, tmp_path / "stopped", options)
+    assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_run_stopped_between_two_steps_ends_with_the_same_weights(
+    planted: Path, content: FrozenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = AlignOptions(epochs=2, **SMALL)
+    run(planted, content, tmp_path / "whole", options)
+    monkeypatch.setattr(options, "checkpoint_seconds", -1)  # after every step
+    step, calls = module._step, 0
+
+    def stop_at_seventh(*arguments: Any) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 7:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr(module, "_step", stop_at_seventh)
+    with pytest.raises(KeyboardInterrupt):
+        run(planted, content, tmp_path / "stopped", options)
+    monkeypatch.setattr(module, "_step", step)
+    done = []
+    monkeypatch.setattr(module, "_step", lambda *arguments: done.append(arguments) or step(*arguments))
+    run(planted, content, tmp_path / "stopped", options)
+    assert len(done) == 2 * 4 - 6  # four steps an epoch; six were saved
+    assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_run_killed_before_its_folder_is_published_trains_nothing_again(
+    planted: Path, content: FrozenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = AlignOptions(epochs=2, **SMALL)
+    facts = run(planted, content, tmp_path / "align", options)
+    monkeypatch.setattr(module, "_step", lambda *_: pytest.fail("a step"))
+    assert run(planted, content, tmp_path / "align", options) == facts
 
 
 def test_validation_and_test_interactions_do_not_reach_the_weights(
     planted: Path, content: FrozenStore, tmp_path: Path
 ) -> None:
     options = AlignOptions(epochs=2, **SMALL)
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-    train(planted, content, tmp_path / "one", options, validation_metric=lambda *_: None)
-    (planted / "interactions" / "test.parquet").unlink()
-    later = planted / "interactions" / "validation.parquet"
-    import pyarrow.parquet as pq
-
-    pq.write_table(pq.read_table(later).slice(0, 4), later)
-    train(planted, content, tmp_path / "two", options, validation_metric=lambda *_: None)
-    first, second = (torch.load(tmp_path / name / module.WEIGHTS) for name in ("one", "two"))
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    run(planted, content, tmp_path / "one", options, uauc=lambda *_: None)
+    for split in ("validation", "test"):
+        later = planted / "interactions" / f"{split}.parquet"
+        pq.write_table(pq.read_table(later).slice(0, 4), later)
+    run(planted, content, tmp_path / "two", options, uauc=lambda *_: None)
+    assert_same_weights(tmp_path / "one", tmp_path / "two")
 
 
 def test_training_stops_when_validation_no_longer_improves(planted: Path, content: FrozenStore, tmp_path: Path) -> None:
-    metrics = iter([0.6, 0.7, 0.5, 0.5, 0.5, 0.5])
+    metrics = iter([0.6, 0.7, 0.5, 0.5, 0.9, 0.9])  # the last two are measured at the end
     options = AlignOptions(epochs=6, patience=2, **SMALL)
-    facts = train(planted, content, tmp_path, options, validation_metric=lambda *_: next(metrics))
+    facts = run(planted, content, tmp_path / "align", options, uauc=lambda *_: next(metrics))
     assert (facts["best_epoch"], facts["epochs"], facts["validation_metric"]) == (1, 4, 0.7)
     json.dumps(facts)
 
@@ -122,32 +202,87 @@ def test_a_validation_window_of_strangers_leaves_the_last_epoch(
     prepare: Any, content: FrozenStore, tmp_path: Path
 ) -> None:
     rows = [(user, 100 + user + n, n, -1, 1) for user in range(8) for n in range(3)]
-    folder = prepare(tmp_path / "prepare", {"train": rows, "validation": [(99, 100, 50, -1, 1)]})
-    facts = train(folder, content, tmp_path, AlignOptions(epochs=2, **SMALL), validation_metric=lambda *_: None)
+    late = [(99, 100, 50, -1, 1)]
+    folder = prepare(tmp_path / "prepare", {"train": rows, "validation": late, "test": late})
+    facts = run(folder, content, tmp_path / "align", AlignOptions(epochs=2, **SMALL))
     assert (facts["best_epoch"], facts["epochs"], facts["validation_metric"]) == (1, 2, None)
+    metrics = json.loads((tmp_path / "align" / "metrics.json").read_text())
+    assert metrics["validation"]["users_without_history"] == 1
+    assert metrics["test"]["num_users"] == 1  # known by then
+
+
+_TORCHRUN = """
+import json, sys
+from pathlib import Path
+from learn_rank.alignment.options import AlignOptions
+from learn_rank.alignment.train import Log, train
+from learn_rank.distributed import process_group
+from learn_rank.store.reader import FrozenStore
+prepared, content, folder, options = sys.argv[1:]
+with process_group(timeout_seconds=60) as process:
+    for name, changes in json.loads(options).items():
+        work = Path(folder) / name
+        work.mkdir(exist_ok=True)
+        log = Log(Path(prepared), FrozenStore(Path(content), stage="extract"))
+        facts = train(log, work, AlignOptions(**changes), process=process, uauc=lambda *_: None)
+"""
+
+
+def test_two_ranks_share_a_batch_and_learn_what_one_does(planted: Path, content: FrozenStore, tmp_path: Path) -> None:
+    # no dropout, which each rank draws for itself; 60 users in steps of 15: unequal shares
+    small = {**SMALL, "dropout": 0.0, "epochs": 2, "batch_size": 15, "select_by": "ndcg@10"}
+    variants = {"in_batch": AlignOptions(**small), "catalogue": AlignOptions(objective="catalogue", **small)}
+    found = {}
+    for name, options in variants.items():
+        found[name] = run(planted, content, tmp_path / f"{name}-one", options)
+    script = tmp_path / "rank.py"
+    script.write_text(_TORCHRUN)
+    (tmp_path / "two").mkdir()
+    arguments = [planted, content.directory, tmp_path / "two", json.dumps({n: asdict(o) for n, o in variants.items()})]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, str(script), *map(str, arguments)],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name in variants:
+        one, two = weights(tmp_path / f"{name}-one"), weights(tmp_path / "two" / name)
+        for key in one:
+            assert two[key].numpy() == pytest.approx(one[key].numpy(), abs=2e-4), (name, key)
+        metrics = [json.loads((folder / "metrics.json").read_text()) for folder in
+                   (tmp_path / f"{name}-one", tmp_path / "two" / name)]  # fmt: skip
+        assert metrics[1]["test"]["num_users"] == 60
+        assert metrics[1]["test"]["ndcg@10"] == pytest.approx(metrics[0]["test"]["ndcg@10"], abs=0.02)
 
 
 # Bad input
 
 
-def test_content_of_another_width_is_refused(planted: Path, content: FrozenStore, tmp_path: Path) -> None:
-    options = AlignOptions(epochs=1, **SMALL)
-    train(planted, content, tmp_path, options, validation_metric=auc)
-    with pytest.raises(InputError, match="trained on content vectors of width 6, but the content store has 9"):
-        load_tower(tmp_path, 9, options)
-
-
 def test_a_log_without_histories_is_refused(prepare: Any, content: FrozenStore, tmp_path: Path) -> None:
     rows = [(1, 100, 0, -1, 1), (2, 101, 0, -1, 1), (2, 102, 1, -1, 0)]
-    folder = prepare(tmp_path / "prepare", {"train": rows, "validation": rows})
+    folder = prepare(tmp_path / "prepare", {"train": rows, "validation": rows, "test": rows})
     with pytest.raises(InputError, match="no user has two positive interactions"):
-        train(folder, content, tmp_path, AlignOptions(), validation_metric=auc)
+        run(folder, content, tmp_path / "align", AlignOptions())
+
+
+def test_interactions_with_unknown_items_are_counted(prepare: Any, content: FrozenStore, tmp_path: Path) -> None:
+    rows = [(user, 100 + user + n, n, -1, 1) for user in range(8) for n in range(3)] + [(0, 999, 5, -1, 1)]
+    later = [(0, 999, 50, -1, 1), (1, 110, 51, -1, 1)]
+    folder = prepare(tmp_path / "prepare", {"train": rows, "validation": later, "test": later})
+    facts = run(folder, content, tmp_path / "align", AlignOptions(epochs=1, **SMALL))
+    assert facts["interactions_without_vector"] == 1
+    metrics = json.loads((tmp_path / "align" / "metrics.json").read_text())
+    assert metrics["validation"]["targets_without_vector"] == 1
+    assert metrics["validation"]["num_users"] == 2  # the unknown item is a miss, not left out
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"objective": "bpr"}, "objective is 'bpr'"), ({"width": 10, "num_heads": 4}, "not a multiple"),
-     ({"temperature": 0.0}, "above 0"), ({"targets": "all"}, "targets is 'all'"), ({"epochs": 0}, "epochs is 0")],
+    [({"objective": "bpr"}, "objective is 'bpr', expected all_action, catalogue or none"),
+     ({"width": 10, "num_heads": 4}, "not a multiple"), ({"temperature": 0.0}, "above 0"),
+     ({"targets": "all"}, "targets is 'all'"), ({"epochs": -1}, "epochs is -1"), ({"epochs": 0}, "only with"),
+     ({"inputs": "id", "item_tower": "c"}, "needs content"), ({"target_start": "May"}, "ISO time"),
+     ({"inputs": "id", "init_from": "x"}, "ids mean nothing to other logs"), ({"recency_alpha": 1.0}, "Eq. 1")],
 )  # fmt: skip
 def test_options_are_checked(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):

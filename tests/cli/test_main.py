@@ -98,12 +98,12 @@ def test_a_typo_in_a_recipe_names_the_file_and_the_nearest_key(tmp_path) -> None
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    from learn_rank.cli import stages
+    from learn_rank.cli import alignment
 
     def broken(_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(stages, "align", broken)
+    monkeypatch.setattr(alignment, "align", broken)
     with pytest.raises(ZeroDivisionError):
         main(["align", "run_dir=x"])
 

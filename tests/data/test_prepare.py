@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from learn_rank.data.prepare import PrepareOptions, prepare, raw_fingerprints
-from learn_rank.data.recipe import DatasetRecipe, InteractionsSource, SparseSource, SplitOptions
+from learn_rank.data.recipe import DatasetRecipe, InteractionsSource, ItemsSource, SparseSource, SplitOptions
 from learn_rank.errors import InputError
 from learn_rank.schema import SPLITS, FeatureSet
 
@@ -33,6 +33,19 @@ def rewrite(path: Path, column: str, change: Callable[[list[Any]], list[Any]], k
     table = pq.read_table(path)
     values = pa.array(change(table[column].to_pylist()), type=kind)
     pq.write_table(table.set_column(table.schema.get_field_index(column), column, values), path)
+
+
+def write_log(raw: Path, rows: list[tuple[int, int, int, int]]) -> None:
+    """Replaces the log by rows of user, item, time and like."""
+    columns = dict(zip(("uid", "iid", "at", "like"), map(list, zip(*rows, strict=True)), strict=True))
+    pq.write_table(pa.table(columns), raw / "log.parquet")
+
+
+def leave_one_out(recipe_of: RecipeOf, raw: Path, **changes: Any) -> DatasetRecipe:
+    log = InteractionsSource(
+        files="log.parquet", user_id="uid", item_id="iid", timestamp="at", labels={"like": '"like"'}
+    )
+    return recipe_of(raw, interactions=log, split=SplitOptions(leave_one_out=True), **changes)
 
 
 # Known answers
@@ -125,6 +138,49 @@ def test_a_named_split_column_and_folds(raw: Path, out: Path, recipe_of: RecipeO
     assert [split(out, name).num_rows for name in SPLITS] == [10, 5, 5]
     assert set(split(out, "train")["fold"].to_pylist()) == {0, 1}
     assert set(split(out, "test")["fold"].to_pylist()) == {-1}
+
+
+def test_leave_one_out_takes_the_last_two_positives_of_each_user(raw: Path, out: Path, recipe_of: RecipeOf) -> None:
+    users = [
+        # time and like of each row; user 1 ends with rows that are no likes, user 2 has equal times, user 3 two likes
+        (1, [(10, 1), (20, 0), (30, 1), (40, 0), (50, 1), (60, 0), (70, 1), (80, 0)]),
+        (2, [(5, 1), (5, 1), (5, 0), (5, 1)]),
+        (3, [(1, 1), (99, 0), (100, 1)]),
+    ]
+    rows = [(user, 10 + nth, at, like) for user, history in users for nth, (at, like) in enumerate(history)]
+    write_log(raw, rows)
+    facts = prepare(leave_one_out(recipe_of, raw), out, PrepareOptions())
+    found = {name: [(r["user_id"], r["item_id"]) for r in split(out, name).to_pylist()] for name in SPLITS}
+    assert sorted(found["test"]) == [(1, 15), (1, 16), (1, 17), (2, 12), (2, 13)]
+    assert sorted(found["validation"]) == [(1, 13), (1, 14), (2, 11)]
+    assert sorted(found["train"]) == [(1, 10), (1, 11), (1, 12), (2, 10), (3, 10), (3, 11), (3, 12)]
+    assert facts["users_too_short_to_evaluate"] == 1
+
+
+def test_leave_one_out_keeps_the_logs_order_where_times_are_equal(raw: Path, out: Path, recipe_of: RecipeOf) -> None:
+    items = np.random.default_rng(0).permutation(50) + 100
+    write_log(raw, [(user, int(item), 7, 1) for item in items for user in (1, 2)])
+    prepare(leave_one_out(recipe_of, raw), out, PrepareOptions())
+    for user in (1, 2):
+        rows = [r["item_id"] for n in SPLITS for r in split(out, n).to_pylist() if r["user_id"] == user]
+        assert rows == items.tolist()
+
+
+def test_leave_one_out_says_that_rankers_may_see_the_future(raw: Path, recipe_of: RecipeOf) -> None:
+    (note,) = leave_one_out(recipe_of, raw).notes
+    assert "may have seen the future" in note
+    assert leave_one_out(recipe_of, raw, notes=[note]).notes == [note]  # a recipe that is read again
+
+
+def test_a_text_field_may_be_an_expression(raw: Path, out: Path, recipe_of: RecipeOf) -> None:
+    recipe = recipe_of(raw)
+    recipe.items.text = ["coalesce(title, 'item ' || iid) AS name", "genres", "CAST(year AS INTEGER) as released"]
+    facts = prepare(recipe, out, PrepareOptions())
+    assert facts["items_without_text"] == 0
+    assert pq.read_table(out / "items.parquet").to_pylist()[1:3] == [
+        {"item_id": 11, "name": "Alien", "genres": "horror", "released": "1979"},
+        {"item_id": 12, "name": "item 12", "genres": "", "released": None},
+    ]
 
 
 def test_csv_string_ids_and_sql_timestamps_are_read(raw: Path, out: Path, recipe_of: RecipeOf) -> None:
@@ -263,6 +319,22 @@ def test_a_truncated_parquet_is_named(raw: Path, out: Path, recipe_of: RecipeOf)
         prepare(recipe_of(raw), out, PrepareOptions())
 
 
+def test_a_text_field_that_is_no_column_or_not_sql_is_named(raw: Path, out: Path, recipe_of: RecipeOf) -> None:
+    recipe = recipe_of(raw)
+    recipe.items.text = ["titel"]
+    with pytest.raises(InputError, match=r"items\.parquet: no column 'titel'; did you mean 'title'"):
+        prepare(recipe, out, PrepareOptions())
+    recipe.items.text = ["upper(titel) AS title"]
+    with pytest.raises(InputError, match=r"items\.parquet: items\.text 'upper\(titel\)'.*titel"):
+        prepare(recipe, out, PrepareOptions())
+
+
+def test_leave_one_out_without_a_user_of_three_positives_is_refused(raw: Path, out: Path, recipe_of: RecipeOf) -> None:
+    write_log(raw, [(user, item, item, 1) for user in (1, 2) for item in (10, 11)])
+    with pytest.raises(InputError, match="the validation split is empty"):
+        prepare(leave_one_out(recipe_of, raw), out, PrepareOptions())
+
+
 def test_an_empty_split_is_refused(raw: Path, out: Path, recipe_of: RecipeOf) -> None:
     options = SplitOptions(validation_start="2030-01-01", test_start="2031-01-01")
     with pytest.raises(InputError, match="the validation split is empty"):
@@ -293,6 +365,8 @@ def test_an_unexpected_split_name_is_refused(raw: Path, out: Path, recipe_of: Re
         ({"split": SplitOptions(test_fraction=0.7)}, "split.test_fraction is 0.7"),
         ({"split": SplitOptions(test_start="2024-01-01")}, "give both"),
         ({"split": SplitOptions(num_folds=1)}, "num_folds is 1"),
+        ({"split": SplitOptions(leave_one_out=True, column="period")}, "split.leave_one_out and split.column"),
+        ({"items": ItemsSource(files="items.parquet", text=["title", "upper(title) AS title"])}, "distinct names"),
     ],
 )
 def test_a_recipe_that_contradicts_itself_is_refused(

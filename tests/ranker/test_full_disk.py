@@ -14,8 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from learn_rank import checkpoint
 from learn_rank.errors import InputError
 from learn_rank.ranker.predict import predict
-from learn_rank.ranker.scalars import Scalars
 from learn_rank.ranker.train import RankerOptions, train
+from learn_rank.scalars import Scalars
 
 
 def auc(user_ids: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> float:

@@ -13,9 +13,9 @@ from learn_rank.errors import InputError
 from learn_rank.ranker.batch import BatchReader
 from learn_rank.ranker.model import build_ranker, ranker_loss
 from learn_rank.ranker.options import RankerOptions
-from learn_rank.ranker.schedule import learning_rate_factor
 from learn_rank.ranker.sharding import shard
 from learn_rank.ranker.train import train
+from learn_rank.schedule import learning_rate_factor
 from learn_rank.schema import FeatureSet
 
 OPTIONS = RankerOptions(use_learn=False, hidden_dims=[8], embedding_dim=8, sparse_learning_rate=0.1)

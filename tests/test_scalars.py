@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from learn_rank.ranker.scalars import Scalars
+from learn_rank.scalars import Scalars
 
 
 def read(directory: Path, name: str) -> list[tuple[int, float]]:

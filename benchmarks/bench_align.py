@@ -1,0 +1,371 @@
+"""How many user sequences a second do the towers train on and export, beside RecBole's SASRec of the same size?
+
+    python benchmarks/bench_align.py [sections=training,export,parts,gpu] [rounds=5] [users=20000] [items=10000]
+                                     [threads=1] [peak_tflops=989] [out=benchmarks/results]
+
+Hidden size 64, 2 layers, 2 heads, MLP 256, dropout 0.1, the last 50 interactions, softmax over all items; users of 5 to
+50 interactions, content of 384 dimensions. RecBole makes a training sequence of every prefix of a user's interactions;
+ours reads a user once and predicts at every position: what compares is predicted positions, and users (positions over
+the positions a user has). Methods take turns, groups of steps; figures are medians of rounds. RecBole: see
+recbole_peers.py; without it, ours alone. The gpu section is the paper's size, for CUDA.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import math
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from align_peers import MOST, RECBOLE_ROWS, RecBole, Step
+from torch.nn import functional as F
+
+from learn_rank.alignment.gallery import Gallery
+from learn_rank.alignment.histories import Histories
+from learn_rank.alignment.loss import catalogue_loss
+from learn_rank.alignment.options import AlignOptions, iso_milliseconds
+from learn_rank.alignment.sampling import epoch_steps, next_item_rows
+from learn_rank.alignment.towers import Tower, new_tower
+from learn_rank.alignment.train import _Catalogue, _Run, _step
+from learn_rank.alignment.vectors import user_vectors
+from learn_rank.artifact import Manifest, installed_versions, publish
+from learn_rank.distributed import Process, compute_device, process_group
+from learn_rank.store.reader import FrozenStore
+from learn_rank.store.writer import write_store
+
+LEAST, CONTENT_DIM, BATCH = 5, 384, 128
+GROUP_SECONDS = 2.0
+CPU = torch.device("cpu")
+OURS = {
+    "objective": "catalogue", "targets": "next", "num_user_samples": MOST, "width": 64, "num_layers": 2, "num_heads": 2,
+    "embedding_dim": 64, "max_history": MOST, "use_positions": True, "batch_size": BATCH, "learning_rate": 1e-3,
+}  # fmt: skip
+PAPER = {"use_positions": True, "first_stage": "random", "bf16": True}  # and the defaults: BERT-base, 80 + 40
+
+
+class Rate(NamedTuple):
+    """What a second gives; a call returns how much it did."""
+
+    per_cpu_second: float
+    per_second: float
+
+
+def generate(num_users: int, num_items: int, *, least: int = LEAST, most: int = MOST) -> Histories:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(least, most + 1, num_users)
+    offsets = np.r_[0, np.cumsum(lengths)].astype(np.int64)
+    popularity = 1 / np.arange(1, num_items + 1) ** 0.8
+    items = rng.choice(num_items, int(offsets[-1]), p=popularity / popularity.sum()).astype(np.int64)
+    return Histories(
+        user_ids=pa.array(np.arange(num_users)),
+        offsets=offsets,
+        items=items,
+        times=np.arange(len(items)),
+        folds=np.full(len(items), -1, np.int8),
+        num_without_input=0,
+    )
+
+
+def content_of(folder: Path, num_items: int, dim: int) -> FrozenStore:
+    vectors = np.random.default_rng(1).standard_normal((num_items, dim), np.float32) / math.sqrt(dim)
+    with publish(folder, Manifest("extract", {}, {})) as (work, facts):
+        facts.update(write_store(work, pa.array(np.arange(num_items)), vectors))
+    return FrozenStore(folder, stage="extract")
+
+
+def run_of(histories: Histories, gallery: Gallery, options: AlignOptions, process: Process) -> _Run:
+    """What `learn-rank align` trains, as it builds it."""
+    torch.manual_seed(0)
+    tower = new_tower(gallery, torch.arange(gallery.num_items), options)
+    assert isinstance(tower, Tower)
+    tower.to(process.device).train()
+    temperature = torch.nn.Parameter(torch.tensor(math.log(options.temperature), device=process.device), False)
+    optimizer = torch.optim.AdamW([*tower.parameters()], options.learning_rate, weight_decay=options.weight_decay)
+    if options.compiles:
+        tower.compile(dynamic=True)
+    catalogue = _Catalogue(gallery, histories, process.device, options)
+    return _Run(tower, temperature, optimizer, histories, gallery, catalogue, options, process)
+
+
+def step_of(run: _Run) -> Step:
+    """Training steps, one after another; each returns the positions that it predicts at."""
+    steps = epoch_steps(run.histories, run.options, np.random.default_rng(0))
+    numbers = itertools.cycle(range(len(steps)))
+
+    def step() -> int:
+        number = next(numbers)
+        _step(run, steps[number], 0, number)
+        return int((steps[number].lengths - 1).sum())
+
+    return step
+
+
+def take_turns(methods: Mapping[str, Step], rounds: int, *, device: torch.device = CPU) -> dict[str, Rate]:
+    """Medians over rounds; in each, every method works a few seconds. A round before them compiles and fills caches."""
+    calls = {}
+    for name, method in methods.items():
+        method()
+        start = time.process_time()
+        method()
+        calls[name] = max(1, min(50, round(GROUP_SECONDS / (time.process_time() - start))))
+    found: dict[str, list[Rate]] = {name: [] for name in methods}
+    for number in range(rounds + 1):
+        names = list(methods)
+        for name in names if number % 2 else reversed(names):
+            _wait(device)
+            start = (time.process_time(), time.perf_counter())
+            done = sum(methods[name]() for _ in range(calls[name]))
+            _wait(device)
+            found[name].append(Rate(done / (time.process_time() - start[0]), done / (time.perf_counter() - start[1])))
+    return {name: Rate(*map(statistics.median, zip(*rates[1:], strict=True))) for name, rates in found.items()}
+
+
+def training(histories: Histories, folder: Path, rounds: int) -> str:
+    """Markdown: users and predicted positions a second."""
+    counts = np.diff(histories.offsets)
+    place = np.arange(len(histories.items)) - np.repeat(histories.offsets[:-1], counts)
+    trained = histories.select(place < np.repeat(counts - 2, counts))  # RecBole holds out the last two
+    per_user = float((np.diff(trained.offsets) - 1).mean())
+    content, ids = galleries(folder, int(histories.items.max()) + 1)
+    with process_group() as process:
+        methods = {
+            f"learn_rank, {name}": step_of(run_of(trained, gallery, AlignOptions(**OURS, **more), process))
+            for name, gallery, more in (
+                ("ids, fp32", ids, {"inputs": "id"}),
+                ("content, fp32", content, {}),
+                ("content, bf16", content, {"bf16": True}),
+                ("content, compiled", content, {"compiles": True}),
+                ("content, bf16, compiled", content, {"bf16": True, "compiles": True}),
+            )
+        }
+        if has_recbole():
+            peer = RecBole(histories, folder)
+            methods |= {
+                f"RecBole SASRec, {rows} rows{name}": peer.step(rows=rows, trims=trims)
+                for rows, trims, name in (
+                    (RECBOLE_ROWS, False, ""),
+                    (RECBOLE_ROWS, True, ", padding trimmed"),
+                    (BATCH, False, ""),
+                )
+            }
+        rates = take_turns(methods, rounds)
+    header = f"| one step of {BATCH} users, or of so many RecBole rows | users a second | positions a second |"
+    return _table(header, rates, per_user, "learn_rank, content, fp32")
+
+
+def export(histories: Histories, folder: Path, rounds: int) -> str:
+    """Markdown: user vectors at every interaction of every user."""
+    content, ids = galleries(folder, int(histories.items.max()) + 1)
+
+    def step_of_export(gallery: Gallery, more: dict[str, Any]) -> Step:
+        options = AlignOptions(**OURS, **more)
+        tower = new_tower(gallery, torch.arange(gallery.num_items), options).eval()
+        blocks = itertools.cycle(list(histories.blocks(20_000)))
+
+        def step() -> int:
+            block = next(blocks)
+            at = np.arange(len(block.items))
+            return len(user_vectors(tower, gallery, block, at, max_history=MOST, device=CPU))
+
+        return step
+
+    methods = {
+        "learn_rank, ids, one causal pass": step_of_export(ids, {"inputs": "id"}),
+        "learn_rank, content, one causal pass": step_of_export(content, {}),
+    }
+    if has_recbole():
+        peer = RecBole(histories, folder)
+        methods["RecBole SASRec, a forward per prefix"] = peer.export(trims=False)
+        methods["RecBole SASRec, a forward per prefix, padding trimmed"] = peer.export(trims=True)
+    rates = take_turns(methods, rounds)
+    per_user = len(histories.items) / histories.num_users
+    header = "| user vectors at every interaction | users a second | vectors a second |"
+    return _table(header, rates, per_user, "learn_rank, content, one causal pass")
+
+
+def parts(histories: Histories, folder: Path, rounds: int) -> str:
+    """Markdown: where a step's time goes, each part timed by itself with its backward pass."""
+    content, _ = galleries(folder, int(histories.items.max()) + 1)
+    lines = ["| part of a step, content, ms of CPU | fp32 | share | bf16 | share |", "|---|---|---|---|---|"]
+    columns = []
+    with process_group() as process:
+        for bf16 in (False, True):
+            run = run_of(histories, content, AlignOptions(**OURS, bf16=bf16), process)
+            columns.append(_parts_ms(run, rounds))
+    for name in columns[0]:
+        cells = [f"{column[name]:.1f} | {column[name] / column['whole step']:.0%}" for column in columns]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _parts_ms(run: _Run, rounds: int) -> dict[str, float]:
+    tower, gallery, options = run.tower, run.gallery, run.options
+    steps = epoch_steps(run.histories, options, np.random.default_rng(0))
+    by_length = sorted(range(len(steps)), key=lambda number: int(steps[number].lengths.sum()))
+    number = by_length[len(steps) // 2]
+    generator = np.random.default_rng(0)
+    rows = torch.from_numpy(next_item_rows(run.histories, steps[number], options, generator))
+    catalogue = torch.arange(gallery.num_items)
+    real = (rows[:, :-1] >= 0) & (rows[:, 1:] >= 0)
+    targets = rows[:, 1:][real]
+    histories, items = gallery.inputs(rows[:, :-1], CPU), gallery.inputs(catalogue, CPU)
+    users = F.normalize(torch.randn(len(targets), options.embedding_dim), dim=-1).requires_grad_()
+    vectors = F.normalize(torch.randn(len(catalogue), options.embedding_dim), dim=-1).requires_grad_()
+    popularity = torch.randn(len(catalogue))
+
+    def softmax() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+            loss = catalogue_loss(users, targets, vectors, temperature=0.1, log_popularity=popularity)
+        loss.mean.backward()
+
+    def through(forward: Callable[[], torch.Tensor]) -> Callable[[], None]:
+        def call() -> None:
+            with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+                out = forward()
+            out.sum().backward()
+
+        return call
+
+    timed: dict[str, Callable[[], Any]] = {
+        "whole step": lambda: _step(run, steps[number], 0, number),
+        "sampling, in NumPy": lambda: next_item_rows(run.histories, steps[number], options, generator),
+        "gather of the histories' content": lambda: gallery.inputs(rows[:, :-1], CPU),
+        "gather of the catalogue's content": lambda: gallery.inputs(catalogue, CPU),
+        "tower over histories": through(lambda: tower(histories)),
+        "tower over the catalogue": through(lambda: tower.embed_items(items)),
+        f"softmax, {len(targets):,} x {len(catalogue):,}": softmax,
+        "optimizer": run.optimizer.step,
+    }
+    found: dict[str, list[float]] = {name: [] for name in timed}
+    for _ in range(rounds + 1):
+        for name, call in timed.items():
+            start = time.process_time()
+            call()
+            found[name].append((time.process_time() - start) * 1e3)
+    return {name: statistics.median(times[1:]) for name, times in found.items()}
+
+
+def gpu_section(folder: Path, rounds: int, peak_tflops: float) -> str:
+    """Markdown: the paper's size in bfloat16 where there is CUDA; otherwise a line that there was none."""
+    device = compute_device()
+    if device.type == "cpu":
+        return "There was no CUDA device: not measured."
+    text = gpu(folder, rounds, peak_tflops, device=device, options=AlignOptions(**PAPER))
+    return f"{torch.cuda.get_device_name(device)}.\n\n{text}"
+
+
+def gpu(folder: Path, rounds: int, peak_tflops: float, *, device: torch.device, options: AlignOptions) -> str:
+    """Markdown: training at the given size on random content as wide as a 7B model's hidden states.
+
+    Users have the paper's 157 interactions, 60 of them after the cut, so that no window is padded.
+    """
+    num_users, length, num_targets, num_items = 20 * options.batch_size, 157, 60, 20_000
+    histories = generate(num_users, num_items, least=length, most=length)
+    is_target = np.tile(np.arange(length) >= length - num_targets, num_users)
+    cut = iso_milliseconds("2023-03-01", "target_start")
+    histories = replace(histories, times=np.where(is_target, cut, cut - 1))
+    gallery = Gallery([content_of(folder / "wide", num_items, 4096)])
+    tokens = (options.max_history + options.max_targets) * options.batch_size
+    flops = step_flops(options, gallery.content_dim)
+    lines = [
+        f"| {options.batch_size} users, {tokens:,} tokens a step | users a second | tokens a second | TFLOP/s | "
+        f"of {peak_tflops:g} |",
+        "|---|---|---|---|---|",
+    ]
+    with process_group() as alone:
+        process = replace(alone, device=device)
+        for name, compiles in (("as it is", False), ("compiled", True)):
+            chosen = replace(options, compiles=compiles, target_start="2023-03-01")
+            train = step_of(run_of(histories, gallery, chosen, process))
+            steps = take_turns({name: lambda train=train: min(train(), 1)}, rounds, device=device)[name].per_second  # type: ignore[misc]
+            lines.append(
+                f"| {name} | {steps * options.batch_size:,.0f} | {steps * tokens:,.0f} | {steps * flops / 1e12:,.1f} | "
+                f"{steps * flops / 1e12 / peak_tflops:.1%} |"
+            )
+            del train
+    return "\n".join(lines)
+
+
+def step_flops(options: AlignOptions, content_dim: int) -> float:
+    """Of a step's matrix products with ItemTower(a): forward, and twice that backward; attention counts what the causal
+    mask leaves. The content's own gradient is not needed.
+    """
+    width, layers = options.width, options.num_layers
+    lengths = (options.max_history, options.max_targets)
+    content = 2 * sum(lengths) * 2 * content_dim * width
+    dense = 3 * sum(lengths) * (layers * 24 * width**2 + 2 * width * options.embedding_dim)
+    attention = 3 * layers * sum(2 * width * length**2 for length in lengths)
+    pairs = options.batch_size**2 * options.num_user_samples * options.num_item_samples
+    return options.batch_size * (content + dense + attention) + 3 * pairs * 2 * options.embedding_dim
+
+
+def galleries(folder: Path, num_items: int) -> tuple[Gallery, Gallery]:
+    """The items by content, and by ids alone."""
+    ids = pa.array(np.arange(num_items))
+    return Gallery([content_of(folder / "content", num_items, CONTENT_DIM)]), Gallery([], catalogue=ids, id_items=ids)
+
+
+def has_recbole() -> bool:
+    return importlib.util.find_spec("recbole") is not None
+
+
+def _table(header: str, rates: Mapping[str, Rate], per_user: float, reference: str) -> str:
+    lines = [f"{header} per CPU-second | times ours |", "|---|---|---|---|---|"]
+    for name, rate in rates.items():
+        lines.append(
+            f"| {name} | {rate.per_second / per_user:,.0f} | {rate.per_second:,.0f} | {rate.per_cpu_second:,.0f} | "
+            f"{rate.per_cpu_second / rates[reference].per_cpu_second:.3f} |"
+        )
+        print(f"  {lines[-1]}", flush=True)
+    return "\n".join(lines) + ("" if has_recbole() else "\n\nRecBole is not installed: left out.")
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def main() -> None:
+    settings = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    del sys.argv[1:]  # RecBole reads them as its own
+    torch.set_num_threads(int(settings.get("threads", 1)))
+    rounds = int(settings.get("rounds", 5))
+    histories = generate(int(settings.get("users", 20_000)), int(settings.get("items", 10_000)))
+    sections: dict[str, Callable[[Path], str]] = {
+        "training": lambda folder: training(histories, folder, rounds),
+        "export": lambda folder: export(histories, folder, rounds),
+        "parts": lambda folder: parts(histories, folder, rounds),
+        "gpu": lambda folder: gpu_section(folder, rounds, float(settings.get("peak_tflops", 989))),
+    }
+    chosen = settings.get("sections", ",".join(sections)).split(",")
+    texts = [
+        "# Alignment speed",
+        f"`python benchmarks/bench_align.py sections={','.join(chosen)} rounds={rounds}`",
+        f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads, Python "
+        f"{platform.python_version()}, torch {installed_versions()['torch']}; medians of {rounds} rounds; "
+        f"{histories.num_users:,} users, {len(histories.items):,} interactions.",
+    ]
+    for name in chosen:
+        with tempfile.TemporaryDirectory() as folder:
+            texts += [f"## {name.capitalize()}", sections[name](Path(folder))]
+    text = "\n\n".join(texts) + "\n"
+    out = Path(settings.get("out", "benchmarks/results"))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "align.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

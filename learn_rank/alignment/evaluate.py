@@ -1,0 +1,149 @@
+"""How well towers rank: the cosine over impressions (UAUC), and what comes next among all items (recall, NDCG, MRR)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from learn_rank.alignment.gallery import Gallery
+from learn_rank.alignment.histories import Histories
+from learn_rank.alignment.options import AlignOptions
+from learn_rank.alignment.retrieval import Ragged, RetrievalSums, retrieval_sums
+from learn_rank.alignment.towers import MeanContent, Tower
+from learn_rank.alignment.vectors import item_vectors, user_vectors
+from learn_rank.distributed import Process, on_main, sum_over_ranks
+from learn_rank.io import read_table
+from learn_rank.schema import ITEM_ID, USER_ID
+
+Int64Array = npt.NDArray[np.int64]
+# (users [P], labels [P], scores [P]) -> UAUC, or None where no user has both classes
+Metric = Callable[[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]], float | None]
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a later window of the log (validation or test) asks of user vectors from before it.
+
+    histories are those of all U users known before the window. An impression whose user or item has no vector is left
+    out of the UAUC; a target without one is a miss of the retrieval metrics, and a user without one is counted.
+    """
+
+    histories: Histories
+    impression_users: Int64Array  # [P] rows of histories
+    impression_items: Int64Array  # [P] gallery rows
+    labels: Int64Array  # [P]
+    targets: Ragged  # of every user of histories
+    num_unknown_users: int  # with targets, without history
+
+    @property
+    def has_both_classes(self) -> bool:
+        positive = np.unique(self.impression_users[self.labels == 1])
+        return bool(np.isin(self.impression_users[self.labels == 0], positive).any())
+
+
+def read_window(prepared: Path, split: str, label: str, gallery: Gallery, histories: Histories) -> Window:
+    """The validation or test window of a prepared log; histories are those of the splits before it."""
+    table = read_table(prepared / "interactions" / f"{split}.parquet", [USER_ID, ITEM_ID, label])
+    user = pc.index_in(table[USER_ID], value_set=histories.user_ids).fill_null(-1).to_numpy().astype(np.int64)
+    item = gallery.rows_of(table[ITEM_ID])
+    labels = table[label].to_numpy().astype(np.int64)
+    is_known = user >= 0
+    is_usable, is_target = is_known & (item >= 0), is_known & (labels == 1)
+    order = np.flatnonzero(is_target)[np.argsort(user[is_target], kind="stable")]
+    strangers = table[USER_ID].filter(pa.array(~is_known & (labels == 1)))
+    return Window(
+        histories=histories,
+        impression_users=user[is_usable],
+        impression_items=item[is_usable],
+        labels=labels[is_usable],
+        targets=Ragged(np.searchsorted(user[order], np.arange(histories.num_users + 1)), item[order]),
+        num_unknown_users=pc.count_distinct(strangers).as_py(),
+    )
+
+
+class Evaluator:
+    """Measures towers on one window of a log; all ranks call it together."""
+
+    def __init__(
+        self, window: Window, gallery: Gallery, options: AlignOptions, process: Process, *, uauc: Metric
+    ) -> None:
+        self.window, self.gallery, self.options, self.process, self._uauc = window, gallery, options, process, uauc
+        has_targets = np.flatnonzero(np.diff(window.targets.offsets) > 0)
+        most = options.evaluated_users
+        if most and len(has_targets) > most:
+            has_targets = np.sort(np.random.default_rng(options.seed).choice(has_targets, most, replace=False))
+        self._users = has_targets
+        self.select_by = options.select_by
+        if self.select_by == "auto":
+            self.select_by = "uauc" if window.has_both_classes else "ndcg@10"
+
+    def metric(self, tower: Tower | MeanContent) -> float | None:
+        """The one metric by which the best epoch is chosen; None where the window cannot judge."""
+        tower.eval()
+        if self.select_by == "uauc":
+            return self.uauc(tower)
+        return self.retrieval(tower).get(self.select_by)
+
+    def all_metrics(self, tower: Tower | MeanContent) -> dict[str, float | int | None]:
+        """Retrieval metrics by name, "uauc" where the window has both classes, and who was left out."""
+        tower.eval()
+        found: dict[str, float | int | None] = {**self.retrieval(tower)}
+        if self.window.has_both_classes:
+            found["uauc"] = self.uauc(tower)
+        return {**found, "users_without_history": self.window.num_unknown_users}
+
+    def uauc(self, tower: Tower | MeanContent) -> float | None:
+        """UAUC of the cosine over the window's impressions, by rank 0."""
+        window = self.window
+
+        def measure() -> float | None:
+            users, user_of = np.unique(window.impression_users, return_inverse=True)
+            items, item_of = np.unique(window.impression_items, return_inverse=True)
+            scores = np.empty(len(window.labels), np.float32)
+            user_vectors = self._user_vectors(tower, users)
+            item_vectors = self._item_vectors(tower, items)
+            for rows in torch.arange(len(scores)).split(1 << 18):
+                pair = user_vectors[user_of[rows]] * item_vectors[item_of[rows]]
+                scores[rows] = pair.sum(1).numpy()
+            return self._uauc(window.impression_users, window.labels, scores)
+
+        return on_main(measure) if len(window.labels) else None
+
+    def retrieval(self, tower: Tower | MeanContent) -> dict[str, float | int]:
+        """Recall, NDCG, MRR and hit rate among all items of the log that have a vector, history left out."""
+        rows = np.array(self.gallery.items_of())
+        rows = rows[self.gallery.has_input(rows)]
+        position = np.full(self.gallery.num_items, -1, np.int64)
+        position[rows] = np.arange(len(rows))
+        mine = self._users[self.process.rank :: self.process.world_size]
+        seen = Ragged(self.window.histories.offsets, self.window.histories.items).select(mine)
+        targets = self.window.targets.select(mine)
+        sums = retrieval_sums(
+            self._user_vectors(tower, mine).to(self.process.device),
+            self._item_vectors(tower, rows).to(self.process.device),
+            Ragged(seen.offsets, position[seen.items]),
+            Ragged(targets.offsets, np.where(targets.items >= 0, position[targets.items], -1)),
+        )
+        totals = sum_over_ranks(sums.totals.to(self.process.device)).cpu()
+        return RetrievalSums(sums.cutoffs, totals).metrics()
+
+    def _user_vectors(self, tower: Tower | MeanContent, users: Int64Array) -> torch.Tensor:
+        """[len(users), D] after the last interaction of each."""
+        histories = self.window.histories
+        vectors = user_vectors(
+            tower, self.gallery, histories, histories.offsets[users + 1] - 1, max_history=self.options.max_history,
+            device=self.process.device,
+        )  # fmt: skip
+        return torch.from_numpy(vectors)
+
+    def _item_vectors(self, tower: Tower | MeanContent, rows: Int64Array) -> torch.Tensor:
+        """[len(rows), D], each item on its own."""
+        return torch.from_numpy(item_vectors(tower, self.gallery, rows, device=self.process.device))

@@ -1,0 +1,93 @@
+"""A causal transformer that starts out as the mean of the past."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+_PAST_WEIGHT = 4.0  # of the mean history beside the last interaction, in an untrained transformer
+_SMALL = 0.02  # standard deviation of other weights at the start, as in BERT and GPT-2
+
+
+class CausalTransformer(nn.Module):
+    """[B, L, width] -> [B, L, width]; position t sees positions 0 .. t only, so padding at the end is never seen.
+
+    [N, width] are N sequences of one position: the same function without the arithmetic of attention.
+
+    With starts_as_mean each layer starts as hidden + 4 x mean of the past: attention almost uniform, values passed on,
+    an MLP that adds nothing. Over content vectors an untrained transformer then matches a user's mean content with an
+    item's (the paper's "w/o Align"), and training goes on from there; from an ordinary start a small log ends below it.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        num_layers: int,
+        num_heads: int,
+        dropout: float = 0.1,
+        max_positions: int = 0,
+        starts_as_mean: bool = True,
+    ) -> None:
+        """max_positions = 0 leaves position embeddings out; longer sequences than that are an error."""
+        super().__init__()
+        self.width = width
+        self.positions = nn.Embedding(max_positions, width) if max_positions else None
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            _Block(width, num_heads, dropout, starts_as_mean=starts_as_mean) for _ in range(num_layers)
+        )
+        if self.positions is not None:
+            nn.init.normal_(self.positions.weight, std=_SMALL)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.positions is not None:
+            weight = self.positions.weight
+            hidden = hidden + (weight[: hidden.shape[1]] if hidden.ndim == 3 else weight[0])
+        hidden = self.dropout(hidden)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return hidden
+
+
+class _Block(nn.Module):
+    """Pre-norm layer: attention, then an MLP of four times the width, each added to what comes in."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float, *, starts_as_mean: bool) -> None:
+        super().__init__()
+        self.num_heads, self.dropout_rate = num_heads, dropout
+        self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query_key_value, self.projection = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        first, last = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.mlp = nn.Sequential(first, nn.GELU(), last)
+        self.dropout = nn.Dropout(dropout)
+        with torch.no_grad():
+            for linear in (self.query_key_value, self.projection, last):
+                linear.weight.normal_(std=_SMALL)
+                linear.bias.zero_()
+            if starts_as_mean:
+                self.query_key_value.weight[2 * width :].copy_(torch.eye(width))
+                self.projection.weight.copy_(_PAST_WEIGHT * torch.eye(width))
+                last.weight.zero_()
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        normed = self.attention_norm(hidden)
+        attended = self._attend(normed) if hidden.ndim == 3 else self._attend_alone(normed)
+        hidden = hidden + self.dropout(self.projection(attended))
+        added: torch.Tensor = hidden + self.dropout(self.mlp(self.mlp_norm(hidden)))
+        return added
+
+    def _attend(self, normed: torch.Tensor) -> torch.Tensor:
+        batch, length, width = normed.shape
+        heads = self.query_key_value(normed).view(batch, length, 3, self.num_heads, width // self.num_heads)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)  # each [B, heads, L, width / heads]
+        attended = F.scaled_dot_product_attention(
+            query, key, value, is_causal=True, dropout_p=self.dropout_rate if self.training else 0.0
+        )
+        return attended.transpose(1, 2).reshape(batch, length, width)
+
+    def _attend_alone(self, normed: torch.Tensor) -> torch.Tensor:
+        """One position attends to itself with weight 1: only its value counts."""
+        values = slice(2 * normed.shape[1], None)
+        return F.linear(normed, self.query_key_value.weight[values], self.query_key_value.bias[values])

@@ -1,0 +1,170 @@
+"""Runs variants of LEARN side by side: every variant and seed in a run directory of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import redirect_stdout
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from learn_rank.artifact import read_manifest, write_json, write_text
+from learn_rank.cli import alignment, stages
+from learn_rank.cli.ablation_report import Run, markdown, summarise, text
+from learn_rank.cli.config import RunConfig
+from learn_rank.cli.variants import BASELINE, Variant, read_variants
+from learn_rank.errors import InputError
+from learn_rank.evaluation.statistics import interval_key
+from learn_rank.progress import note
+from learn_rank.schema import MANIFEST, METRICS
+
+_STAGE_SECONDS = 86_400  # ranks wait as long for what rank 0 does alone
+
+
+def ablate(config: RunConfig) -> None:
+    """Every variant of `ablate.variants`, trained once per seed, and a table of what they are worth.
+
+    RUN/ablate/VARIANT/seed-N is a run directory that shares RUN's tables and content by links; what is there is not
+    made again. With `ablate.downstream` each also gets a ranker, beside one baseline per seed. What the stages print
+    goes to stderr. Runs on one process or under torchrun.
+    """
+    from learn_rank.distributed import process_group
+
+    variants = read_variants(config)
+    _check_models(variants)
+    folder = Path(config.run_dir) / "ablate"
+    runs: list[Run] = []
+    with process_group(timeout_seconds=_STAGE_SECONDS) as process:
+        with redirect_stdout(sys.stderr):
+            _prepare(config, variants)
+            # all variants of a seed before the next seed: a run that is stopped early has something to compare
+            for seed in config.ablate.seeds:
+                if config.ablate.downstream:
+                    _train_baseline(config, seed)
+                for variant in variants:
+                    if process.is_main:
+                        note(f"ablate: {variant.name}, seed {seed} ({len(runs) + 1} of "
+                             f"{len(variants) * len(config.ablate.seeds)})")  # fmt: skip
+                    runs.append(_run(config, variant, seed))
+        if process.is_main:
+            dataset = read_manifest(Path(config.run_dir) / "prepare", stage="prepare").options["recipe"]["name"]
+            report = summarise(variants, runs, config.ablate, dataset=dataset)
+            write_json(folder / "report.json", report)
+            write_text(folder / "report.md", markdown(report))
+            print(text(report))
+            print(f"report: {folder / 'report.md'}")
+
+
+def _prepare(config: RunConfig, variants: list[Variant]) -> None:
+    """What variants share: the canonical tables, RUN's content, and the content of a variant's own encoder."""
+    from learn_rank.distributed import on_main
+
+    run = Path(config.run_dir)
+    if config.dataset is not None:
+        on_main(lambda: stages.prepare(config))
+    on_main(lambda: read_manifest(run / "prepare", stage="prepare"))
+    reads_content = any(one.align.inputs != "id" and one.encoder is None for one in variants)
+    has_content = on_main((run / "extract" / MANIFEST).is_file)
+    if reads_content and (config.dataset is not None or not has_content):
+        stages.extract(config)
+    for variant in variants:
+        if variant.encoder is not None:
+            own = _folder(config, variant.name)
+            on_main(partial(_link, own / "prepare", run / "prepare"))
+            stages.extract(replace(config, run_dir=str(own), encoder=variant.encoder))
+
+
+def _run(config: RunConfig, variant: Variant, seed: int) -> Run:
+    from learn_rank.distributed import on_main
+
+    run, folder = Path(config.run_dir), _folder(config, variant.name, seed)
+    links = {"prepare": run / "prepare"}
+    if variant.align.inputs != "id":
+        links["extract"] = (run if variant.encoder is None else folder.parent) / "extract"
+    if config.ablate.downstream:
+        links["train/baseline"] = _folder(config, BASELINE, seed) / "train" / "baseline"
+    for name, target in links.items():
+        on_main(partial(_link, folder / name, target))
+    own = replace(
+        config,
+        run_dir=str(folder),
+        dataset=None,
+        arms=["baseline", "learn"],
+        align=replace(variant.align, seed=seed),
+        ranker=replace(config.ranker, seed=seed),
+    )
+    alignment.align(own)
+    if config.ablate.downstream:
+        on_main(lambda: alignment.export(own))
+        stages.train(own)
+        on_main(lambda: None)  # rank 0 publishes: the others read the ranker only once it has
+        stages.predict(own)
+        on_main(lambda: stages.evaluate_run(own))
+    return on_main(partial(_read, folder, variant, seed, has_lift=config.ablate.downstream))
+
+
+def _train_baseline(config: RunConfig, seed: int) -> None:
+    from learn_rank.distributed import on_main
+
+    folder = _folder(config, BASELINE, seed)
+    on_main(partial(_link, folder / "prepare", Path(config.run_dir) / "prepare"))
+    ranker = replace(config.ranker, seed=seed)
+    stages.train(replace(config, run_dir=str(folder), dataset=None, arms=["baseline"], ranker=ranker))
+
+
+def _read(folder: Path, variant: Variant, seed: int, *, has_lift: bool) -> Run:
+    aligned = read_manifest(folder / "align", stage="align")
+    lift: dict[str, Any] | None = None
+    if has_lift:
+        report = json.loads((folder / "evaluate" / "report.json").read_text())
+        lift = report["overall"]["uauc"]
+        lift = {**lift, "interval_pp": lift[interval_key(report["confidence"])], "confidence": report["confidence"]}
+    return Run(
+        variant=variant.name,
+        seed=seed,
+        folder=str(folder),
+        fingerprint=aligned.fingerprint,
+        facts=aligned.facts,
+        metrics=json.loads((folder / "align" / METRICS).read_text()),
+        uauc=lift,
+    )
+
+
+def _link(link: Path, target: Path) -> None:
+    """A relative link, so that the run directory can move."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink():
+        link.unlink()
+    elif link.exists():
+        raise InputError(f"{link}: was made here by hand, and variants that read other data do not compare; remove it")
+    link.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
+
+
+def _check_models(variants: list[Variant]) -> None:
+    """Before the first hour of training: are the models that variants name there?"""
+    wanted: dict[tuple[str, str], dict[str, Any]] = {}
+    for one in variants:
+        if one.align.backbone:
+            wanted["align.backbone", one.align.backbone] = {}
+        if one.encoder is not None and one.encoder.kind == "hf":
+            source = {"revision": one.encoder.revision or "main", "trust_remote_code": one.encoder.trust_remote_code}
+            wanted["encoder.model", one.encoder.model] = source
+    if not wanted:
+        return
+    from transformers import AutoConfig
+
+    from learn_rank.pretrained import locate_model
+
+    for (option, model), source in wanted.items():
+        try:
+            AutoConfig.from_pretrained(locate_model(model, option=option), **source)
+        except (OSError, ValueError, ImportError) as error:
+            raise InputError(f"{option} '{model}' is not a Hugging Face model: {str(error).strip().splitlines()[0]}")
+
+
+def _folder(config: RunConfig, variant: str, seed: int | None = None) -> Path:
+    folder = Path(config.run_dir) / "ablate" / variant
+    return folder if seed is None else folder / f"seed-{seed}"

@@ -1,0 +1,198 @@
+"""What is a variant of LEARN? A recipe of configs/ablation on top of a run's own options."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from learn_rank.alignment.options import SHAPE, AlignOptions
+from learn_rank.artifact import read_manifest
+from learn_rank.cli.config import PAPER_DATASETS, RunConfig, config_dir, keys_of, nearest, one_line
+from learn_rank.content.encoder import EncoderOptions
+from learn_rank.errors import InputError
+from learn_rank.schema import MANIFEST
+
+REFERENCE = "learn"  # the run's own options, the paper's row LEARN
+BASELINE = "baseline"  # folder of the rankers without LEARN
+T = TypeVar("T")
+_SECTIONS = {"align": AlignOptions, "encoder": EncoderOptions}
+# what a loss does not read
+_UNREAD = {
+    "all_action": ("targets", "max_catalogue", "corrects_popularity"),
+    "catalogue": ("max_targets", "first_stage", "second_stage", "recency_alpha", "recency_beta", "num_item_samples"),
+}
+
+
+@dataclass
+class Recipe:
+    """configs/ablation/NAME.yaml."""
+
+    title: str = ""  # the paper's name of the row
+    tables: list[int] = field(default_factory=list)  # of the paper
+    align: dict[str, Any] = field(default_factory=dict)
+    encoder: dict[str, Any] = field(default_factory=dict)
+    # dataset -> metric -> the paper's figure; "parameters": trainable ones
+    paper: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A recipe applied to a run; name is its folder."""
+
+    name: str
+    recipe: Recipe
+    align: AlignOptions
+    encoder: EncoderOptions | None  # None: it reads RUN's content, or none
+
+    @property
+    def title(self) -> str:
+        return self.recipe.title or self.name
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The options it sets, by their keys on the command line."""
+        return {f"{part}.{key}": value for part in _SECTIONS for key, value in getattr(self.recipe, part).items()}
+
+
+def variant_names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(path.stem for path in (config_dir() / "ablation").glob("*.yaml"))
+
+
+def read_variants(config: RunConfig) -> list[Variant]:
+    """The variants of `ablate.variants`, and `learn` where it is not among them, each with its checked options.
+
+    A variant is the name of a recipe, a YAML file of the user's, or "NAME: align.KEY=VALUE encoder.KEY=VALUE": settings
+    on top of the recipe of that name, if there is one. InputError: an unknown name or key, options that do not go
+    together, two variants of one name, two that are the same thing in this run.
+    """
+    variants: dict[str, Variant] = {}
+    given = config.ablate.variants
+    for written in [*given, *([] if REFERENCE in given else [REFERENCE])]:
+        name, recipe = _read(written)
+        if name in variants:
+            raise InputError(f"ablate.variants has two of the name '{name}'; write \"NAME: ...\" to tell them apart")
+        variants[name] = _variant(name, recipe, config)
+    _refuse_twins(variants)
+    return list(variants.values())
+
+
+def _read(written: str) -> tuple[str, Recipe]:
+    """Name and recipe of one entry of `ablate.variants`."""
+    head, _, settings = (part.strip() for part in written.partition(":"))
+    path = Path(head) if head.endswith((".yaml", ".yml")) else config_dir() / "ablation" / f"{head}.yaml"
+    name = path.stem
+    if not re.fullmatch(r"[\w.+-]+", name) or name == BASELINE:
+        raise InputError(f"ablate.variants: '{name}' cannot be a variant's name; use letters, digits, _ . + - "
+                         f"(and not {BASELINE})")  # fmt: skip
+    known = variant_names()
+    near = get_close_matches(head, known, n=1, cutoff=0.85 if settings else 0.5)
+    if not path.is_file() and (near or not settings or path == Path(head)):
+        hint = f"did you mean '{near[0]}'?" if near else f"expected a YAML file or one of {', '.join(known)}"
+        raise InputError(f"ablate.variants: no variant '{head}'; {hint}")
+    try:
+        content = OmegaConf.load(path) if path.is_file() else OmegaConf.create()
+        words = [word + '""' * word.endswith("=") for word in shlex.split(settings)]  # KEY= is an empty string
+    except Exception as error:  # yaml raises a family of its own
+        raise InputError(f"ablate.variants: '{written}' cannot be read: {one_line(error)}")
+    if not isinstance(content, DictConfig):
+        raise InputError(f"{path}: expected a mapping such as 'align: {{item_tower: b}}'")
+    for word in words:
+        if not re.match(r"(align|encoder)\.[^=]+=", word):
+            raise InputError(f"ablate.variants: '{word}' in '{written}' is not align.KEY=VALUE or encoder.KEY=VALUE")
+    try:
+        merged = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Recipe), content, OmegaConf.from_dotlist(words)))
+    except OmegaConfBaseException as error:
+        raise InputError(f"{path if path.is_file() else written}: {one_line(error)}")
+    for part in _SECTIONS:
+        for key in merged[part]:
+            if OmegaConf.is_missing(merged[part], key):
+                raise InputError(f"{name} needs {part}.{key}: 'ablate.variants=[\"{name}: {part}.{key}=...\"]'")
+    recipe = cast(Recipe, OmegaConf.to_object(merged))
+    for dataset, figures in recipe.paper.items():
+        if dataset not in PAPER_DATASETS:
+            raise InputError(f"{path}: paper has no '{dataset}', expected {', '.join(PAPER_DATASETS)}")
+        for metric, figure in figures.items():
+            if not isinstance(figure, int | float):
+                raise InputError(f"{path}: paper.{dataset}.{metric} is '{figure}', expected a number")
+    if name == REFERENCE and (recipe.align or recipe.encoder):
+        raise InputError(f"ablate.variants: {REFERENCE} is the run's own options; give '{written}' another name")
+    return name, recipe
+
+
+def _variant(name: str, recipe: Recipe, config: RunConfig) -> Variant:
+    align = _changed(config.align, recipe.align, f"{name}: align")
+    fixed = [f"align.{key}" for key in recipe.align if key in SHAPE] + ["encoder"] * bool(recipe.encoder)
+    if align.init_from and "init_from" not in recipe.align and fixed:
+        raise InputError(
+            f"{name}: {fixed[0]} is that of the towers in align.init_from; give the variant towers of its own to start "
+            f'from, or none: "{name}: align.init_from=..."'
+        )
+    encoder = None
+    if recipe.encoder and align.inputs != "id":
+        encoder = _changed(config.encoder, {**_encoder_of_run(config), **recipe.encoder}, f"{name}: encoder")
+    return Variant(name, recipe, align, encoder)
+
+
+def _changed(options: T, changes: Mapping[str, Any], where: str) -> T:
+    """Options with some of them changed, checked as if all had been given on the command line."""
+    valid = [key for key, _, _ in keys_of(type(options))]
+    for key, value in changes.items():
+        if key not in valid and not isinstance(value, dict):
+            raise InputError(f"{where} has no option '{key}'{nearest(key, valid)}")
+    try:
+        return cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(options), dict(changes))))
+    except OmegaConfBaseException as error:
+        raise InputError(f"{where}: {one_line(error)}")
+    except InputError as error:
+        raise InputError(f"{where.partition(':')[0]}: {error}")
+
+
+def _refuse_twins(variants: Mapping[str, Variant]) -> None:
+    """InputError where two variants would be trained alike: a table of both would show chance as an effect."""
+    first_of: dict[str, str] = {}
+    twins = {}
+    for name in sorted(variants, key=lambda name: name != REFERENCE):
+        twin = first_of.setdefault(repr(_what_counts(variants[name])), name)
+        if twin != name:
+            twins[name] = twin
+    if twins:
+        pairs = ", ".join(f"{name} is {twin}" for name, twin in twins.items())
+        kept = ",".join(name for name in variants if name not in twins)
+        raise InputError(
+            f"ablate.variants: in this run (align.objective={variants[REFERENCE].align.objective}) {pairs}; leave out "
+            f"what changes nothing: ablate.variants=[{kept}]"
+        )
+
+
+def _encoder_of_run(config: RunConfig) -> dict[str, Any]:
+    """What RUN/extract says of its encoder, unless this command makes it again."""
+    directory = Path(config.run_dir) / "extract"
+    if config.dataset is not None or not (directory / MANIFEST).is_file():
+        return {}
+    recorded = read_manifest(directory, stage="extract").options
+    return {name: value for name, value in recorded.items() if name in vars(config.encoder)}
+
+
+def _what_counts(variant: Variant) -> tuple[Any, ...]:
+    """Two variants in which this is equal are trained alike."""
+    align = variant.align
+    if align.objective == "none":
+        return ("none", variant.encoder)
+    fields = asdict(replace(align, item_tower="a") if _is_alone(align) else align)
+    for name in (*_UNREAD[align.objective], *(("embedding_dim",) if align.item_tower == "c" else ())):
+        del fields[name]
+    return (fields, variant.encoder)
+
+
+def _is_alone(align: AlignOptions) -> bool:
+    """Against the catalogue an item tower reads one item at a time: (a) and (b) are the same."""
+    return align.objective == "catalogue" and align.item_tower == "b"

@@ -1,0 +1,111 @@
+"""Pretrained Hugging Face models: a folder, a hub id, or package:NAME of an installed package that holds one."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from learn_rank.artifact import file_fingerprint
+from learn_rank.errors import InputError
+
+_LEAST_TOKENS = 2
+
+
+def locate_model(model: str, *, option: str) -> str:
+    """A local folder for package:NAME (its `model` folder), else the folder or hub id as given.
+
+    `option` is what the user set, for the InputError where there is no such package.
+    """
+    if not model.startswith("package:"):
+        return model
+    name = model.removeprefix("package:")
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise InputError(f"{option}: no package '{name}' is installed; pip install 'learn-rank[minilm]'")
+    folder = Path(spec.origin).parent / "model"
+    if not folder.is_dir():
+        raise InputError(f"{option}: package '{name}' has no folder 'model'")
+    return str(folder)
+
+
+def model_fingerprint(model: str, *, option: str) -> str:
+    """Identifies a model's weights: the files of a local folder, else the hub id.
+
+    InputError: a folder of other things, which may hold anything.
+    """
+    location = locate_model(model, option=option)
+    if not Path(location).is_dir():
+        return location
+    if not (Path(location) / "config.json").is_file():
+        raise InputError(f"{option} '{model}' is a folder without config.json, so not that of a Hugging Face model")
+    return file_fingerprint(Path(location))
+
+
+def load_model(
+    model: str,
+    *,
+    option: str,
+    dtype: str = "float32",
+    revision: str = "",
+    trust_remote_code: bool = False,
+    device_map: str = "",
+) -> Any:
+    """The network without a head (transformers' AutoModel) in evaluation mode, on the CPU unless device_map is given.
+
+    revision: branch, tag or commit of a hub id. trust_remote_code: run the code that comes with the model. device_map:
+    how accelerate spreads the layers over devices. InputError: nothing there, no model, files that are not whole, code
+    that is not trusted, or weights of another architecture, which transformers would replace by random ones.
+    """
+    import torch
+    from transformers import AutoModel
+
+    if device_map and importlib.util.find_spec("accelerate") is None:
+        raise InputError(f"{option} '{model}': a device_map needs the package accelerate; pip install accelerate")
+    with _loading(model, option=option):
+        network, found = AutoModel.from_pretrained(
+            locate_model(model, option=option),
+            dtype=getattr(torch, dtype),
+            revision=revision or "main",
+            trust_remote_code=trust_remote_code,
+            device_map=device_map or None,
+            output_loading_info=True,
+        )
+    # models trained without a pooler get a new one, which nothing here reads
+    missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)
+    if missing:
+        raise InputError(f"{option} '{model}': its files lack {len(missing)} of the weights, first {missing[0]}")
+    return network.eval()
+
+
+def load_tokenizer(model: str, *, option: str, revision: str = "", trust_remote_code: bool = False) -> Any:
+    """The model's tokenizer (transformers' AutoTokenizer); InputError as in `load_model`."""
+    from transformers import AutoTokenizer
+
+    with _loading(model, option=option):
+        tokenizer = AutoTokenizer.from_pretrained(
+            locate_model(model, option=option), revision=revision or "main", trust_remote_code=trust_remote_code
+        )
+    # where the files are missing, transformers makes up tokenizers to which every word is unknown
+    if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < _LEAST_TOKENS:
+        raise InputError(f"{option} '{model}' has no tokenizer; copy tokenizer.json, vocab.txt or the like beside it")
+    return tokenizer
+
+
+@contextmanager
+def _loading(model: str, *, option: str) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except Exception as error:
+        # ImportError: a package that this model needs; and what tokenizers, in Rust, raises is of no further type
+        is_known = isinstance(error, OSError | ValueError | ImportError | SafetensorError) or type(error) is Exception
+        if not is_known:
+            raise
+        if "trust_remote_code" in str(error):
+            raise InputError(f"{option} '{model}' comes with Python of its own; trust_remote_code=true lets it run")
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{option} '{model}' cannot be loaded as a Hugging Face model: {reason}")

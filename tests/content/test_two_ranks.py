@@ -1,0 +1,99 @@
+"""One rank equals two: the same parts, the same store; and two go on where one was stopped."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from learn_rank.artifact import Manifest, publish
+from tests.content.conftest import LETTERS
+
+pytest.importorskip("transformers")
+
+from learn_rank.store.reader import FrozenStore
+
+# The command's own stage, run by run; a run whose name ends in ! is stopped when all its parts are there.
+_RANK = """
+import json, sys
+from pathlib import Path
+import torch
+from learn_rank.cli import stages
+from learn_rank.cli.config import RunConfig
+from learn_rank.content import catalogue, extract, huggingface, parts
+from learn_rank.content.encoder import EncoderOptions
+from learn_rank.content.text import TextOptions
+from learn_rank.distributed import process_group
+
+root, model, names = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+torch.set_num_threads(1)
+parts._PART_TEXTS, catalogue.BLOCK_TEXTS, catalogue._BATCH_ROWS = 8, 40, 16
+options = EncoderOptions(kind="hf", model=model, text=TextOptions(template="{value}"))
+tokenize, encoded, write = huggingface.TextEncoder.tokenize, [], extract.write_batches
+huggingface.TextEncoder.tokenize = lambda self, texts: encoded.extend(texts) or tokenize(self, texts)
+
+with process_group(timeout_seconds=60) as process:
+    for name in names:
+        encoded.clear()
+        extract.write_batches = None if name.endswith("!") else write
+        try:
+            stages.extract(RunConfig(run_dir=str(root / name.rstrip("!")), encoder=options))
+        except TypeError:
+            assert name.endswith("!")
+        (root / f"{name}-{process.rank}.json").write_text(json.dumps(encoded))
+"""
+NUM_TEXTS = 100
+
+
+def run(ranks: int, root: Path, model: Path, *names: str) -> None:
+    (root / "rank.py").write_text(_RANK)
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    done = subprocess.run(
+        [sys.executable, *launch, str(root / "rank.py"), str(root), str(model), *names],
+        capture_output=True, text=True, check=False, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("ranks")
+    titles = [f"{'tent ' * (i % 7)}{LETTERS[i % 25]} {LETTERS[i // 25]}" for i in range(NUM_TEXTS)]
+    for name in ("one", "two", "one_then_two"):
+        with publish(root / name / "prepare", Manifest("prepare", {}, {})) as (work, _):
+            items = pa.table({"item_id": range(NUM_TEXTS + 3), "title": [*titles, None, *titles[:2]]})
+            pq.write_table(items, work / "items.parquet")
+    run(1, root, tiny_llama, "one", "one_then_two!")
+    saved = sorted((root / "one_then_two" / ".extract.partial" / "parts").iterdir())
+    assert len(saved) == 13  # of blocks of 48, 48 and 4 texts
+    for path in saved[::2]:
+        path.unlink()
+    run(2, root, tiny_llama, "two", "one_then_two")
+    return root
+
+
+def encoded(runs: Path, name: str, rank: int) -> list[str]:
+    return json.loads((runs / f"{name}-{rank}.json").read_text())
+
+
+def test_two_ranks_share_the_texts_and_publish_the_store_of_one(runs: Path) -> None:
+    one, two = (FrozenStore(runs / name / "extract", stage="extract") for name in ("one", "two"))
+    assert two.fingerprint == one.fingerprint
+    assert two.manifest.facts == one.manifest.facts
+    assert one.num_rows == NUM_TEXTS + 2
+    shares = [encoded(runs, "two", rank) for rank in range(2)]
+    assert sorted(shares[0] + shares[1]) == sorted(encoded(runs, "one", 0))
+    assert abs(len(shares[0]) - len(shares[1])) <= 12
+    assert not (runs / "two" / "extract" / "parts").exists()
+
+
+def test_two_ranks_go_on_where_one_was_stopped(runs: Path) -> None:
+    one, both = (FrozenStore(runs / name / "extract", stage="extract") for name in ("one", "one_then_two"))
+    assert both.fingerprint == one.fingerprint
+    again = [*encoded(runs, "one_then_two", 0), *encoded(runs, "one_then_two", 1)]
+    assert 6 * 8 + 4 <= len(again) == len(set(again)) <= 7 * 8
