@@ -1,8 +1,8 @@
 """RecBole's sequential models on a prepared log that is split by leave-one-out, measured as our towers are.
 
-RecBole 1.2.1 pins old libraries; it runs with current ones when installed without them:
-    pip install --no-deps recbole==1.2.1 colorlog==4.7.2 colorama==0.4.4 texttable thop
-and ray, pandas and tensorboard of learn-rank[bench,cpu]. What NumPy 2 took away is put back below.
+RecBole 1.2.1 pins old libraries; it runs with current ones when it is installed without them:
+    pip install 'learn-rank[bench,cpu]'; pip install --no-deps recbole==1.2.1
+What NumPy 2 took away is put back below.
 """
 
 from __future__ import annotations

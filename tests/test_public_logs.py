@@ -78,4 +78,4 @@ def test_every_video_without_text_is_described_by_its_side_features(tmp_path: Pa
     folder, _ = prepare("kuairand_pure", tmp_path)
     assert read_manifest(folder, stage="prepare").facts["items_without_text"] == 0
     first = pq.read_table(folder / "items.parquet").slice(0, 1).to_pylist()[0]
-    assert (first["tags"], first["author"], first["upload_type"]) == ("tag_39", "author_7349781", "LongImport")
+    assert (first["tag"], first["author"], first["upload_type"]) == ("39", "7349781", "LongImport")
