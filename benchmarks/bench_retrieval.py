@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -88,7 +89,7 @@ def peer(base: Path, folder: Path, model: str, seed: int) -> PeerResult:
 
 def arm(base: Path, folder: Path, name: str, seed: int) -> Metrics:
     """Test metrics of our towers at one seed: a run directory that shares the log and the vectors of `base`."""
-    run = folder / name.replace(" ", "_").replace("/", "") / str(seed)
+    run = folder / re.sub(r"\W+", "_", name).strip("_") / str(seed)
     run.mkdir(parents=True, exist_ok=True)
     for stage in ("prepare", "extract"):
         if not (run / stage).exists():
