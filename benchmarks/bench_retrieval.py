@@ -57,7 +57,6 @@ ARMS: dict[str, tuple[str, ...]] = {
     "w/o Align": ("align.objective=none",),
     "ItemTower (c)": ("align.item_tower=c",),
     "LEARN": (),  # towers (a) and (b) are one where each target is a single item
-    "LEARN with ids": ("align.inputs=content_and_id", "align.id_dropout=0.2"),
 }
 # Table 3 and Table 4, Scientific: NDCG@10, Recall@10. Its cut of the log has 11,041 users and 5,327 items.
 PAPER = {
