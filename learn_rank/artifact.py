@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -176,13 +176,17 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes text under a temporary name, syncs it, then renames."""
+    """`write_file` for text."""
+    write_file(path, lambda temporary: temporary.write_text(text))
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Lets write fill a temporary name, syncs it, then renames: whole or not there, after a kill or a crash too."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
+    write(temporary)
+    fsync(temporary)
     temporary.replace(path)
+    fsync(path.parent)
 
 
 def fsync(path: Path) -> None:

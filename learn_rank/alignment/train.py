@@ -30,7 +30,7 @@ from learn_rank.alignment.sampling import (
 )
 from learn_rank.alignment.towers import MeanContent, Tower, new_tower
 from learn_rank.alignment.trained import load_tower, load_tower_state, save_tower, tower_state
-from learn_rank.artifact import fsync, write_json
+from learn_rank.artifact import write_file, write_json
 from learn_rank.distributed import Process, gather_with_gradient, on_main, sum_gradients, sum_over_ranks
 from learn_rank.errors import InputError
 from learn_rank.io import read_table
@@ -219,7 +219,7 @@ def _train(
                 "tower": tower_state(tower), "optimizer": optimizer.state_dict(), "log_temperature": log_temperature,
                 "progress": asdict(progress),
             }  # fmt: skip
-            _save(content, state)
+            write_file(state, lambda path: torch.save(content, path))
 
     with scalars:
         while progress.epoch < options.epochs and progress.epochs_since_best < options.patience:
@@ -236,7 +236,7 @@ def _train(
             progress.epoch, progress.step, progress.loss = progress.epoch + 1, 0, 0.0
             save()
     # the best weights are there; the optimizer's state, twice their size, is needed no more. All ranks wait for it
-    on_main(lambda: _save({"progress": asdict(progress)}, state))
+    on_main(lambda: write_file(state, lambda path: torch.save({"progress": asdict(progress)}, path)))
     return progress
 
 
@@ -381,10 +381,3 @@ def _joined(each: Sequence[Histories]) -> Histories:
         folds=np.concatenate([one.folds for one in each]),
         num_without_input=sum(one.num_without_input for one in each),
     )
-
-
-def _save(content: dict[str, Any], path: Path) -> None:
-    temporary = path.with_suffix(".tmp")
-    torch.save(content, temporary)
-    fsync(temporary)
-    temporary.replace(path)

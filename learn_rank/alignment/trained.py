@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from learn_rank.alignment.backbone import LoraBackbone
 from learn_rank.alignment.gallery import Gallery
 from learn_rank.alignment.options import AlignOptions
 from learn_rank.alignment.towers import MeanContent, Tower, tower_of
-from learn_rank.artifact import fsync
+from learn_rank.artifact import write_file
 from learn_rank.errors import InputError
 from learn_rank.io import read_table
 from learn_rank.schema import ITEM_ID
@@ -30,14 +29,14 @@ def save_tower(directory: Path, tower: Tower | MeanContent, gallery: Gallery) ->
     """
     if gallery.id_items is not None:
         table = pa.table({ITEM_ID: gallery.id_items})
-        _write(directory / ITEM_IDS, lambda path: pq.write_table(table, path))
+        write_file(directory / ITEM_IDS, lambda path: pq.write_table(table, path))
     content = {
         "content_dim": gallery.content_dim,
         "num_ids": gallery.num_ids,
         "backbone": _backbone_fingerprint(tower),
         "weights": tower_state(tower),
     }
-    _write(directory / WEIGHTS, lambda path: torch.save(content, path))
+    write_file(directory / WEIGHTS, lambda path: torch.save(content, path))
 
 
 def load_tower(directory: Path, gallery: Gallery, options: AlignOptions) -> Tower | MeanContent:
@@ -99,11 +98,3 @@ def _backbone_fingerprint(tower: Tower | MeanContent) -> str:
     if isinstance(tower, Tower) and isinstance(tower.body, LoraBackbone):
         return tower.body.fingerprint
     return ""
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    fsync(temporary)
-    temporary.replace(path)
-    fsync(path.parent)

@@ -19,7 +19,7 @@ from learn_rank.cli.variants import BASELINE, Variant, read_variants
 from learn_rank.errors import InputError
 from learn_rank.evaluation.statistics import interval_key
 from learn_rank.progress import note
-from learn_rank.schema import MANIFEST, METRICS
+from learn_rank.schema import METRICS
 
 _STAGE_SECONDS = 86_400  # ranks wait as long for what rank 0 does alone
 
@@ -63,13 +63,8 @@ def _prepare(config: RunConfig, variants: list[Variant]) -> None:
     from learn_rank.distributed import on_main
 
     run = Path(config.run_dir)
-    if config.dataset is not None:
-        on_main(lambda: stages.prepare(config))
-    on_main(lambda: read_manifest(run / "prepare", stage="prepare"))
     reads_content = any(one.align.inputs != "id" and one.encoder is None for one in variants)
-    has_content = on_main((run / "extract" / MANIFEST).is_file)
-    if reads_content and (config.dataset is not None or not has_content):
-        stages.extract(config)
+    alignment.make_inputs(config, reads_content=reads_content)
     for variant in variants:
         if variant.encoder is not None:
             own = _folder(config, variant.name)

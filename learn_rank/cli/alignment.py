@@ -27,15 +27,23 @@ def align(config: RunConfig) -> None:
     What it reads is made first: the canonical tables where a dataset is given, the content store where there is none
     or a dataset is given.
     """
-    from learn_rank.distributed import on_main, process_group
+    from learn_rank.distributed import process_group
 
     with process_group():
-        if config.dataset is not None:
-            on_main(lambda: prepare(config))
-        has_content = on_main(lambda: (folder(config, "extract") / MANIFEST).is_file())
-        if config.align.inputs != "id" and (config.dataset is not None or not has_content):
-            extract(config)
+        make_inputs(config, reads_content=config.align.inputs != "id")
         train_towers(config)
+
+
+def make_inputs(config: RunConfig, *, reads_content: bool) -> None:
+    """What `align` reads and a run lacks, by all ranks together."""
+    from learn_rank.distributed import on_main
+
+    if config.dataset is not None:
+        on_main(lambda: prepare(config))
+    on_main(lambda: read_manifest(folder(config, "prepare"), stage="prepare"))
+    has_content = on_main((folder(config, "extract") / MANIFEST).is_file)
+    if reads_content and (config.dataset is not None or not has_content):
+        extract(config)
 
 
 def train_towers(config: RunConfig) -> None:

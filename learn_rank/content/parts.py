@@ -16,7 +16,7 @@ import torch
 import xxhash
 from torch.distributed import ProcessGroup
 
-from learn_rank.artifact import fsync
+from learn_rank.artifact import write_file
 from learn_rank.content.catalogue import Block, Catalogue
 from learn_rank.content.encoder import OPTION, EncoderOptions, vector_key
 from learn_rank.content.huggingface import TextEncoder, Tokens
@@ -125,10 +125,12 @@ def _path(directory: Path, key: str, hashes: UInt64Array) -> Path:
 def _save(path: Path, part: Part) -> None:
     """Writes a part that outlives the process and a crash of the machine, or leaves nothing under its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez(temporary, vectors=part.vectors, is_cut=part.is_cut)
-    fsync(temporary)
-    temporary.replace(path)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as stream:  # to a path savez would add a suffix
+            np.savez(stream, vectors=part.vectors, is_cut=part.is_cut)
+
+    write_file(path, write)
 
 
 def _require_finite(vectors: Float32Array, numbers: Int64Array, catalogue: Catalogue, options: EncoderOptions) -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from learn_rank.artifact import fsync
+from learn_rank.artifact import write_file
 from learn_rank.content.catalogue import Catalogue
 from learn_rank.errors import InputError
 from learn_rank.hashing import UInt64Array
@@ -64,10 +64,8 @@ def write_record(
         _IS_CUT: is_cut[numbers],
     }
     metadata = {_VECTOR_KEY: vector_key, _DIGEST: catalogue.digest, _FACTS: json.dumps(facts)}
-    temporary = directory / f".{_FILE}.tmp"
-    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), temporary)
-    fsync(temporary)
-    temporary.replace(directory / _FILE)
+    table = pa.table(columns).replace_schema_metadata(metadata)
+    write_file(directory / _FILE, lambda path: pq.write_table(table, path))
 
 
 def finished_facts(directory: Path, catalogue: Catalogue, vector_key: str) -> dict[str, Any] | None:
