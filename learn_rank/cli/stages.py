@@ -17,6 +17,7 @@ from learn_rank.artifact import Manifest, is_current, publish, read_manifest
 from learn_rank.cli.config import RunConfig
 from learn_rank.cli.folders import fingerprint_of, folder, say, stage, stage_on_ranks
 from learn_rank.errors import InputError
+from learn_rank.memory import parse_bytes, resident_bytes
 from learn_rank.schema import FEATURES, VALUE, FeatureSet
 
 if TYPE_CHECKING:
@@ -149,11 +150,13 @@ def evaluate_run(config: RunConfig) -> None:
     manifest = Manifest("evaluate", {"predict": predictions.fingerprint}, asdict(options))
 
     def work_in(work: Path) -> dict[str, Any]:
+        # the limit is the evaluation's: what training left in this process is not the evaluation's to give back
+        limit = parse_bytes(options.memory_limit, name="evaluate.memory_limit") + resident_bytes()
         report = run(
             predicted / "test.parquet",
             user_segments=prepared / "user_counts.parquet",
             item_segments=prepared / "item_counts.parquet",
-            options=options,
+            options=replace(options, memory_limit=f"{limit >> 20}MiB"),
             facts=facts,
         )
         write_report(report, work)

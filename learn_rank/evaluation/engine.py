@@ -46,6 +46,7 @@ from learn_rank.evaluation.steps import (
     whole_hashes,
 )
 from learn_rank.hashing import hash_ids
+from learn_rank.memory import resident_bytes
 from learn_rank.progress import note, progress_bar
 
 _PARTITION_ROWS = 1 << 16  # about what caches hold
@@ -73,7 +74,7 @@ def make_plan(inputs: Inputs) -> Plan:
     """Partitions, batches and whether to spill, from the number of rows and the memory limit."""
     layout, options, num_rows = inputs.layout, inputs.options, inputs.source.num_rows
     threads = num_threads(options)
-    in_use = 0 if inputs.source.table is not None else _resident_bytes()
+    in_use = 0 if inputs.source.table is not None else resident_bytes()
     map_bytes = IdMap.size_bytes(inputs.items.source.num_rows) if inputs.items.source is not None else 0
     state_bytes = layout.state_bytes * (threads + 2)  # one per thread, the sum, and what the bootstrap makes of it
     fixed = in_use + map_bytes + state_bytes
@@ -372,8 +373,3 @@ def _announce_compilation() -> None:
     cache = Path(measure_users.stats.cache_path)
     if not any(cache.glob("kernel.measure_users-*.nbi")):
         note("compiling the evaluation for this machine, once: about 15 seconds")
-
-
-def _resident_bytes() -> int:
-    with open("/proc/self/statm") as stream:
-        return int(stream.read().split()[1]) * os.sysconf("SC_PAGESIZE")

@@ -109,7 +109,7 @@ def _spill(monkeypatch):
     """Makes 1 MiB the memory that a run may use."""
     monkeypatch.setattr(engine, "_LEAST_BYTES", 1)
     monkeypatch.setattr(state.Layout, "state_bytes", 0)
-    monkeypatch.setattr(engine, "_resident_bytes", lambda: 0)
+    monkeypatch.setattr(engine, "resident_bytes", lambda: 0)
     monkeypatch.setattr(engine, "_MIN_BATCH", 1000)
     monkeypatch.setattr(engine, "_MAX_BATCH", 2000)
 
@@ -231,7 +231,7 @@ from pathlib import Path
 import numpy as np
 from learn_rank.evaluation import EvaluateOptions, engine, evaluate
 engine._LEAST_BYTES, engine._MIN_BATCH, engine._MAX_BATCH = 1, 1000, 1000
-engine._resident_bytes = lambda: 0
+engine.resident_bytes = lambda: 0
 tally = engine._tally
 def paused(*args):
     print("spilled", flush=True)
