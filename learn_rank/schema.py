@@ -20,6 +20,7 @@ NUM_INTERACTIONS = "num_interactions"  # int64, rows of a user or item in the tr
 SEGMENT = "segment"  # string, such as cold_start
 SPARSE_PREFIX = "sparse."  # int64 table row, or list<int64> of them
 DENSE_PREFIX = "dense."  # float32
+LEARN_COLUMNS = ("learn_user", "learn_item", "learn_fusion")  # lists of float: what a ranker sees of LEARN
 
 SPLITS = ("train", "validation", "test")
 EMBEDDING_DIM = 64  # width of the paper's user and item embeddings
@@ -36,6 +37,7 @@ EMBEDDING_DIM = 64  # width of the paper's user and item embeddings
 #   export/item, export/user, export/user_without_fold_<k> stores of EMBEDDING_DIM vectors
 #   train/<arm>/                                           ranker checkpoint
 #   predict/{validation,test}.parquet                      ids, timestamp, labels, one float32 probability per arm
+#   features/                                              a log's rows with LEARN_COLUMNS (export-features)
 #   evaluate/report.{json,md,html}
 MANIFEST = "manifest.json"
 FEATURES = "features.json"

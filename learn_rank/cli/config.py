@@ -23,7 +23,7 @@ from learn_rank.data.recipe import DatasetRecipe
 from learn_rank.data.synthetic import SyntheticOptions
 from learn_rank.errors import InputError
 from learn_rank.evaluation.options import EvaluateOptions, SegmentOptions
-from learn_rank.ranker.options import FrozenOptions, RankerOptions
+from learn_rank.ranker.options import FrozenOptions, LearnColumnsOptions, RankerOptions
 from learn_rank.schema import ITEM_ID, USER_ID
 from learn_rank.store.options import StoreOptions
 
@@ -133,6 +133,19 @@ class SegmentConfig(SegmentOptions):
 
 
 @dataclass
+class ExportFeaturesConfig(LearnColumnsOptions):
+    """What a run's ranker sees of LEARN, for the rows of a log."""
+
+    run_dir: str = field(default="", metadata={"help": "a run whose rankers are trained; required"})
+    log: str = field(default="", metadata={"help": "Parquet file, or a folder of them; empty: the run's own splits"})
+    out: str = field(default="", metadata={"help": "folder of the result; empty: RUN/features"})
+    arm: str = field(default="learn", metadata={"help": "the ranker whose adaptor is used: learn or shuffled"})
+    accept_stores: list[str] = field(
+        default_factory=list, metadata={"help": "fingerprints of refreshed stores that may be used"}
+    )
+
+
+@dataclass
 class StoreConfig:
     """A store that is there."""
 
@@ -166,6 +179,7 @@ class StoreVersionConfig(StoreConfig):
 
 SCHEMAS: dict[str, type] = {
     "evaluate": EvaluateConfig,
+    "export_features": ExportFeaturesConfig,
     "merge": MergeConfig,
     "segment": SegmentConfig,
     "store": StoreConfig,

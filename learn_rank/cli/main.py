@@ -106,6 +106,14 @@ _COMMANDS = {
         "learn-rank predict run_dir=runs/mt",
         ("arms", "frozen", "accept_stores"),
     ),
+    "export-features": _Command(
+        "write [user, item, fusion] as columns of a log, for rankers that cannot call Python",
+        "RUN/prepare, RUN/export, RUN/train; a log, or RUN/prepare's own",
+        "OUT: the log's rows with learn_user, learn_item, learn_fusion beside their columns",
+        "learn-rank export-features run_dir=runs/mt log=impressions/ user_id=uid timestamp=shown_at out=wide",
+        config="export_features",
+        function="features.export_features",
+    ),
     "evaluate": _Command(
         "compare rankers by user and item segment, with intervals; or the arms of an A/B test",
         "predictions of any models, with segments; or, with run_dir, RUN/predict and RUN/prepare",

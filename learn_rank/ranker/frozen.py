@@ -36,6 +36,7 @@ class LearnVectors(NamedTuple):
 class FrozenVectors:
     """The user and item stores of an export. Not an nn.Module: nothing here is in a state_dict or gets a gradient.
 
+    needs_time: vectors are chosen by the time of a row; num_folds user stores are beside the one of all interactions.
     User rows number all user stores one after another: rows of `user` first, then of user_without_fold_0, _1, ...
     """
 
@@ -53,6 +54,8 @@ class FrozenVectors:
                 raise InputError(f"{store.directory}: {store.dim} dimensions, but user has {self._users[0].dim}")
         self._first_rows = np.cumsum([0, *(store.num_rows for store in self._users)])
         self.user_dim, self.item_dim = self._users[0].dim, self._item.dim
+        self.num_folds = num_folds
+        self.needs_time = self._users[0].has_as_of or self._item.has_as_of
         self.fingerprint = fingerprint(item=self._item.fingerprint, users=[store.fingerprint for store in self._users])
         self._placement = STORE
         self._lookup = lookup_each([*self._users, self._item])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from learn_rank import checkpoint
 from learn_rank.adaptor import LearnAdaptor, cvr_loss
 from learn_rank.ranker.backbones import build_backbone
 from learn_rank.ranker.batch import RankerBatch
@@ -60,16 +62,7 @@ def build_ranker(features: FeatureSet, options: RankerOptions, frozen: FrozenVec
     torch.manual_seed(options.seed)
     adaptor = None
     if frozen is not None:
-        adaptor = LearnAdaptor(
-            frozen.user_dim,
-            frozen.item_dim,
-            fusion_dim=options.fusion_dim,
-            dropout=options.dropout,
-            normalization=options.normalization,
-            stop_ranker_gradient=options.stop_ranker_gradient,
-            vector_dropout=options.vector_dropout,
-            synchronise=True,
-        )
+        adaptor = _build_adaptor(options, frozen)
     backbone = build_backbone(
         options.backbone,
         num_sparse=len(features.sparse),
@@ -82,6 +75,31 @@ def build_ranker(features: FeatureSet, options: RankerOptions, frozen: FrozenVec
         dropout=options.dropout,
     )
     return Ranker(build_tables(features.sparse, options.embedding_dim), backbone=backbone, adaptor=adaptor)
+
+
+def load_adaptor(checkpoint_dir: Path, options: RankerOptions, frozen: FrozenVectors) -> LearnAdaptor:
+    """The adaptor of a trained ranker at its best epoch, for scoring; options are those it was trained with.
+
+    InputError: no finished checkpoint, or one of another shape.
+    """
+    adaptor = _build_adaptor(options, frozen)
+    weights = adaptor.state_dict()
+    checkpoint.load(checkpoint_dir, {"model": {f"adaptor.{name}": value for name, value in weights.items()}},
+                    checkpoint.BEST)  # fmt: skip
+    return adaptor.eval()
+
+
+def _build_adaptor(options: RankerOptions, frozen: FrozenVectors) -> LearnAdaptor:
+    return LearnAdaptor(
+        frozen.user_dim,
+        frozen.item_dim,
+        fusion_dim=options.fusion_dim,
+        dropout=options.dropout,
+        normalization=options.normalization,
+        stop_ranker_gradient=options.stop_ranker_gradient,
+        vector_dropout=options.vector_dropout,
+        synchronise=True,
+    )
 
 
 def ranker_loss(

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from learn_rank.errors import InputError
+from learn_rank.schema import ITEM_ID, TIMESTAMP, USER_ID
 
 BACKBONES = ("dcnv2", "dlrm")
 CVR_SPACES = ("impressions", "clicks")
@@ -166,3 +167,28 @@ def nearest(name: str) -> str:
     """The rest of an error message: which backbone was meant, or which there are."""
     near = get_close_matches(name, BACKBONES, n=1, cutoff=0.4)
     return f"; did you mean '{near[0]}'?" if near else f", expected one of {', '.join(BACKBONES)}"
+
+
+@dataclass
+class LearnColumnsOptions:
+    """Names in a log, and the form in which it gets [user, item, fusion]."""
+
+    user_id: str = field(default=USER_ID, metadata=_doc("user id column"))
+    item_id: str = field(default=ITEM_ID, metadata=_doc("item id column"))
+    timestamp: str = field(default=TIMESTAMP, metadata=_doc("when a row came up: integers or timestamps"))
+    timestamp_unit: str = field(default="ms", metadata=_doc("of integer timestamps: s, ms or us"))
+    columns: list[str] = field(default_factory=list, metadata=_doc("columns of the log to keep; empty: all"))
+    layout: str = field(
+        default="fixed_list",
+        metadata=_doc("fixed_list (of one length), list, or string (numbers with `separator` between)"),
+    )
+    separator: str = field(default=",", metadata=_doc("of layout=string"))
+    dtype: str = field(default="float32", metadata=_doc("float32 or float16"))
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("timestamp_unit", ("s", "ms", "us")), ("layout", ("fixed_list", "list", "string")),
+            ("dtype", ("float32", "float16")),
+        ):  # fmt: skip
+            if getattr(self, name) not in choices:
+                raise InputError(f"{name} is '{getattr(self, name)}', expected one of {', '.join(choices)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -83,16 +84,21 @@ def predict(
     or one trained on other features, or on other stores whose fingerprints are not in accept_stores. frozen says where
     the stores' vectors lie, which changes no bit of the result.
     """
-    meta = checkpoint.read_meta(checkpoint_dir, checkpoint.BEST)
-    if meta is None:
-        raise InputError(f"{checkpoint_dir}: holds no finished checkpoint; run `learn-rank train` first")
-    options = RankerOptions(**meta["options"])
+    options, meta = trained_options(checkpoint_dir)
     inputs = open_inputs(prepared, stores, options)
     with process_group() as process:
         check_fingerprints(inputs, meta, checkpoint_dir, accept_stores=accept_stores)
         return _predict(
             inputs.placed(frozen or FrozenOptions(), process), checkpoint_dir, split, options, process, batch_rows
         )
+
+
+def trained_options(checkpoint_dir: Path) -> tuple[RankerOptions, dict[str, Any]]:
+    """What a trained ranker was trained with, and the whole record of its best checkpoint; InputError without one."""
+    meta = checkpoint.read_meta(checkpoint_dir, checkpoint.BEST)
+    if meta is None:
+        raise InputError(f"{checkpoint_dir}: holds no finished checkpoint; run `learn-rank train` first")
+    return RankerOptions(**meta["options"]), meta
 
 
 def _predict(

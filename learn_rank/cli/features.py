@@ -1,0 +1,47 @@
+"""LEARN features as columns, for rankers of other languages and hosts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from learn_rank.artifact import Manifest, file_fingerprint
+from learn_rank.cli.config import ExportFeaturesConfig, part_of, require
+from learn_rank.cli.folders import fingerprint_of, stage
+from learn_rank.errors import InputError
+from learn_rank.io import parquet_files
+from learn_rank.ranker.options import LearnColumnsOptions
+
+
+def export_features(config: ExportFeaturesConfig) -> None:
+    """A log, or the run's own splits -> the same rows with what the run's ranker sees of LEARN."""
+    require(config, "export-features", "run_dir")
+    from learn_rank.ranker.learn_columns import write_learn_columns as run
+
+    run_dir = Path(config.run_dir)
+    log = Path(config.log) if config.log else run_dir / "prepare" / "interactions"
+    if config.log and not config.out:
+        raise InputError("out is missing; add out=FOLDER for the rows of log")
+    parquet_files(log)
+    checkpoint_dir, options = run_dir / "train" / config.arm, part_of(config, LearnColumnsOptions)
+    manifest = Manifest(
+        "features",
+        {"log": file_fingerprint(log), "train": fingerprint_of(checkpoint_dir, "train")},
+        {**asdict(options), "accept_stores": sorted(config.accept_stores)},
+    )
+    out = Path(config.out) if config.out else run_dir / "features"
+    stage(
+        out,
+        manifest,
+        lambda work: run(
+            log,
+            run_dir / "prepare",
+            run_dir / "export",
+            checkpoint_dir,
+            work,
+            options,
+            accept_stores=config.accept_stores,
+        ),
+        is_resumable=True,
+    )
+    print(f"columns: {out}")

@@ -1,0 +1,157 @@
+"""export-features: the columns are what the trained ranker sees, row by row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from learn_rank.adaptor import AdaptorOutput, LearnAdaptor
+from learn_rank.errors import InputError
+from learn_rank.ranker.inputs import open_inputs
+from learn_rank.ranker.learn_columns import write_learn_columns
+from learn_rank.ranker.model import load_adaptor
+from learn_rank.ranker.options import LearnColumnsOptions
+from learn_rank.ranker.predict import predict
+from learn_rank.ranker.train import RankerOptions, train
+from learn_rank.schema import LEARN_COLUMNS
+
+OPTIONS = RankerOptions(hidden_dims=[8], batch_size=512, epochs=1)
+
+
+@pytest.fixture(scope="module")
+def directory(log, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    train(log.prepared, log.stores, folder, OPTIONS, validation_metric=lambda *_: 0.5)
+    return folder
+
+
+def write(log, directory: Path, out: Path, source: Path | None = None, **options: Any) -> dict[str, Any]:
+    source = source or log.prepared / "interactions"
+    return write_learn_columns(source, log.prepared, log.stores, directory, out, LearnColumnsOptions(**options))
+
+
+def vectors_of(table: pa.Table, name: str) -> np.ndarray:
+    column = table.column(name).combine_chunks()
+    return column.flatten().to_numpy().reshape(len(table), -1)
+
+
+def test_the_columns_are_what_the_ranker_sees_while_it_predicts(
+    log, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = write(log, directory, tmp_path)
+    assert facts["num_rows"] == sum(len(log.table(split)) for split in ("train", "validation", "test"))
+    table = pq.read_table(tmp_path / "test.parquet")
+    assert table.select(log.table("test").column_names).equals(log.table("test"))
+    seen, forward = [], LearnAdaptor.forward
+
+    def watch(*arguments: Any) -> AdaptorOutput:
+        seen.append(forward(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(LearnAdaptor, "forward", watch)
+    predict(log.prepared, log.stores, directory, "test", batch_rows=100)
+    assert len(seen) > 5
+    columns = np.concatenate([vectors_of(table, name) for name in LEARN_COLUMNS], axis=1)
+    np.testing.assert_allclose(columns, torch.cat([one.features() for one in seen]).numpy(), atol=1e-6)
+
+
+def test_layouts_hold_the_same_numbers(log, directory: Path, tmp_path: Path) -> None:
+    source = log.prepared / "interactions" / "test.parquet"
+    for layout in ("fixed_list", "list", "string"):
+        write(log, directory, tmp_path / layout, source, layout=layout, columns=["user_id"], separator=";")
+    fixed, lists, texts = (pq.read_table(tmp_path / name / "test.parquet") for name in ("fixed_list", "list", "string"))
+    assert fixed.column_names == ["user_id", *LEARN_COLUMNS]
+    assert pa.types.is_fixed_size_list(fixed.schema.field("learn_user").type)
+    assert lists.schema.field("learn_user").type == pa.list_(pa.float32())
+    for name in LEARN_COLUMNS:
+        np.testing.assert_array_equal(vectors_of(lists, name), vectors_of(fixed, name))
+        parsed = [[float(number) for number in text.split(";")] for text in texts.column(name).to_pylist()]
+        np.testing.assert_allclose(parsed, vectors_of(fixed, name), rtol=1e-6)
+
+
+def test_half_precision_halves_the_columns(log, directory: Path, tmp_path: Path) -> None:
+    source = log.prepared / "interactions" / "test.parquet"
+    write(log, directory, tmp_path, source, dtype="float16")
+    assert pq.read_table(tmp_path / "test.parquet").schema.field("learn_item").type.value_type == pa.float16()
+
+
+def test_a_users_log_of_other_names_and_times_gets_the_vectors_of_its_times(
+    log, directory: Path, tmp_path: Path
+) -> None:
+    table = log.table("test")
+    own = pa.table(
+        {
+            "shown_at": as_times(table.column("timestamp")),
+            "sku": table.column("item_id"),
+            "uid": table.column("user_id"),
+        }
+    )
+    (tmp_path / "in").mkdir()
+    pq.write_table(own.slice(0, 300), tmp_path / "in" / "a.parquet")
+    pq.write_table(own.slice(300), tmp_path / "in" / "b.parquet")
+    names = {"user_id": "uid", "item_id": "sku", "timestamp": "shown_at"}
+    write(log, directory, tmp_path / "out", tmp_path / "in", **names)
+    write(log, directory, tmp_path / "own", log.prepared / "interactions" / "test.parquet")
+    found = pq.read_table(tmp_path / "out")
+    assert found.column_names == ["shown_at", "sku", "uid", *LEARN_COLUMNS]
+    expected = pq.read_table(tmp_path / "own" / "test.parquet")
+    for name in LEARN_COLUMNS:
+        np.testing.assert_array_equal(vectors_of(found, name), vectors_of(expected, name))
+
+
+def as_times(milliseconds: pa.ChunkedArray) -> pa.ChunkedArray:
+    return milliseconds.cast(pa.timestamp("ms"))
+
+
+def test_rows_without_a_vector_take_the_learned_one_and_are_counted(log, directory: Path, tmp_path: Path) -> None:
+    table = log.table("test").slice(0, 50)
+    place = table.schema.get_field_index("user_id")
+    pq.write_table(table.set_column(place, "user_id", pa.array([10**6] * 50)), tmp_path / "new.parquet")
+    facts = write(log, directory, tmp_path / "out", tmp_path / "new.parquet")
+    assert facts == {"num_rows": 50, "rows_without_user": 50, "rows_without_item": facts["rows_without_item"]}
+    inputs = open_inputs(log.prepared, log.stores, OPTIONS)
+    assert inputs.frozen is not None
+    missing = load_adaptor(directory, OPTIONS, inputs.frozen).user_missing.detach().numpy()
+    found = vectors_of(pq.read_table(tmp_path / "out" / "new.parquet"), "learn_user")
+    np.testing.assert_array_equal(found, np.tile(missing, (50, 1)))
+
+
+def test_files_that_are_there_are_kept_and_counted(log, directory: Path, tmp_path: Path) -> None:
+    whole = write(log, directory, tmp_path)
+    times = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.parquet")}
+    (tmp_path / "test.parquet").unlink()
+    assert write(log, directory, tmp_path) == whole
+    changed = {path.name for path in tmp_path.glob("*.parquet") if path.stat().st_mtime_ns != times[path.name]}
+    assert changed == {"test.parquet"}
+
+
+def test_a_file_without_rows_stays_one(log, directory: Path, tmp_path: Path) -> None:
+    pq.write_table(log.table("test").slice(0, 0), tmp_path / "none.parquet")
+    assert write(log, directory, tmp_path / "out", tmp_path / "none.parquet")["num_rows"] == 0
+    assert pq.read_table(tmp_path / "out" / "none.parquet").column_names[-3:] == list(LEARN_COLUMNS)
+
+
+def test_what_does_not_fit_is_said_before_anything_is_written(log, directory: Path, tmp_path: Path) -> None:
+    table = log.table("test")
+    cases = [
+        (table.drop_columns(["item_id"]), {}, "no column 'item_id'"),
+        (table, {"columns": ["price"]}, "no column 'price'"),
+        (table.append_column("learn_user", table.column("user_id")), {}, "has a column 'learn_user' already"),
+    ]
+    for number, (wrong, options, message) in enumerate(cases):
+        pq.write_table(wrong, tmp_path / f"{number}.parquet")
+        with pytest.raises(InputError, match=message):
+            write(log, directory, tmp_path / "out", tmp_path / f"{number}.parquet", **options)
+    assert not (tmp_path / "out").exists()
+    baseline = RankerOptions(hidden_dims=[8], batch_size=512, epochs=1, use_learn=False)
+    train(log.prepared, None, tmp_path / "baseline", baseline, validation_metric=lambda *_: 0.5)
+    with pytest.raises(InputError, match="without LEARN"):
+        write(log, tmp_path / "baseline", tmp_path / "out")
+    with pytest.raises(InputError, match="expected one of fixed_list"):
+        LearnColumnsOptions(layout="dense")
