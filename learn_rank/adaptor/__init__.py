@@ -1,6 +1,8 @@
 """LEARN-Adaptor for any ranker: fusion of frozen user and item vectors, trained by the CVR loss. Needs torch alone."""
 
+from learn_rank.adaptor.attach import Attached, attach
+from learn_rank.adaptor.features import LearnFeatures, VectorTable
 from learn_rank.adaptor.fusion import AdaptorOutput, LearnAdaptor
 from learn_rank.adaptor.loss import cvr_loss
 
-__all__ = ["AdaptorOutput", "LearnAdaptor", "cvr_loss"]
+__all__ = ["AdaptorOutput", "Attached", "LearnAdaptor", "LearnFeatures", "VectorTable", "attach", "cvr_loss"]

@@ -1,13 +1,14 @@
 """LEARN-Adaptor (arXiv 2405.03988, Fig. 5): frozen user and item vectors -> features for a ranker and a CVR logit."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import NamedTuple
+# annotations are types here and not strings: TorchScript reads them
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Self
 
 import torch
+import torch.fx
 from torch import distributed, nn
 
+from learn_rank.adaptor.loss import cvr_loss
 from learn_rank.errors import InputError
 from learn_rank.layers import mlp
 
@@ -27,8 +28,15 @@ class AdaptorOutput(NamedTuple):
     cvr_logit: torch.Tensor
 
     def features(self) -> torch.Tensor:
-        """[B, U + I + E]: what is concatenated with the ranker's own features."""
+        """[B, U + I + E]: what is concatenated with the ranker's own features.
+
+        TorchScript has tuples without methods: there, torch.cat([output.user, output.item, output.fusion], 1).
+        """
         return torch.cat([self.user, self.item, self.fusion], dim=1)
+
+    def cvr_loss(self, label: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+        """Scalar to be added to the ranker's loss; label and weight [B] as in `learn_rank.adaptor.cvr_loss`."""
+        return cvr_loss(self.cvr_logit, label.reshape(-1), None if weight is None else weight.reshape(-1))
 
 
 class LearnAdaptor(nn.Module):
@@ -86,21 +94,21 @@ class LearnAdaptor(nn.Module):
         user_mask: torch.Tensor | None = None,
         item_mask: torch.Tensor | None = None,
     ) -> AdaptorOutput:
-        """[B, U] and [B, I] vectors with [B] bool masks (True: there is a vector; None: all have one)."""
-        _check_width("user", user, self.user_dim)
-        _check_width("item", item, self.item_dim)
-        user = _fill(self.user_norm(user, user_mask), self._kept(user, user_mask), self.user_missing)
-        item = _fill(self.item_norm(item, item_mask), self._kept(item, item_mask), self.item_missing)
+        """[B, U] and [B, I] vectors of any float type, with [B] masks (True: there is a vector; None: all have one)."""
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            _check_shapes(user, item, user_mask, item_mask, self.user_dim, self.item_dim)
+        user_mask, item_mask = _present(user, user_mask), _present(item, item_mask)
+        user = self._fill(self.user_norm(user, user_mask), user_mask, self.user_missing)
+        item = self._fill(self.item_norm(item, item_mask), item_mask, self.item_missing)
         fusion = self.fusion(torch.cat([user, item], dim=1))
         cvr_logit = self.cvr(fusion).squeeze(1)
         return AdaptorOutput(user, item, fusion.detach() if self.stop_ranker_gradient else fusion, cvr_logit)
 
-    def _kept(self, vectors: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
-        """[B] bool: the rows whose vector is used."""
-        if not self.training or self.vector_dropout == 0.0:
-            return mask
-        kept = torch.rand(len(vectors), device=vectors.device) >= self.vector_dropout
-        return kept if mask is None else kept & mask
+    def _fill(self, vectors: torch.Tensor, mask: torch.Tensor, missing: torch.Tensor) -> torch.Tensor:
+        """[B, D] in the type of the weights: the vectors that are there and not dropped, else the missing one."""
+        if self.training and self.vector_dropout > 0:
+            mask = mask & (torch.rand_like(mask, dtype=torch.float32) >= self.vector_dropout)
+        return torch.where(mask.unsqueeze(1), vectors.to(missing.dtype), missing)
 
 
 class PresentBatchNorm(nn.Module):
@@ -108,7 +116,8 @@ class PresentBatchNorm(nn.Module):
 
     As nn.BatchNorm1d without affine parameters, except that absent rows do not count, a batch with fewer than two
     present rows uses the running statistics, and no gradient goes through the statistics: the inputs are frozen.
-    That makes statistics over several processes one plain all-reduce, on CPU too.
+    That makes statistics over several processes one plain all-reduce, on CPU too. Statistics are float32 in a model of
+    float16 or bfloat16 too: a running mean that moves by a tenth of a difference would stand still there.
     """
 
     running_mean: torch.Tensor
@@ -117,30 +126,27 @@ class PresentBatchNorm(nn.Module):
     def __init__(self, dim: int, *, momentum: float = 0.1, eps: float = 1e-5, synchronise: bool = False) -> None:
         super().__init__()
         self.momentum, self.eps, self.synchronise = momentum, eps, synchronise
-        self.register_buffer("running_mean", torch.zeros(dim))
-        self.register_buffer("running_variance", torch.ones(dim))
+        self.register_buffer("running_mean", torch.zeros(dim, dtype=torch.float32))
+        self.register_buffer("running_variance", torch.ones(dim, dtype=torch.float32))
 
     def forward(self, vectors: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """[B, D] -> [B, D]; rows with mask False hold whatever the formula makes of them."""
         mean, variance = self.running_mean, self.running_variance
         if self.training:
-            with torch.no_grad():
-                mean, variance = self._update(vectors, mask)
-        return (vectors - mean) * torch.rsqrt(variance + self.eps)
+            mean, variance = self._update(vectors.detach(), _present(vectors, mask))
+        return _standardise(vectors, mean, variance, self.eps)
 
-    def _update(self, vectors: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _update(self, vectors: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and variance [D] of this batch; moves the running ones."""
-        shifted = vectors - self.running_mean  # squares of small numbers: less cancellation in the variance
-        if mask is None:
-            count = shifted.new_full((1,), float(len(shifted)))
-        else:
-            shifted = shifted.masked_fill(~mask.unsqueeze(1), 0.0)
-            count = mask.sum(dtype=shifted.dtype).reshape(1)
+        # squares of small numbers: less cancellation in the variance
+        shifted = vectors.to(self.running_mean.dtype) - self.running_mean
+        shifted = shifted.masked_fill(~mask.unsqueeze(1), 0.0)
+        count = mask.sum(dtype=shifted.dtype).reshape(1)
         sums = torch.cat([count, shifted.sum(0), shifted.square().sum(0)])  # [1 + 2 D]
-        if self.synchronise and distributed.is_initialized() and distributed.get_world_size() > 1:
-            distributed.all_reduce(sums)
-        count, (offset, square) = sums[0], sums[1:].view(2, -1)
-        offset, square = offset / count.clamp(min=1), square / count.clamp(min=1)
+        if self.synchronise:
+            sums = _sum_over_processes(sums)
+        count = sums[0]
+        offset, square = (sums[1:] / count.clamp(min=1)).chunk(2)
         variance = (square - offset.square()).clamp(min=0)
         is_enough = count > 1
         mean = self.running_mean + torch.where(is_enough, offset, torch.zeros_like(offset))
@@ -149,6 +155,14 @@ class PresentBatchNorm(nn.Module):
         self.running_mean.lerp_(mean, self.momentum)
         self.running_variance.lerp_(unbiased, self.momentum)
         return mean, variance
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """What to(), half() and bfloat16() call."""
+        before = self.running_mean, self.running_variance
+        super()._apply(fn, recurse)
+        if self.running_mean.dtype.itemsize < before[0].dtype.itemsize:
+            self.running_mean, self.running_variance = (kept.to(self.running_mean.device) for kept in before)
+        return self
 
 
 class _RowNorm(nn.Module):
@@ -173,10 +187,40 @@ def _normalization(name: str, dim: int, synchronise: bool) -> nn.Module:
     raise InputError(f"normalization is '{name}', expected one of {', '.join(NORMALIZATIONS)}")
 
 
-def _fill(vectors: torch.Tensor, mask: torch.Tensor | None, missing: torch.Tensor) -> torch.Tensor:
-    return vectors if mask is None else torch.where(mask.unsqueeze(1), vectors, missing)
+def _present(vectors: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """[B] bool."""
+    return torch.ones_like(vectors[:, 0], dtype=torch.bool) if mask is None else mask.to(torch.bool)
 
 
-def _check_width(name: str, vectors: torch.Tensor, dim: int) -> None:
-    if vectors.ndim != 2 or vectors.shape[1] != dim:
-        raise InputError(f"{name} vectors have shape {tuple(vectors.shape)}, expected [B, {dim}]; set {name}_dim")
+# leaves for torch.fx, which keeps what is made of buffers alone as a constant, and cannot follow conditions on shapes
+@torch.fx.wrap
+def _standardise(vectors: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, eps: float) -> torch.Tensor:
+    return (vectors - mean) * torch.rsqrt(variance + eps)
+
+
+@torch.fx.wrap
+def _check_shapes(
+    user: torch.Tensor,
+    item: torch.Tensor,
+    user_mask: torch.Tensor | None,
+    item_mask: torch.Tensor | None,
+    user_dim: int,
+    item_dim: int,
+) -> None:
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return
+    for name, vectors, mask, dim in (("user", user, user_mask, user_dim), ("item", item, item_mask, item_dim)):
+        if vectors.ndim != 2 or vectors.shape[1] != dim:
+            raise InputError(f"{name} vectors have shape {tuple(vectors.shape)}, expected [B, {dim}]; set {name}_dim")
+        if mask is not None and mask.shape != vectors.shape[:1]:
+            raise InputError(f"{name}_mask has shape {tuple(mask.shape)}, expected [{len(vectors)}]")
+    if user.shape[0] != item.shape[0]:
+        raise InputError(f"{len(user)} user vectors for {len(item)} item vectors, expected one of each per row")
+
+
+@torch.fx.wrap
+@torch.jit.unused
+def _sum_over_processes(sums: torch.Tensor) -> torch.Tensor:
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        distributed.all_reduce(sums)
+    return sums

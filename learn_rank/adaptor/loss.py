@@ -21,6 +21,8 @@ def cvr_loss(
     alone. When no row counts the loss is 0 and its gradients are zeros. total_weight replaces the divisor: with
     several processes whose gradients are averaged, pass sum_of_all_weights / num_processes.
     """
+    # a mean in bfloat16 is good to two digits
+    cvr_logit = cvr_logit.to(torch.promote_types(cvr_logit.dtype, torch.float32))
     if weight is None:
         weight = torch.ones_like(cvr_logit)
     is_counted = weight > 0

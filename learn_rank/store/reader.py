@@ -17,15 +17,18 @@ import torch
 from learn_rank.artifact import Manifest, read_manifest
 from learn_rank.errors import InputError
 from learn_rank.memory import available_bytes
+from learn_rank.store.asked import asked_ids, asked_times
 from learn_rank.store.files import AS_OF, BUCKETS, KEYS, OFFSETS, ROWS, SCALES, StoreFacts, current_version, map_file
 from learn_rank.store.gather import gather_vectors
 from learn_rank.store.index import find_keys, newest_before
+from learn_rank.store.indexed import IndexedStore
 from learn_rank.store.keys import key_type, to_keys
 from learn_rank.store.rows import StoredRows
 
 Int64Array = npt.NDArray[np.int64]
 # a table with more than this share of the memory that is left will not stay in the page cache
 _CACHED_SHARE = 0.7
+_STAGES = ("store", "export", "extract")  # whose folders are stores
 
 
 class Looked(NamedTuple):
@@ -39,24 +42,25 @@ class FrozenStore:
     """Vectors by id, outside every optimizer, state_dict and gradient.
 
     dim is D; num_rows counts snapshots, num_ids ids; fingerprint identifies the content: checkpoints refuse another.
+    Copied or pickled, with a model say, it is a note of its folder and version, which are mapped again.
     """
 
     def __init__(
         self,
-        directory: Path,
+        directory: Path | str,
         *,
-        stage: str | Sequence[str] = "store",
+        stage: str | Sequence[str] = _STAGES,
         version: str | None = None,
         shuffle_seed: int | None = None,
         prefetch: bool | None = None,
     ) -> None:
-        """Opens a published folder made by `stage`, or one of several; the version in use unless another is named.
+        """Opens a published folder of vectors, made by `stage`; the version in use unless another is named.
 
         With shuffle_seed every id keeps its rows' positions but takes the vectors of another id: the control for any
         claimed lift, since nothing but the meaning of the vectors is lost. prefetch: whether `prefetch` reads ahead;
         None decides by the size of the table and the memory that is left.
         """
-        self.directory = directory
+        directory = self.directory = Path(directory)
         self.manifest: Manifest = read_manifest(directory, stage=stage)
         self.version = current_version(directory) if version is None else version
         folder = directory / self.version
@@ -74,30 +78,52 @@ class FrozenStore:
         self._rows = StoredRows(_as_tensor(self._values), None if self._scales is None else _as_tensor(self._scales))
         self.is_prefetching = rows.nbytes > _CACHED_SHARE * available_bytes() if prefetch is None else prefetch
         self._file = _open_for_prefetch(folder / ROWS, rows) if self.is_prefetching else -1
+        self._shuffle_seed = shuffle_seed
         self._permuted_ids: Int64Array | None = None
         if shuffle_seed is not None:
             self._permuted_ids = np.random.default_rng(shuffle_seed).permutation(self.num_ids)
 
-    def lookup(self, ids: pa.Array | pa.ChunkedArray, before: Int64Array | None = None) -> Looked:
-        """Vectors and mask of [B] ids; before as in `rows_of`."""
-        rows = torch.from_numpy(self.rows_of(ids, before))
-        return Looked(self.vectors(rows), rows >= 0)
+    def lookup(self, ids: Any, before: Any = None) -> Looked:
+        """Vectors and mask of [B] ids; both arguments as in `rows_of`."""
+        return self.at(torch.from_numpy(self.rows_of(ids, before)))
 
-    def rows_of(self, ids: pa.Array | pa.ChunkedArray, before: Int64Array | None = None) -> Int64Array:
+    def rows_of(self, ids: Any, before: Any = None) -> Int64Array:
         """[B] rows of [B] ids, -1 where there is none.
 
-        A store with snapshots needs before [B] (unix milliseconds) and gives the newest snapshot with as_of < before:
-        never one that could hold the interaction at that time, or a later one.
+        ids: a pyarrow or numpy array, an integer tensor on any device, a list of str or int. A store with snapshots
+        needs before [B] (unix milliseconds) and gives the newest snapshot with as_of < before: never one that could
+        hold the interaction at that time, or a later one. A store without them ignores it.
         """
+        return self.rows_at(self.places_of(ids), before)
+
+    def indexed_by(self, ids: Any) -> IndexedStore:
+        """The same vectors by position in ids, a vocabulary: what models carry in place of ids.
+
+        ids as in `rows_of`; a null stands for a position without an id (padding, "unknown"), which has no vector.
+        """
+        return IndexedStore(self, ids)
+
+    def places_of(self, ids: Any) -> Int64Array:
+        """[B] places of [B] ids among the store's num_ids, -1 where there is none; `rows_at` makes rows of them."""
+        ids = asked_ids(ids)
+        if pa.types.is_null(ids.type):  # an empty list, or nothing but None
+            ids = ids.cast(self.key_type)
         if key_type(ids) != self.key_type:
             raise InputError(f"{self.directory}: keys are {self.key_type}, but the ids asked for are {ids.type}")
+        return find_keys(self._keys, self._buckets, self.facts.bucket_bits, to_keys(ids))
+
+    def rows_at(self, places: Int64Array, before: Any = None) -> Int64Array:
+        """[B] rows of [B] places; before as in `rows_of`."""
         if self.has_as_of and before is None:
             raise InputError(f"{self.directory}: holds snapshots by time; pass `before`")
-        positions = find_keys(self._keys, self._buckets, self.facts.bucket_bits, to_keys(ids))
-        rows = positions
+        rows = places
         if self._as_of is not None and self._offsets is not None:
-            rows = newest_before(self._as_of, self._offsets, positions, np.asarray(before, np.int64))
-        return rows if self._permuted_ids is None else self._permuted(positions, rows)
+            rows = newest_before(self._as_of, self._offsets, places, asked_times(before, len(places)))
+        return rows if self._permuted_ids is None else self._permuted(places, rows)
+
+    def at(self, rows: torch.Tensor) -> Looked:
+        """Vectors and mask of [B] int64 rows."""
+        return Looked(self.vectors(rows), rows >= 0)
 
     def vectors(self, rows: torch.Tensor) -> torch.Tensor:
         """[B] int64 rows -> [B, D] float32; a row of -1 gives zeros (callers put their missing vector there)."""
@@ -143,20 +169,40 @@ class FrozenStore:
         """[num_rows, D] float32 copy of the rows in key order: for catalogues that fit in memory."""
         return self._rows.decode() if self.dtype != "float32" else self._rows.values.clone()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        folder = self.directory.absolute()
+        return _reopen, (folder, self.manifest.stage, self.version, self._shuffle_seed, self.fingerprint)
+
     def __del__(self) -> None:
         if getattr(self, "_file", -1) >= 0:
             os.close(self._file)
 
-    def _permuted(self, positions: Int64Array, rows: Int64Array) -> Int64Array:
+    def _permuted(self, places: Int64Array, rows: Int64Array) -> Int64Array:
         """The row of another id, no later in its order than the one found."""
         assert self._permuted_ids is not None
         if not self.num_ids:
             return rows
-        other = self._permuted_ids[positions]
+        other = self._permuted_ids[places]
         if self._offsets is None:
             return np.where(rows < 0, -1, other)
-        moved = np.minimum(self._offsets[other] + (rows - self._offsets[positions]), self._offsets[other + 1] - 1)
+        moved = np.minimum(self._offsets[other] + (rows - self._offsets[places]), self._offsets[other + 1] - 1)
         return np.where(rows < 0, -1, moved).astype(np.int64)
+
+
+def _reopen(directory: Path, stage: str, version: str, shuffle_seed: int | None, fingerprint: str) -> FrozenStore:
+    """The store of a pickled model."""
+    if not (directory / version).is_dir():
+        raise InputError(
+            f"{directory / version}: what was pickled takes its vectors from this folder, which is gone; put it back, "
+            "or open another store and load the state_dict alone"
+        )
+    store = FrozenStore(directory, stage=stage, version=version, shuffle_seed=shuffle_seed)
+    if store.fingerprint != fingerprint:
+        raise InputError(
+            f"{directory / version}: holds other vectors (fingerprint {store.fingerprint}) than when it was pickled "
+            f"({fingerprint}); put those back, or open this store and load the state_dict alone"
+        )
+    return store
 
 
 def _as_tensor(array: npt.NDArray[Any]) -> torch.Tensor:

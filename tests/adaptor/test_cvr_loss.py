@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from learn_rank.adaptor import cvr_loss
+from learn_rank.adaptor import LearnAdaptor, cvr_loss
 
 
 def test_loss_worked_by_hand() -> None:
@@ -40,3 +40,11 @@ def test_shares_of_the_total_weight_add_up_to_the_whole_loss() -> None:
     weight = (torch.arange(10) % 3 > 0).float()
     parts = [cvr_loss(logit[s], label[s], weight[s], total_weight=weight.sum()) for s in (slice(0, 3), slice(3, 10))]
     torch.testing.assert_close(torch.stack(parts).sum(), cvr_loss(logit, label, weight))
+
+
+def test_an_output_knows_its_loss_whatever_column_the_labels_come_in() -> None:
+    output = LearnAdaptor(4, 4)(torch.randn(6, 4), torch.randn(6, 4))
+    label, weight = torch.tensor([1, 0, 0, 1, 0, 1]), torch.tensor([True, True, False, True, False, True])
+    expected = cvr_loss(output.cvr_logit, label, weight)
+    assert torch.equal(output.cvr_loss(label.unsqueeze(1).float(), weight.unsqueeze(1)), expected)
+    assert torch.equal(output.cvr_loss(label), cvr_loss(output.cvr_logit, label))

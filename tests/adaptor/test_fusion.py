@@ -92,6 +92,23 @@ def test_ranker_gradient_reaches_the_fusion_module_unless_stopped(is_stopped: bo
     assert gradient.abs().sum() > 0
 
 
+def test_masks_of_zeros_and_ones_mean_the_same() -> None:
+    adaptor, mask = LearnAdaptor().eval(), torch.arange(B) % 3 != 0
+    expected = adaptor(vectors(), vectors(1), mask, mask).features()
+    assert torch.equal(adaptor(vectors(), vectors(1), mask.float(), mask.long()).features(), expected)
+
+
+def test_no_mask_is_a_mask_of_all() -> None:
+    masked, plain = LearnAdaptor(), LearnAdaptor()
+    plain.load_state_dict(masked.state_dict())
+    everyone = torch.ones(B, dtype=torch.bool)
+    for adaptor, masks in ((masked, (everyone, everyone)), (plain, ())):
+        adaptor(vectors(), vectors(1), *masks).features().sum().backward()
+    for one, other in zip(masked.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad) if one.grad is not None else other.grad is None
+    assert torch.equal(masked.get_buffer("user_norm.running_variance"), plain.get_buffer("user_norm.running_variance"))
+
+
 def test_frozen_vectors_are_not_in_the_state() -> None:
     names = set(LearnAdaptor().state_dict())
     assert {name.split(".")[0] for name in names} == {
@@ -146,6 +163,14 @@ def test_vector_dropout_replaces_whole_vectors_in_training_alone() -> None:
 def test_vectors_of_another_width_are_refused() -> None:
     with pytest.raises(InputError, match=r"item vectors have shape \(12, 32\), expected \[B, 64\]; set item_dim"):
         LearnAdaptor()(vectors(), vectors(1, 32))
+
+
+def test_masks_and_rows_that_do_not_belong_together_are_refused() -> None:
+    adaptor = LearnAdaptor()
+    with pytest.raises(InputError, match=r"item_mask has shape \(12, 1\), expected \[12\]"):
+        adaptor(vectors(), vectors(1), None, torch.ones(B, 1, dtype=torch.bool))
+    with pytest.raises(InputError, match="12 user vectors for 5 item vectors, expected one of each per row"):
+        adaptor(vectors(), vectors(1)[:5])
 
 
 def test_an_unknown_normalization_is_refused() -> None:

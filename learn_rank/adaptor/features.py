@@ -1,0 +1,119 @@
+"""Ids in, LEARN features out: frozen stores looked up without gradient, then the adaptor."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from learn_rank.adaptor.fusion import AdaptorOutput, LearnAdaptor
+from learn_rank.errors import InputError
+
+
+class VectorStore(Protocol):
+    """Frozen vectors by id: `learn_rank.store.FrozenStore`, its `indexed_by`, a VectorTable, or your own."""
+
+    @property
+    def dim(self) -> int:
+        """D, the width of its vectors."""
+
+    def lookup(self, ids: Any, before: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vectors [B, D] of [B] ids, and a mask [B] bool, False where there is none; on any device.
+
+        before [B], unix milliseconds: of vectors with times, the newest made strictly before. Others ignore it.
+        """
+
+
+class VectorTable:
+    """Vectors by row number: a tensor that you hold yourself, on the device that it is on.
+
+    vectors [N, D] of any float type; mask [N] bool, False for rows that hold none. A number outside 0 .. N - 1 has no
+    vector.
+    """
+
+    has_as_of = False
+
+    def __init__(self, vectors: torch.Tensor, mask: torch.Tensor | None = None) -> None:
+        if vectors.ndim != 2 or not vectors.is_floating_point():
+            raise InputError(f"vectors are {vectors.dtype} of shape {tuple(vectors.shape)}, expected floats [N, D]")
+        if mask is not None and mask.shape != vectors.shape[:1]:
+            raise InputError(f"mask has shape {tuple(mask.shape)}, expected [{len(vectors)}]")
+        self.vectors = vectors.detach()
+        self.mask = None if mask is None else mask.to(vectors.device, torch.bool)
+
+    @property
+    def dim(self) -> int:
+        return self.vectors.shape[1]
+
+    def lookup(self, ids: Any, before: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vectors [B, D] and mask [B] of [B] row numbers: an integer tensor of any shape, a numpy array or a list."""
+        rows = _integers(ids).to(self.vectors.device, torch.int64).reshape(-1)
+        if not len(self.vectors):
+            return self.vectors.new_zeros(len(rows), self.dim), torch.zeros_like(rows, dtype=torch.bool)
+        found = (rows >= 0) & (rows < len(self.vectors))
+        rows = rows.where(found, torch.zeros_like(rows))
+        if self.mask is not None:
+            found = found & self.mask[rows]
+        return self.vectors.index_select(0, rows), found
+
+
+class LearnFeatures(nn.Module):
+    """User and item ids -> what LEARN says of them, inside any nn.Module.
+
+    The stores are no part of the module: their vectors are never parameters or buffers, in no state_dict, gradient or
+    optimizer; only the adaptor is trained. They stay where they are, in mapped files or on a device of their own, and
+    the vectors of a batch go to the adaptor's device. torch.compile leaves its graph for the lookup; torch.export,
+    TorchScript and torch.fx take the `adaptor` alone, with vectors as inputs.
+    """
+
+    def __init__(self, user_store: VectorStore, item_store: VectorStore, adaptor: LearnAdaptor) -> None:
+        super().__init__()
+        _check_store("user", user_store, adaptor.user_dim)
+        _check_store("item", item_store, adaptor.item_dim)
+        self.user_store, self.item_store = user_store, item_store
+        self.adaptor = adaptor
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of `AdaptorOutput.features()`."""
+        return self.adaptor.feature_dim
+
+    def forward(self, user_ids: Any, item_ids: Any, before: Any = None) -> AdaptorOutput:
+        """[B] ids each, as their stores know them: int64 tensors, numpy or pyarrow arrays, lists of strings.
+
+        before [B], unix milliseconds: when each row came up, for stores that hold snapshots.
+        """
+        lookup = self._lookup
+        if torch.compiler.is_compiling():
+            lookup = torch.compiler.disable(lookup)  # as a decorator it would load the compiler with this file
+        output: AdaptorOutput = self.adaptor(*lookup(user_ids, item_ids, before))
+        return output
+
+    @torch.no_grad()
+    def _lookup(self, user_ids: Any, item_ids: Any, before: Any) -> tuple[torch.Tensor, ...]:
+        """User and item vectors [B, D] and masks [B], in the order of the adaptor's arguments."""
+        if before is not None and not any(getattr(s, "has_as_of", True) for s in (self.user_store, self.item_store)):
+            raise InputError("`before` was given, but no store holds snapshots by time; leave it out")
+        user, user_mask = self.user_store.lookup(user_ids, before)
+        item, item_mask = self.item_store.lookup(item_ids, before)
+        device = self.adaptor.user_missing.device
+        return user.to(device), item.to(device), user_mask.to(device), item_mask.to(device)
+
+
+def _integers(ids: Any) -> torch.Tensor:
+    try:
+        numbers = torch.as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"ids of a VectorTable are its row numbers; a {type(ids).__name__} came ({error})")
+    if numbers.numel() and (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool):
+        raise InputError(f"ids of a VectorTable are its row numbers, expected integers; {numbers.dtype} came")
+    return numbers
+
+
+def _check_store(name: str, store: VectorStore, dim: int) -> None:
+    if isinstance(store, nn.Module) or not hasattr(store, "lookup"):
+        raise InputError(f"{name}_store is a {type(store).__name__}, expected a FrozenStore, its indexed_by(ids), a "
+                         "VectorTable, or an object of yours with `dim` and `lookup` that is no nn.Module")  # fmt: skip
+    if store.dim != dim:
+        raise InputError(f"{name} vectors have {store.dim} dimensions, the adaptor {dim}; set {name}_dim")
