@@ -13,7 +13,6 @@ from torch import nn
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from learn_rank.adaptor.fusion import AdaptorOutput
-from learn_rank.adaptor.loss import cvr_loss
 from learn_rank.errors import InputError
 
 NAME = "learn"  # of the submodule that a host gets
@@ -67,8 +66,7 @@ class Attached(nn.Module):
         """Scalar CVR loss of the host's last batch, to be added to the host's own; label and weight of B values."""
         if self.output is None:
             raise InputError("the host has not seen a batch with LEARN on: call it before cvr_loss")
-        logit = self.output.cvr_logit
-        return cvr_loss(logit, label.reshape(-1), None if weight is None else weight.reshape(-1))
+        return self.output.cvr_loss(label, weight)
 
     def join(self, optimizer: torch.optim.Optimizer) -> None:
         """Has the host's optimizer train what LEARN added, with the options of its first group; once, however often."""

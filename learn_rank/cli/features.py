@@ -8,6 +8,7 @@ from pathlib import Path
 from learn_rank.artifact import Manifest, file_fingerprint
 from learn_rank.cli.config import ExportFeaturesConfig, part_of, require
 from learn_rank.cli.folders import fingerprint_of, stage
+from learn_rank.cli.stages import store_fingerprints
 from learn_rank.errors import InputError
 from learn_rank.io import parquet_files
 from learn_rank.ranker.options import LearnColumnsOptions
@@ -23,12 +24,12 @@ def export_features(config: ExportFeaturesConfig) -> None:
     if config.log and not config.out:
         raise InputError("out is missing; add out=FOLDER for the rows of log")
     parquet_files(log)
-    checkpoint_dir, options = run_dir / "train" / config.arm, part_of(config, LearnColumnsOptions)
-    manifest = Manifest(
-        "features",
-        {"log": file_fingerprint(log), "train": fingerprint_of(checkpoint_dir, "train")},
-        {**asdict(options), "accept_stores": sorted(config.accept_stores)},
-    )
+    options = part_of(config, LearnColumnsOptions)
+    inputs = {"log": file_fingerprint(log), **store_fingerprints(run_dir / "prepare", run_dir / "export")}
+    checkpoint_dir = run_dir / "train" / config.arm if options.values == "learned" else None
+    if checkpoint_dir is not None:
+        inputs["train"] = fingerprint_of(checkpoint_dir, "train")
+    manifest = Manifest("features", inputs, {**asdict(options), "accept_stores": sorted(config.accept_stores)})
     out = Path(config.out) if config.out else run_dir / "features"
     stage(
         out,

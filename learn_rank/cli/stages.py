@@ -74,7 +74,7 @@ def train(config: RunConfig) -> None:
                 use_learn=arm != "baseline",
                 shuffle_seed=config.ranker.seed if _is_shuffled(config, arm) else None,
             )
-            used = _store_fingerprints(prepared, stores) if options.use_learn else {}
+            used = store_fingerprints(prepared, stores) if options.use_learn else {}
             manifest = Manifest("train", {"prepare": fingerprint_of(prepared, "prepare")}, options.of_weights())
             directory = folder(config, "train") / arm
             if on_main(partial(_is_trained, directory, manifest, used, config.accept_stores)):
@@ -114,7 +114,7 @@ def predict(config: RunConfig) -> None:
     inputs = {"prepare": fingerprint_of(prepared, "prepare")}
     inputs |= {arm: fingerprint_of(directory, "train") for arm, directory in trained.items()}
     if any(arm != "baseline" for arm in config.arms):
-        inputs |= _store_fingerprints(prepared, stores)
+        inputs |= store_fingerprints(prepared, stores)
     stage_on_ranks(
         folder(config, "predict"),
         Manifest("predict", inputs, {"arms": list(config.arms)}),
@@ -177,7 +177,8 @@ def validation_uauc(users: npt.NDArray[Any], labels: npt.NDArray[Any], scores: n
     return user_auc(users, labels.astype(np.int8), scores)
 
 
-def _store_fingerprints(prepared: Path, stores: Path) -> dict[str, str]:
+def store_fingerprints(prepared: Path, stores: Path) -> dict[str, str]:
+    """Name of a store of an export -> fingerprint."""
     from learn_rank.ranker.frozen import FrozenVectors
 
     return FrozenVectors(stores, num_folds=FeatureSet.read(prepared / FEATURES).num_folds).fingerprints

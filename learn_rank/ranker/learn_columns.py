@@ -25,7 +25,7 @@ from learn_rank.ranker.inputs import check_fingerprints, open_inputs
 from learn_rank.ranker.model import load_adaptor
 from learn_rank.ranker.options import LearnColumnsOptions
 from learn_rank.ranker.predict import trained_options
-from learn_rank.schema import FOLD, LEARN_COLUMNS
+from learn_rank.schema import FEATURES, FOLD, LEARN_COLUMNS, FeatureSet
 
 _READ_ROWS = 32_768
 _MILLISECONDS = {"s": 1000, "ms": 1}
@@ -36,7 +36,7 @@ def write_learn_columns(
     log: Path,
     prepared: Path,
     stores: Path,
-    checkpoint_dir: Path,
+    checkpoint_dir: Path | None,
     directory: Path,
     options: LearnColumnsOptions,
     *,
@@ -44,27 +44,33 @@ def write_learn_columns(
 ) -> dict[str, Any]:
     """The rows of a log, in order, with `LEARN_COLUMNS` beside their own columns: one file for every file of the log.
 
-    user and item are the frozen vectors as the ranker of checkpoint_dir sees them (normalised, its learned missing
-    vector where there is none), fusion what its adaptor makes of them. A row takes the newest user snapshot strictly
-    before its time. Where a run is cross-fitted, a row's `fold` says which user vector may be used; without that column
-    rows count as later than the training window. Files that are there are kept: a killed call goes on.
+    With a checkpoint_dir, user and item are the frozen vectors as its ranker sees them (normalised, its learned missing
+    vector where there is none), fusion what its adaptor makes of them; without, the vectors as they are, and zeros. A
+    row takes the newest user snapshot strictly before its time. Where a run is cross-fitted, a row's `fold` says which
+    user vector may be used; without that column rows count as later than the training window. Files that are there are
+    kept: a killed call goes on.
 
     InputError: no trained ranker, one of other stores that are not in accept_stores, a missing or unfit column.
     """
-    trained, meta = trained_options(checkpoint_dir)
-    inputs = open_inputs(prepared, stores, trained)
-    if inputs.frozen is None:
-        raise InputError(f"{checkpoint_dir}: a ranker without LEARN; name the arm that was trained with it")
-    with process_group():
-        check_fingerprints(inputs, meta, checkpoint_dir, accept_stores=accept_stores)
-        adaptor = load_adaptor(checkpoint_dir, trained, inputs.frozen)
+    adaptor = None
+    if checkpoint_dir is None:
+        frozen = FrozenVectors(stores, num_folds=FeatureSet.read(prepared / FEATURES).num_folds)
+    else:
+        trained, meta = trained_options(checkpoint_dir)
+        inputs = open_inputs(prepared, stores, trained)
+        if inputs.frozen is None:
+            raise InputError(f"{checkpoint_dir}: a ranker without LEARN; name the arm that was trained with it")
+        frozen = inputs.frozen
+        with process_group():
+            check_fingerprints(inputs, meta, checkpoint_dir, accept_stores=accept_stores)
+            adaptor = load_adaptor(checkpoint_dir, trained, frozen)
     files = parquet_files(log)
     facts = dict.fromkeys(("num_rows", *_MISSING), 0)
     total = 0
     for file in files:
         with open_parquet(file) as opened:
             schema = opened.schema_arrow
-            _check_columns(schema, file, options, needs_time=inputs.frozen.needs_time)
+            _check_columns(schema, file, options, needs_time=frozen.needs_time)
             total += opened.metadata.num_rows
     with progress_bar(total=total, description="export-features", unit="row") as bar:
         for file in files:
@@ -73,7 +79,7 @@ def write_learn_columns(
                 bar.update(pq.read_metadata(target).num_rows)
             else:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                writer = _Writer(inputs.frozen, adaptor, options, report=bar.update)
+                writer = _Writer(frozen, adaptor, options, report=bar.update)
                 write_file(target, partial(writer.write, file))
             for name, count in _counts(target).items():
                 facts[name] += count
@@ -86,7 +92,7 @@ class _Writer:
     def __init__(
         self,
         frozen: FrozenVectors,
-        adaptor: LearnAdaptor,
+        adaptor: LearnAdaptor | None,
         options: LearnColumnsOptions,
         *,
         report: Callable[[int], Any],
@@ -113,10 +119,12 @@ class _Writer:
         users, items = part.column(options.user_id), part.column(options.item_id)
         times = _times(part, options, file) if frozen.needs_time else np.zeros(len(part), np.int64)
         user_rows, item_rows = frozen.rows(users, items, timestamps=times, folds=_folds(part, frozen))
-        with torch.no_grad():
-            user, item, user_mask, item_mask = frozen.lookup(torch.from_numpy(user_rows), torch.from_numpy(item_rows))
-            output = self._adaptor(user, item, user_mask, item_mask)
-        for name, vectors in zip(LEARN_COLUMNS, output[:3], strict=True):
+        user, item, *masks = frozen.lookup(torch.from_numpy(user_rows), torch.from_numpy(item_rows))
+        fusion = torch.zeros(len(part), options.fusion_dim)
+        if self._adaptor is not None:
+            with torch.no_grad():
+                user, item, fusion, _ = self._adaptor(user, item, *masks)
+        for name, vectors in zip(LEARN_COLUMNS, (user, item, fusion), strict=True):
             part = part.append_column(name, _as_column(vectors, options))
         missing += [(user_rows < 0).sum(), (item_rows < 0).sum()]
         return part.select([*kept, *LEARN_COLUMNS])

@@ -177,6 +177,14 @@ class LearnColumnsOptions:
     item_id: str = field(default=ITEM_ID, metadata=_doc("item id column"))
     timestamp: str = field(default=TIMESTAMP, metadata=_doc("when a row came up: integers or timestamps"))
     timestamp_unit: str = field(default="ms", metadata=_doc("of integer timestamps: s, ms or us"))
+    values: str = field(
+        default="learned",
+        metadata=_doc(
+            "learned (what the run's ranker sees), or frozen (vectors as exported, zeros where there is none and for "
+            "the fusion: for a host that trains an adaptor of its own)"
+        ),
+    )
+    fusion_dim: int = field(default=64, metadata=_doc("of values=frozen: width of the zeros"))
     columns: list[str] = field(default_factory=list, metadata=_doc("columns of the log to keep; empty: all"))
     layout: str = field(
         default="fixed_list",
@@ -188,7 +196,7 @@ class LearnColumnsOptions:
     def __post_init__(self) -> None:
         for name, choices in (
             ("timestamp_unit", ("s", "ms", "us")), ("layout", ("fixed_list", "list", "string")),
-            ("dtype", ("float32", "float16")),
+            ("dtype", ("float32", "float16")), ("values", ("learned", "frozen")),
         ):  # fmt: skip
             if getattr(self, name) not in choices:
                 raise InputError(f"{name} is '{getattr(self, name)}', expected one of {', '.join(choices)}")

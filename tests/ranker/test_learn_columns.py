@@ -20,6 +20,7 @@ from learn_rank.ranker.options import LearnColumnsOptions
 from learn_rank.ranker.predict import predict
 from learn_rank.ranker.train import RankerOptions, train
 from learn_rank.schema import LEARN_COLUMNS
+from learn_rank.store import FrozenStore
 
 OPTIONS = RankerOptions(hidden_dims=[8], batch_size=512, epochs=1)
 
@@ -31,7 +32,7 @@ def directory(log, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write(log, directory: Path, out: Path, source: Path | None = None, **options: Any) -> dict[str, Any]:
+def write(log, directory: Path | None, out: Path, source: Path | None = None, **options: Any) -> dict[str, Any]:
     source = source or log.prepared / "interactions"
     return write_learn_columns(source, log.prepared, log.stores, directory, out, LearnColumnsOptions(**options))
 
@@ -73,6 +74,19 @@ def test_layouts_hold_the_same_numbers(log, directory: Path, tmp_path: Path) -> 
         np.testing.assert_array_equal(vectors_of(lists, name), vectors_of(fixed, name))
         parsed = [[float(number) for number in text.split(";")] for text in texts.column(name).to_pylist()]
         np.testing.assert_allclose(parsed, vectors_of(fixed, name), rtol=1e-6)
+
+
+def test_frozen_values_are_the_stores_with_zeros_where_there_is_none(log, tmp_path: Path) -> None:
+    source = log.prepared / "interactions" / "test.parquet"
+    facts = write(log, None, tmp_path, source, values="frozen", fusion_dim=3, layout="list")
+    table = pq.read_table(tmp_path / "test.parquet")
+    own = log.table("test")
+    vectors, mask = FrozenStore(log.stores / "item").lookup(own.column("item_id"))
+    np.testing.assert_array_equal(vectors_of(table, "learn_item"), vectors.numpy())
+    assert facts["rows_without_item"] == int((~mask).sum())
+    assert (vectors_of(table, "learn_fusion") == np.zeros((len(own), 3))).all()
+    lengths = np.linalg.norm(vectors_of(table, "learn_user"), axis=1)
+    assert (lengths == 0).sum() == facts["rows_without_user"]
 
 
 def test_half_precision_halves_the_columns(log, directory: Path, tmp_path: Path) -> None:
