@@ -10,7 +10,7 @@ from learn_rank.cli.config import ExportFeaturesConfig, part_of, require
 from learn_rank.cli.folders import fingerprint_of, stage
 from learn_rank.cli.stages import store_fingerprints
 from learn_rank.errors import InputError
-from learn_rank.io import parquet_files
+from learn_rank.io import open_parquet, parquet_files
 from learn_rank.ranker.options import LearnColumnsOptions
 
 
@@ -23,7 +23,7 @@ def export_features(config: ExportFeaturesConfig) -> None:
     log = Path(config.log) if config.log else run_dir / "prepare" / "interactions"
     if config.log and not config.out:
         raise InputError("out is missing; add out=FOLDER for the rows of log")
-    parquet_files(log)
+    open_parquet(parquet_files(log)[0]).close()
     options = part_of(config, LearnColumnsOptions)
     inputs = {"log": file_fingerprint(log), **store_fingerprints(run_dir / "prepare", run_dir / "export")}
     checkpoint_dir = run_dir / "train" / config.arm if options.values == "learned" else None

@@ -47,7 +47,7 @@ def test_a_log_of_ones_own_goes_where_it_is_told(run: Path, tmp_path: Path) -> N
     ("words", "message"),
     [
         ([], "run_dir"),
-        (["run_dir={run}", "log=nowhere", "out=x"], "nowhere: no such file"),
+        (["run_dir={run}", "log=nowhere", "out={run}/x"], "nowhere: no such file"),
         (["run_dir={run}", "log={run}/prepare/interactions"], "out is missing"),
         (["run_dir={run}", "layout=dense"], "layout is 'dense'"),
         (["run_dir={run}", "arm=shuffled"], "shuffled"),

@@ -1,0 +1,1 @@
+"""LEARN in rankers of other libraries: one thin file per host, which imports it where it is used."""
