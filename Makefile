@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH := 2.13.0
 TORCHREC := 1.8.0
+RECBOLE := 1.2.1
 export OMP_WAIT_POLICY = PASSIVE
 
 .PHONY: demo test lint clean
@@ -37,6 +38,7 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install -e '.[dev]'
+	$(BIN)/pip install --no-deps 'recbole==$(RECBOLE)'
 	touch $@
 
 clean:

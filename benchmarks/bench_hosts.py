@@ -1,0 +1,253 @@
+"""What does LEARN do for rankers of other libraries, and what does it cost them?
+
+    python benchmarks/bench_hosts.py run=RUN dir=DIR [seeds=3] [rates=1e-4,3e-4,1e-3] [threads=1]
+                                     [hosts="FuxiCTR DeepFM,TorchRec DLRM"] [out=benchmarks/results]
+
+RUN is a run directory with its export: `learn-rank pipeline dataset=movietweetings dataset.root=DATA run_dir=RUN`.
+Each host is trained alone, with the raw vectors beside its features, with the adaptor, and with the adaptor on
+shuffled vectors (the control). All have the same features, rows and budget: the learning rate and the epoch are chosen
+by validation UAUC, the learning rate among `rates` at seed 0. What is in DIR already is not trained again.
+Hosts that are not installed are named and left out: pip install 'learn-rank[hosts]'.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from host_log import Log, Rows, read_log
+from host_rankers import BATCH_ROWS, HOSTS, PREDICT_ROWS, Host
+
+from learn_rank.adaptor import AdaptorOutput, LearnAdaptor, LearnFeatures, VectorTable
+from learn_rank.artifact import installed_versions, read_manifest, write_json, write_text
+from learn_rank.evaluation import EvaluateOptions, evaluate, write_report
+from learn_rank.evaluation.evaluate import user_auc
+from learn_rank.evaluation.statistics import interval_key
+
+ARMS = ("alone", "raw vectors", "adaptor", "shuffled")
+MAX_EPOCHS, PATIENCE, CVR_WEIGHT, VECTOR_DROPOUT = 20, 2, 0.5, 0.3
+TIMED_ROWS, ROUNDS = 40_960, 5
+
+
+class RawVectors(LearnFeatures):
+    """The vectors as the adaptor normalises them, without a fusion of them."""
+
+    @property
+    def feature_dim(self) -> int:
+        return self.adaptor.user_dim + self.adaptor.item_dim
+
+    def forward(self, user_ids: Any, item_ids: Any, before: Any = None) -> AdaptorOutput:
+        output = super().forward(user_ids, item_ids, before)
+        return output._replace(fusion=output.fusion[:, :0])
+
+
+def build(name: str, arm: str, log: Log, tables: tuple[VectorTable, VectorTable], rate: float, seed: int) -> Host:
+    _, make, model = HOSTS[name]
+    host = make(log, model, rate, seed)
+    if arm != "alone":
+        torch.manual_seed(seed)
+        features = RawVectors if arm == "raw vectors" else LearnFeatures
+        adaptor = LearnAdaptor(tables[0].dim, tables[1].dim, vector_dropout=VECTOR_DROPOUT)
+        host.attach(features(*tables, adaptor), 0.0 if arm == "raw vectors" else CVR_WEIGHT)
+    return host
+
+
+def train(host: Host, log: Log, seed: int) -> dict[str, Any]:
+    """Trains until validation UAUC rises no more; the test scores of the best epoch."""
+    best: dict[str, Any] = {"validation": -1.0}
+    for epoch in range(1, MAX_EPOCHS + 1):
+        host.train_epoch(log.splits["train"], seed * 100 + epoch)
+        found = uauc(log.splits["validation"], host.predict(log.splits["validation"]))
+        if found > best["validation"]:
+            best = {"validation": found, "epoch": epoch, "scores": host.predict(log.splits["test"])}
+        elif epoch - best["epoch"] >= PATIENCE:
+            break
+    return best
+
+
+def uauc(rows: Rows, scores: np.ndarray) -> float:
+    users = rows.ids.column("user_id").combine_chunks()
+    return user_auc(np.asarray(users), rows.label.astype(np.int8), scores)
+
+
+def study(name: str, run: Path, folder: Path, seeds: range, grid: tuple[float, ...]) -> dict[str, list[dict[str, Any]]]:
+    """Arm -> one result per seed; scores and what chose them lie in the folder."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for arm in ARMS:
+        log, *tables = read_log(run, shuffle_seed=0 if arm == "shuffled" else None)
+        found[arm] = []
+        rate = 0.0
+        for seed in seeds:
+            rates = grid if seed == seeds[0] else (rate,)
+            results = []
+            for one in rates:
+                path = folder / name.replace(" ", "_") / arm.replace(" ", "_") / f"seed-{seed}-rate-{one:g}"
+                if not (path / "result.json").is_file():
+                    path.mkdir(parents=True, exist_ok=True)
+                    start = time.monotonic()
+                    result = train(build(name, arm, log, (tables[0], tables[1]), one, seed), log, seed)
+                    np.save(path / "scores.npy", result.pop("scores"))
+                    write_json(path / "result.json", {**result, "rate": one, "seconds": time.monotonic() - start})
+                found_here = json.loads((path / "result.json").read_text())
+                results.append({**found_here, "scores": str(path / "scores.npy")})
+            chosen = max(results, key=lambda result: result["validation"])
+            rate = chosen["rate"]
+            found[arm].append(chosen)
+            print(f"  {name}, {arm}, seed {seed}: validation {chosen['validation']:.4f} in epoch {chosen['epoch']}, "
+                  f"learning rate {rate:g}", flush=True)  # fmt: skip
+    return found
+
+
+def compare(name: str, found: dict[str, list[dict[str, Any]]], run: Path, folder: Path) -> list[dict[str, Any]]:
+    """The report of every seed, written beside the scores; its overall part."""
+    log, *_ = read_log(run)
+    rows = log.splits["test"]
+    reports = []
+    for number in range(len(found["alone"])):
+        scores = {arm.replace(" ", "_"): pa.array(np.load(found[arm][number]["scores"])) for arm in ARMS}
+        table = rows.ids
+        for arm, column in scores.items():
+            table = table.append_column(arm, column)
+        options = EvaluateOptions(
+            label=log.label, baseline="alone", treatment=["adaptor", "raw_vectors"], control="shuffled"
+        )
+        counts = {kind: run / "prepare" / f"{kind}_counts.parquet" for kind in ("user", "item")}
+        report = evaluate(table, user_segments=counts["user"], item_segments=counts["item"], options=options)
+        out = folder / name.replace(" ", "_") / f"report-{number}"
+        out.mkdir(exist_ok=True)
+        write_report(report, out)
+        reports.append(report)
+    return reports
+
+
+def costs(name: str, run: Path) -> dict[str, tuple[float, float]]:
+    """Arm -> milliseconds per batch of training and of scoring, medians of interleaved rounds."""
+    log, *tables = read_log(run)
+    rows = log.splits["train"]
+    part = rows.take(np.arange(min(TIMED_ROWS, len(rows))))
+    hosts = {arm: build(name, arm, log, (tables[0], tables[1]), 1e-3, 0) for arm in ("alone", "adaptor")}
+    times: dict[str, list[tuple[float, float]]] = {arm: [] for arm in hosts}
+    for number in range(ROUNDS + 1):
+        for arm, host in hosts.items():
+            start = time.perf_counter()
+            host.train_epoch(part, number)
+            middle = time.perf_counter()
+            host.predict(part)
+            if number:  # the first one warms up
+                times[arm].append((middle - start, time.perf_counter() - middle))
+    return {
+        arm: (statistics.median(one for one, _ in pairs), statistics.median(two for _, two in pairs))
+        for arm, pairs in times.items()
+    }
+
+
+def lifts(reports: list[dict[str, Any]], metric: str) -> dict[str, str]:
+    """Arm -> mean lift over seeds, the mean of their intervals and the spread between them."""
+    found = {}
+    for arm in ARMS[1:]:
+        parts = [_overall(report, arm)[metric] for report in reports]
+        deltas = [part["delta_pp"] for part in parts]
+        bounds = [part[interval_key(report["confidence"])] for part, report in zip(parts, reports, strict=True)]
+        low, high = (statistics.fmean(bound[side] for bound in bounds) for side in (0, 1))
+        spread = f", sd {statistics.stdev(deltas):.2f}" if len(deltas) > 1 else ""
+        text = f"{statistics.fmean(deltas):+.2f} ({low:+.2f} to {high:+.2f}{spread})"
+        found[arm] = f"**{text}**" if low > 0 or high < 0 else text
+    return found
+
+
+def _overall(report: dict[str, Any], arm: str) -> dict[str, Any]:
+    if arm == "shuffled":
+        return report["control"]["overall"]
+    return report["overall"] if arm == "adaptor" else report["further"][0]["overall"]
+
+
+def segment_table(reports: dict[str, list[dict[str, Any]]]) -> str:
+    """Markdown: UAUC lift of the adaptor by segment, means over seeds."""
+    lines = ["| host | segment | share of rows | UAUC alone | lift of the adaptor |", "|---|---|---|---|---|"]
+    for name, seeds in reports.items():
+        for parts in zip(*(report["segments"] for report in seeds), strict=True):
+            cells = [part["uauc"] for part in parts]
+            if any(cell["delta_pp"] is None for cell in cells):
+                continue
+            key = interval_key(seeds[0]["confidence"])
+            low, high = (statistics.fmean(cell[key][side] for cell in cells) for side in (0, 1))
+            lines.append(
+                f"| {name} | {parts[0]['entity']} {parts[0]['segment']} | {parts[0]['share_rows']:.0%} "
+                f"| {statistics.fmean(cell['baseline'] for cell in cells):.4f} "
+                f"| {statistics.fmean(cell['delta_pp'] for cell in cells):+.2f} ({low:+.2f} to {high:+.2f}) |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    settings = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    torch.set_num_threads(threads := int(settings.get("threads", 1)))
+    run, folder = Path(settings["run"]).resolve(), Path(settings["dir"]).resolve()
+    seeds = range(int(settings.get("seeds", 3)))
+    grid = tuple(float(rate) for rate in settings.get("rates", "1e-4,3e-4,1e-3").split(","))
+    asked = settings.get("hosts", ",".join(HOSTS)).split(",")
+    names = [name for name in asked if importlib.util.find_spec(HOSTS[name][0]) is not None]
+    recipe = read_manifest(run / "prepare", stage="prepare").options["recipe"]
+    reports: dict[str, list[dict[str, Any]]] = {}
+    quality = ["| host | UAUC alone | " + " | ".join(f"{arm}, UAUC" for arm in ARMS[1:]) + " | adaptor, WUAUC |"]
+    quality.append("|---" * (len(ARMS) + 2) + "|")
+    expense = [
+        "| host | training step alone, ms | with LEARN | scoring call alone, ms | with LEARN |",
+        "|---|---|---|---|---|",
+    ]
+    chosen = ["| host | arm | learning rate | epochs |", "|---|---|---|---|"]
+    for name in names:
+        found = study(name, run, folder, seeds, grid)
+        reports[name] = compare(name, found, run, folder)
+        alone = statistics.fmean(report["overall"]["uauc"]["baseline"] for report in reports[name])
+        uauc_cells, wuauc = lifts(reports[name], "uauc"), lifts(reports[name], "wuauc")["adaptor"]
+        quality.append(f"| {name} | {alone:.4f} | {' | '.join(uauc_cells.values())} | {wuauc} |")
+        for arm, results in found.items():
+            epochs = ", ".join(str(result["epoch"]) for result in results)
+            chosen.append(f"| {name} | {arm} | {results[0]['rate']:g} | {epochs} |")
+        times = costs(name, run)
+        cells = []
+        for place, rows in ((0, BATCH_ROWS), (1, PREDICT_ROWS)):
+            before, after = (1000 * times[arm][place] * rows / TIMED_ROWS for arm in ("alone", "adaptor"))
+            cells += [f"{before:.1f}", f"{after:.1f} ({after / before - 1:+.0%})"]
+        expense.append(f"| {name} | {' | '.join(cells)} |")
+        print(f"{quality[-1]}\n{expense[-1]}", flush=True)
+    versions = installed_versions()
+    parts = [
+        f"# LEARN in rankers of other libraries: {recipe['name']}",
+        f"`python benchmarks/bench_hosts.py run=RUN dir=DIR seeds={len(seeds)} "
+        f"rates={','.join(f'{rate:g}' for rate in grid)} threads={threads}`",
+        f"{platform.machine()}, {threads} thread(s), torch {versions['torch']}. Test window. Lifts over the host alone "
+        f"in percentage points, means over {len(seeds)} seeds; in brackets the mean of their paired 95 % intervals, "
+        "clustered by user, and the standard deviation between seeds. Bold: the interval leaves out zero. Learning "
+        f"rate ({', '.join(f'{rate:g}' for rate in grid)}; at seed 0) and epoch by validation UAUC, for every arm "
+        "alike.",
+        "\n".join(quality),
+        segment_table(reports),
+        f"Cost: batches of {BATCH_ROWS} rows in training and of {PREDICT_ROWS} in scoring, medians of {ROUNDS} "
+        "interleaved rounds, the making of the batches included.",
+        "\n".join(expense),
+        "\n".join(chosen),
+    ]
+    if left_out := [name for name in asked if name not in names]:
+        parts.append(f"Not installed, left out: {', '.join(left_out)}.")
+    text = "\n\n".join(parts) + "\n"
+    out = Path(settings.get("out", "benchmarks/results"))
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / f"hosts_{recipe['name']}.md", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    main()

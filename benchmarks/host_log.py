@@ -1,0 +1,105 @@
+"""A prepared run as arrays in memory, and its frozen vectors as tables, for rankers of other libraries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from learn_rank.adaptor import VectorTable
+from learn_rank.io import read_table
+from learn_rank.ranker.frozen import FrozenVectors
+from learn_rank.schema import FEATURES, FOLD, ITEM_ID, SPARSE_PREFIX, SPLITS, TIMESTAMP, USER_ID, FeatureSet
+
+_MAX_VALUES = 6  # of a list feature
+
+
+@dataclass(frozen=True)
+class Rows:
+    """N rows of a split. single: feature -> [N] table rows; lists: feature -> [N, 6], 0 is padding, rows begin at 1.
+
+    user_row, item_row [N]: rows of the vector tables, -1 where a row may see no vector.
+    """
+
+    ids: pa.Table
+    single: dict[str, npt.NDArray[np.int64]]
+    lists: dict[str, npt.NDArray[np.int64]]
+    label: npt.NDArray[np.float32]
+    user_row: npt.NDArray[np.int64]
+    item_row: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def take(self, chosen: npt.NDArray[np.int64] | slice) -> Rows:
+        return Rows(
+            self.ids,
+            {name: column[chosen] for name, column in self.single.items()},
+            {name: column[chosen] for name, column in self.lists.items()},
+            self.label[chosen],
+            self.user_row[chosen],
+            self.item_row[chosen],
+        )
+
+
+@dataclass(frozen=True)
+class Log:
+    """single and lists: features with the rows of their tables; lists count the padding."""
+
+    label: str
+    single: dict[str, int]
+    lists: dict[str, int]
+    splits: dict[str, Rows]
+
+
+def read_log(run: Path, *, shuffle_seed: int | None = None) -> tuple[Log, VectorTable, VectorTable]:
+    """The splits, and the user and item vectors that their rows name.
+
+    shuffle_seed: every user and item takes the rows of another one, the control for any claimed lift.
+    """
+    features = FeatureSet.read(run / "prepare" / FEATURES)
+    frozen = FrozenVectors(run / "export", num_folds=features.num_folds, shuffle_seed=shuffle_seed)
+    single = [one for one in features.sparse if not one.is_list]
+    lists = [one for one in features.sparse if one.is_list]
+    splits = {}
+    for split in SPLITS:
+        table = read_table(run / "prepare" / "interactions" / f"{split}.parquet").combine_chunks()
+        user_row, item_row = frozen.rows(
+            table.column(USER_ID).chunk(0),
+            table.column(ITEM_ID).chunk(0),
+            timestamps=table.column(TIMESTAMP).to_numpy(),
+            folds=table.column(FOLD).to_numpy().astype(np.int64),
+        )
+        splits[split] = Rows(
+            table.select([USER_ID, ITEM_ID, features.ranking_label]),
+            {one.name: table.column(SPARSE_PREFIX + one.name).to_numpy() for one in single},
+            {one.name: _padded(table.column(SPARSE_PREFIX + one.name).chunk(0)) for one in lists},
+            table.column(features.ranking_label).to_numpy().astype(np.float32),
+            user_row,
+            item_row,
+        )
+    log = Log(
+        features.ranking_label,
+        {one.name: one.num_embeddings for one in single},
+        {one.name: one.num_embeddings + 1 for one in lists},
+        splits,
+    )
+    num_users, num_items = (
+        1 + max(int(getattr(rows, name).max()) for rows in splits.values()) for name in ("user_row", "item_row")
+    )
+    users = frozen.lookup(torch.arange(num_users), torch.full((num_users,), -1)).user
+    items = frozen.lookup(torch.full((num_items,), -1), torch.arange(num_items)).item
+    return log, VectorTable(users), VectorTable(items)
+
+
+def _padded(lists: pa.ListArray) -> npt.NDArray[np.int64]:
+    """[N, 6] of [N] lists: values + 1, then zeros."""
+    starts, values = lists.offsets.to_numpy()[:-1], lists.values.to_numpy()
+    lengths = np.diff(lists.offsets.to_numpy())
+    places = starts[:, None] + np.arange(_MAX_VALUES)
+    is_there = np.arange(_MAX_VALUES) < lengths[:, None]
+    return np.where(is_there, values[np.minimum(places, max(len(values) - 1, 0))] + 1, 0)
