@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +23,6 @@ from tests.integrations import fuxictr_models as models
 from tests.integrations.cases_fuxictr import TASKS, batches, build, cases, enter, whole_batch
 from tests.integrations.hosts import make_log, vectors
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "learn_in_fuxictr.py"
 TRAIN, TEST = make_log(1, 600), make_log(2, 300)
 LAYERS = {
     "own-DNN": ["mlp.mlp.0"],
@@ -279,17 +277,6 @@ attach(torch.nn.Linear(2, 1), None, user="user", item="item")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1].endswith(": pip install fuxictr")
-
-
-def test_the_example_shows_learn_ahead_of_the_model_alone_and_of_shuffled_vectors() -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, EXAMPLE], capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    alone, learn, shuffled = (
-        [float(word.rstrip(",")) for word in line.split() if word[0] == "0"] for line in done.stdout.splitlines()
-    )
-    for part in range(2):  # of all rows, and of new items
-        assert learn[part] > max(alone[part], shuffled[part]) + 0.04
 
 
 def step(model: Any, batch: Any) -> None:

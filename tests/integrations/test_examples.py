@@ -1,9 +1,10 @@
-"""The examples for plain torch and TorchRec run, and show LEARN ahead."""
+"""The examples run as they stand, and show LEARN ahead of the ranker alone and of shuffled vectors."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,14 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+HOSTS = [path.stem.removeprefix("learn_in_") for path in sorted(EXAMPLES.glob("learn_in_*.py"))]
 
 
-@pytest.mark.parametrize("name", ["torch", "torchrec"])
+def test_there_are_examples() -> None:
+    assert HOSTS == ["deepctr_torch", "fuxictr", "torch", "torchrec"]
+
+
+@pytest.mark.parametrize("name", HOSTS)
 def test_learn_is_ahead_of_the_ranker_alone_and_of_shuffled_vectors(name: str) -> None:
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
@@ -22,8 +28,7 @@ def test_learn_is_ahead_of_the_ranker_alone_and_of_shuffled_vectors(name: str) -
         capture_output=True, text=True, check=False, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
-    alone, learn, shuffled = (
-        [float(word.rstrip(",")) for word in line.split() if word[0] == "0"] for line in done.stdout.splitlines()
-    )
+    found = re.findall(r"AUC (0\.\d+), of new items (0\.\d+)", done.stdout)
+    alone, learn, shuffled = ([float(area) for area in line] for line in found)
     for part in range(2):  # of all rows, and of new items
         assert learn[part] > max(alone[part], shuffled[part]) + 0.04
