@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from host_log import Log, Rows, read_log
+from host_log import Log, Rows, read_log, wide_log
 from host_rankers import BATCH_ROWS, HOSTS, PREDICT_ROWS, Host
 
 from learn_rank.adaptor import AdaptorOutput, LearnAdaptor, LearnFeatures, VectorTable
@@ -36,7 +36,7 @@ from learn_rank.evaluation.statistics import interval_key
 
 ARMS = ("alone", "raw vectors", "adaptor", "shuffled")
 MAX_EPOCHS, PATIENCE, CVR_WEIGHT, VECTOR_DROPOUT = 20, 2, 0.5, 0.3
-TIMED_ROWS, ROUNDS = 40_960, 5
+TIMED_ROWS, TIMED_HIDDEN, ROUNDS = 40_960, (400, 400, 400), 5
 
 
 class RawVectors(LearnFeatures):
@@ -51,9 +51,11 @@ class RawVectors(LearnFeatures):
         return output._replace(fusion=output.fusion[:, :0])
 
 
-def build(name: str, arm: str, log: Log, tables: tuple[VectorTable, VectorTable], rate: float, seed: int) -> Host:
+def build(
+    name: str, arm: str, log: Log, tables: tuple[VectorTable, VectorTable], rate: float, seed: int, **size: Any
+) -> Host:
     _, make, model = HOSTS[name]
-    host = make(log, model, rate, seed)
+    host = make(log, model, rate, seed, **size)
     if arm != "alone":
         torch.manual_seed(seed)
         features = RawVectors if arm == "raw vectors" else LearnFeatures
@@ -130,21 +132,22 @@ def compare(name: str, found: dict[str, list[dict[str, Any]]], run: Path, folder
     return reports
 
 
-def costs(name: str, run: Path) -> dict[str, tuple[float, float]]:
-    """Arm -> milliseconds per batch of training and of scoring, medians of interleaved rounds."""
-    log, *tables = read_log(run)
+def costs(name: str) -> dict[str, tuple[float, float]]:
+    """Arm -> processor seconds of training and of scoring TIMED_ROWS rows, medians of interleaved rounds."""
+    log, *tables = wide_log(TIMED_ROWS)
     rows = log.splits["train"]
-    part = rows.take(np.arange(min(TIMED_ROWS, len(rows))))
-    hosts = {arm: build(name, arm, log, (tables[0], tables[1]), 1e-3, 0) for arm in ("alone", "adaptor")}
+    hosts = {
+        arm: build(name, arm, log, (tables[0], tables[1]), 1e-3, 0, hidden=TIMED_HIDDEN) for arm in ("alone", "adaptor")
+    }
     times: dict[str, list[tuple[float, float]]] = {arm: [] for arm in hosts}
     for number in range(ROUNDS + 1):
         for arm, host in hosts.items():
-            start = time.perf_counter()
-            host.train_epoch(part, number)
-            middle = time.perf_counter()
-            host.predict(part)
+            start = time.process_time()
+            host.train_epoch(rows, number)
+            middle = time.process_time()
+            host.predict(rows)
             if number:  # the first one warms up
-                times[arm].append((middle - start, time.perf_counter() - middle))
+                times[arm].append((middle - start, time.process_time() - middle))
     return {
         arm: (statistics.median(one for one, _ in pairs), statistics.median(two for _, two in pairs))
         for arm, pairs in times.items()
@@ -215,7 +218,7 @@ def main() -> None:
         for arm, results in found.items():
             epochs = ", ".join(str(result["epoch"]) for result in results)
             chosen.append(f"| {name} | {arm} | {results[0]['rate']:g} | {epochs} |")
-        times = costs(name, run)
+        times = costs(name)
         cells = []
         for place, rows in ((0, BATCH_ROWS), (1, PREDICT_ROWS)):
             before, after = (1000 * times[arm][place] * rows / TIMED_ROWS for arm in ("alone", "adaptor"))
@@ -234,7 +237,8 @@ def main() -> None:
         "alike.",
         "\n".join(quality),
         segment_table(reports),
-        f"Cost: batches of {BATCH_ROWS} rows in training and of {PREDICT_ROWS} in scoring, medians of {ROUNDS} "
+        f"Cost on a generated log: 26 features of 16 dimensions, MLPs {'-'.join(map(str, TIMED_HIDDEN))}: processor "
+        f"time per batch of {BATCH_ROWS} rows in training and of {PREDICT_ROWS} in scoring, medians of {ROUNDS} "
         "interleaved rounds, the making of the batches included.",
         "\n".join(expense),
         "\n".join(chosen),

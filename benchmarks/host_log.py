@@ -96,6 +96,25 @@ def read_log(run: Path, *, shuffle_seed: int | None = None) -> tuple[Log, Vector
     return log, VectorTable(users), VectorTable(items)
 
 
+def wide_log(
+    num_rows: int, *, num_features: int = 26, table_rows: int = 10_000
+) -> tuple[Log, VectorTable, VectorTable]:
+    """A generated log as wide as those of advertising, for timing: 26 features, 100,000 users and items with vectors."""
+    generator = np.random.default_rng(0)
+    num_vectors = 100_000
+    rows = Rows(
+        pa.table({}),
+        {f"f{number}": generator.integers(table_rows, size=num_rows) for number in range(num_features)},
+        {},
+        generator.integers(2, size=num_rows).astype(np.float32),
+        *(generator.integers(num_vectors, size=num_rows) for _ in range(2)),
+    )
+    tables = [
+        VectorTable(torch.from_numpy(generator.normal(size=(num_vectors, 64)).astype(np.float32))) for _ in range(2)
+    ]
+    return Log("click", dict.fromkeys(rows.single, table_rows), {}, {"train": rows}), *tables
+
+
 def _padded(lists: pa.ListArray) -> npt.NDArray[np.int64]:
     """[N, 6] of [N] lists: values + 1, then zeros."""
     starts, values = lists.offsets.to_numpy()[:-1], lists.values.to_numpy()

@@ -23,6 +23,7 @@ from torch import nn
 from learn_rank.adaptor import LearnFeatures
 
 DIM, HIDDEN, BATCH_ROWS, PREDICT_ROWS = 16, (256, 128), 2048, 8192
+Hidden = tuple[int, ...]
 USER, ITEM = "learn_user", "learn_item"  # columns with rows of the vector tables
 
 
@@ -48,7 +49,7 @@ def _shuffled(rows: Rows, seed: int) -> npt.NDArray[np.int64]:
 class FuxiCTR:
     """A model of FuxiCTR's layers, trained by its BaseModel.train_step."""
 
-    def __init__(self, log: Log, model: str, learning_rate: float, seed: int) -> None:
+    def __init__(self, log: Log, model: str, learning_rate: float, seed: int, hidden: Hidden = HIDDEN) -> None:
         from fuxictr.features import FeatureMap
         from fuxictr.pytorch import layers
         from fuxictr.pytorch.models import BaseModel
@@ -76,7 +77,7 @@ class FuxiCTR:
                 super().__init__(feature_map, **options)
                 self.embedding_layer = layers.FeatureEmbedding(feature_map, DIM)
                 self.fm = layers.FactorizationMachine(feature_map)
-                self.mlp = layers.MLP_Block(input_dim=width, hidden_units=list(HIDDEN), output_dim=1)
+                self.mlp = layers.MLP_Block(input_dim=width, hidden_units=list(hidden), output_dim=1)
                 self.compile("adam", "binary_crossentropy", learning_rate)
                 self.reset_parameters()
 
@@ -91,8 +92,8 @@ class FuxiCTR:
                 super().__init__(feature_map, **options)
                 self.embedding_layer = layers.FeatureEmbedding(feature_map, DIM)
                 self.crossnet = layers.CrossNetV2(width, 3)
-                self.parallel_dnn = layers.MLP_Block(input_dim=width, hidden_units=list(HIDDEN))
-                self.fc = nn.Linear(width + HIDDEN[-1], 1)
+                self.parallel_dnn = layers.MLP_Block(input_dim=width, hidden_units=list(hidden))
+                self.fc = nn.Linear(width + hidden[-1], 1)
                 self.compile("adam", "binary_crossentropy", learning_rate)
                 self.reset_parameters()
 
@@ -128,7 +129,7 @@ class FuxiCTR:
 class DeepCTRTorch:
     """A model of DeepCTR-Torch, trained by its own fit."""
 
-    def __init__(self, log: Log, model: str, learning_rate: float, seed: int) -> None:
+    def __init__(self, log: Log, model: str, learning_rate: float, seed: int, hidden: Hidden = HIDDEN) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             from deepctr_torch import models
             from deepctr_torch.inputs import SparseFeat, VarLenSparseFeat
@@ -137,7 +138,7 @@ class DeepCTRTorch:
         for name, size in log.lists.items():
             columns.append(VarLenSparseFeat(SparseFeat(name, size, embedding_dim=DIM), maxlen=width, combiner="mean"))
         make = getattr(models, model)
-        self._model = make(columns, columns, dnn_hidden_units=HIDDEN, seed=seed)
+        self._model = make(columns, columns, dnn_hidden_units=hidden, seed=seed)
         self._model.compile(
             torch.optim.Adam(self._model.parameters(), learning_rate), "binary_crossentropy", metrics=[]
         )
@@ -167,7 +168,7 @@ class DeepCTRTorch:
 class TorchRec:
     """TorchRec's DLRM in its DLRMTrain, with torch's Adam."""
 
-    def __init__(self, log: Log, model: str, learning_rate: float, seed: int) -> None:
+    def __init__(self, log: Log, model: str, learning_rate: float, seed: int, hidden: Hidden = HIDDEN) -> None:
         from torchrec.models import dlrm
         from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
         from torchrec.modules.embedding_modules import EmbeddingBagCollection
@@ -188,7 +189,7 @@ class TorchRec:
             EmbeddingBagCollection(tables=tables),
             dense_in_features=1,  # it needs one; the log has none
             dense_arch_layer_sizes=[64, DIM],
-            over_arch_layer_sizes=[*HIDDEN, 1],
+            over_arch_layer_sizes=[*hidden, 1],
         )
         self._train = dlrm.DLRMTrain(ranker)
         self._optimizer = torch.optim.Adam(self._train.parameters(), learning_rate)
@@ -231,7 +232,7 @@ class TorchRec:
 
 
 # name -> (module it needs, what makes it, model)
-HOSTS: dict[str, tuple[str, Callable[[Log, str, float, int], Host], str]] = {
+HOSTS: dict[str, tuple[str, Callable[..., Host], str]] = {
     "FuxiCTR DeepFM": ("fuxictr", FuxiCTR, "DeepFM"),
     "FuxiCTR DCNv2": ("fuxictr", FuxiCTR, "DCNv2"),
     "DeepCTR-Torch DeepFM": ("deepctr_torch", DeepCTRTorch, "DeepFM"),

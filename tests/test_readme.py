@@ -12,10 +12,11 @@ from learn_rank.cli.config import load
 from learn_rank.cli.main import _COMMANDS
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
+RANKERS = (Path(__file__).parents[1] / "docs" / "rankers.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def test_python_examples_run() -> None:
@@ -24,6 +25,14 @@ def test_python_examples_run() -> None:
     assert len(found) >= 2
     for block in found:
         exec(compile(block, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("block", blocks("python", RANKERS))
+def test_python_examples_for_other_rankers_run(block: str) -> None:
+    for host in ("torch", "deepctr_torch", "torchrec"):
+        if f"from {host}" in block or f"import {host}" in block:
+            pytest.importorskip(host)
+    exec(compile(block, "rankers.md", "exec"), {})
 
 
 def test_the_recipe_is_accepted(tmp_path: Path) -> None:
@@ -37,7 +46,7 @@ def test_the_recipe_is_accepted(tmp_path: Path) -> None:
 def test_every_learn_rank_command_has_options_that_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shop.yaml").write_text(blocks("yaml")[0])
-    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    lines = "\n".join([*blocks("bash"), *blocks("bash", RANKERS)]).replace("\\\n", " ").splitlines()
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("learn-rank ")]
     assert len(commands) >= 2
     for _, *words in commands:
