@@ -99,7 +99,7 @@ def read_log(run: Path, *, shuffle_seed: int | None = None) -> tuple[Log, Vector
 def wide_log(
     num_rows: int, *, num_features: int = 26, table_rows: int = 10_000
 ) -> tuple[Log, VectorTable, VectorTable]:
-    """A generated log as wide as those of advertising, for timing: 26 features, 100,000 users and items with vectors."""
+    """A generated log as wide as those of advertising, for timing: 26 features, 100,000 users and items."""
     generator = np.random.default_rng(0)
     num_vectors = 100_000
     rows = Rows(
