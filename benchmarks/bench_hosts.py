@@ -3,7 +3,8 @@
     python benchmarks/bench_hosts.py run=RUN dir=DIR [seeds=3] [rates=1e-4,3e-4,1e-3] [threads=1]
                                      [hosts="FuxiCTR DeepFM,TorchRec DLRM"] [out=benchmarks/results]
 
-RUN is a run directory with its export: `learn-rank pipeline dataset=movietweetings dataset.root=DATA run_dir=RUN`.
+RUN is a run directory with its export: `learn-rank pipeline dataset=movietweetings dataset.root=DATA run_dir=RUN`, or one
+of an ablation, RUN/ablate/next/seed-0.
 Each host is trained alone, with the raw vectors beside its features, with the adaptor, and with the adaptor on
 shuffled vectors (the control). All have the same features, rows and budget: the learning rate and the epoch are chosen
 by validation UAUC, the learning rate among `rates` at seed 0. What is in DIR already is not trained again.
@@ -35,7 +36,9 @@ from learn_rank.evaluation.evaluate import user_auc
 from learn_rank.evaluation.statistics import interval_key
 
 ARMS = ("alone", "raw vectors", "adaptor", "shuffled")
-MAX_EPOCHS, PATIENCE, CVR_WEIGHT, VECTOR_DROPOUT = 20, 2, 0.5, 0.3
+# embeddings start near zero: for a few epochs nothing may move
+MIN_EPOCHS, MAX_EPOCHS, PATIENCE = 5, 20, 2
+CVR_WEIGHT, VECTOR_DROPOUT = 0.5, 0.3
 TIMED_ROWS, TIMED_HIDDEN, ROUNDS = 40_960, (400, 400, 400), 5
 
 
@@ -72,7 +75,7 @@ def train(host: Host, log: Log, seed: int) -> dict[str, Any]:
         found = uauc(log.splits["validation"], host.predict(log.splits["validation"]))
         if found > best["validation"]:
             best = {"validation": found, "epoch": epoch, "scores": host.predict(log.splits["test"])}
-        elif epoch - best["epoch"] >= PATIENCE:
+        elif epoch >= MIN_EPOCHS and epoch - best["epoch"] >= PATIENCE:
             break
     return best
 
