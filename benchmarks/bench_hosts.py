@@ -3,8 +3,8 @@
     python benchmarks/bench_hosts.py run=RUN dir=DIR [seeds=3] [rates=1e-4,3e-4,1e-3] [threads=1]
                                      [hosts="FuxiCTR DeepFM,TorchRec DLRM"] [out=benchmarks/results]
 
-RUN is a run directory with its export: `learn-rank pipeline dataset=movietweetings dataset.root=DATA run_dir=RUN`, or one
-of an ablation, RUN/ablate/next/seed-0.
+RUN is a run directory with its export: `learn-rank pipeline dataset=movietweetings dataset.root=DATA run_dir=RUN`, or
+one of an ablation, RUN/ablate/next/seed-0.
 Each host is trained alone, with the raw vectors beside its features, with the adaptor, and with the adaptor on
 shuffled vectors (the control). All have the same features, rows and budget: the learning rate and the epoch are chosen
 by validation UAUC, the learning rate among `rates` at seed 0. What is in DIR already is not trained again.
