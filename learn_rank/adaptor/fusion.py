@@ -96,10 +96,10 @@ class LearnAdaptor(nn.Module):
         item_mask: torch.Tensor | None = None,
     ) -> AdaptorOutput:
         """[B, U] and [B, I] vectors of any float type, with [B] masks (True: there is a vector; None: all have one)."""
-        # two conditions: TorchScript compiles the whole of one
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined]  # noqa: SIM102
-            if not is_fx_symbolic_tracing():
-                _check_shapes(user, item, user_mask, item_mask, self.user_dim, self.item_dim)
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            pass  # TorchScript compiles nothing of the other branches
+        elif not is_fx_symbolic_tracing():
+            _check_shapes(user, item, user_mask, item_mask, self.user_dim, self.item_dim)
         user_mask, item_mask = _present(user, user_mask), _present(item, item_mask)
         user = self._fill(self.user_norm(user, user_mask), user_mask, self.user_missing)
         item = self._fill(self.item_norm(item, item_mask), item_mask, self.item_missing)
