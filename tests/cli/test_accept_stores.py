@@ -41,10 +41,10 @@ def refused(command: str, run: Path, capsys: pytest.CaptureFixture[str], *more: 
 
 def refresh_stores(run: Path) -> list[str]:
     """Exports from towers that were trained for longer; the new fingerprints."""
-    before = stages._store_fingerprints(run / "prepare", run / "export")
+    before = stages.store_fingerprints(run / "prepare", run / "export")
     for command in ("align", "export"):
         stage(command, run, "align.epochs=2")
-    after = stages._store_fingerprints(run / "prepare", run / "export")
+    after = stages.store_fingerprints(run / "prepare", run / "export")
     assert all(before[name] != after[name] for name in ("item", "user"))
     return list(after.values())
 
