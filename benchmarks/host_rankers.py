@@ -174,7 +174,6 @@ class TorchRec:
         from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
         torch.manual_seed(seed)
-        self._names = [*log.single, *log.lists]
         tables = [
             EmbeddingBagConfig(
                 name=f"{name}_table",

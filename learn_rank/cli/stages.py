@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,6 @@ from learn_rank.cli.folders import fingerprint_of, folder, say, stage, stage_on_
 from learn_rank.errors import InputError
 from learn_rank.memory import parse_bytes, resident_bytes
 from learn_rank.schema import FEATURES, VALUE, FeatureSet
-
-if TYPE_CHECKING:
-    pass
 
 
 def prepare(config: RunConfig) -> None:
