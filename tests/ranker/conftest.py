@@ -21,6 +21,7 @@ from learn_rank.ranker.inputs import open_inputs
 from learn_rank.ranker.model import build_ranker
 from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.sharding import shard
+from learn_rank.ranker.train import train
 from learn_rank.schema import FeatureSet, SparseFeature, interactions_schema
 from learn_rank.store.writer import write_store
 
@@ -99,6 +100,15 @@ def write_log() -> Callable[..., Log]:
 @pytest.fixture(scope="session")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Log:
     return _write_log(tmp_path_factory.mktemp("log"))
+
+
+@pytest.fixture(scope="session")
+def directory(log: Log, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small ranker with LEARN, trained on `log` for an epoch."""
+    folder = tmp_path_factory.mktemp("trained")
+    options = RankerOptions(hidden_dims=[8], batch_size=512, epochs=1)
+    train(log.prepared, log.stores, folder, options, validation_metric=lambda *_: 0.5)
+    return folder
 
 
 @pytest.fixture(scope="session")

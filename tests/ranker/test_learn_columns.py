@@ -17,19 +17,10 @@ from learn_rank.ranker.inputs import open_inputs
 from learn_rank.ranker.learn_columns import write_learn_columns
 from learn_rank.ranker.model import load_adaptor
 from learn_rank.ranker.options import LearnColumnsOptions
-from learn_rank.ranker.predict import predict
+from learn_rank.ranker.predict import predict, trained_options
 from learn_rank.ranker.train import RankerOptions, train
 from learn_rank.schema import LEARN_COLUMNS
 from learn_rank.store import FrozenStore
-
-OPTIONS = RankerOptions(hidden_dims=[8], batch_size=512, epochs=1)
-
-
-@pytest.fixture(scope="module")
-def directory(log, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    train(log.prepared, log.stores, folder, OPTIONS, validation_metric=lambda *_: 0.5)
-    return folder
 
 
 def write(log, directory: Path | None, out: Path, source: Path | None = None, **options: Any) -> dict[str, Any]:
@@ -129,9 +120,10 @@ def test_rows_without_a_vector_take_the_learned_one_and_are_counted(log, directo
     pq.write_table(table.set_column(place, "user_id", pa.array([10**6] * 50)), tmp_path / "new.parquet")
     facts = write(log, directory, tmp_path / "out", tmp_path / "new.parquet")
     assert facts == {"num_rows": 50, "rows_without_user": 50, "rows_without_item": facts["rows_without_item"]}
-    inputs = open_inputs(log.prepared, log.stores, OPTIONS)
+    options, _ = trained_options(directory)
+    inputs = open_inputs(log.prepared, log.stores, options)
     assert inputs.frozen is not None
-    missing = load_adaptor(directory, OPTIONS, inputs.frozen).user_missing.detach().numpy()
+    missing = load_adaptor(directory, options, inputs.frozen).user_missing.detach().numpy()
     found = vectors_of(pq.read_table(tmp_path / "out" / "new.parquet"), "learn_user")
     np.testing.assert_array_equal(found, np.tile(missing, (50, 1)))
 

@@ -13,15 +13,6 @@ from learn_rank.errors import InputError
 from learn_rank.ranker.predict import predict, write_predictions
 from learn_rank.ranker.train import RankerOptions, train
 
-OPTIONS = RankerOptions(hidden_dims=[8], batch_size=512, epochs=1)
-
-
-@pytest.fixture(scope="module")
-def directory(log, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    train(log.prepared, log.stores, folder, OPTIONS, validation_metric=lambda *_: 0.5)
-    return folder
-
 
 def test_every_row_has_one_probability_whatever_the_batch_size(log, directory: Path) -> None:
     whole = predict(log.prepared, log.stores, directory, "test", batch_rows=10_000)
