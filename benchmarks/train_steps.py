@@ -16,6 +16,7 @@ from train_peers import DIM, Train, initial_mlp
 
 from learn_rank.adaptor import LearnAdaptor
 from learn_rank.distributed import Process
+from learn_rank.ranker.backbones import Features
 from learn_rank.ranker.batch import BatchReader, RankerBatch
 from learn_rank.ranker.frozen import FrozenVectors
 from learn_rank.ranker.model import Ranker, build_ranker, ranker_loss
@@ -36,9 +37,8 @@ class MlpBackbone(nn.Module):
         super().__init__()
         self.top = initial_mlp(num_features, learn_dim)
 
-    def forward(self, dense: torch.Tensor, sparse: torch.Tensor, learn: torch.Tensor | None = None) -> torch.Tensor:
-        parts = [sparse.flatten(1)] if learn is None else [sparse.flatten(1), learn]
-        logit: torch.Tensor = self.top(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0])
+    def forward(self, features: Features) -> torch.Tensor:
+        logit: torch.Tensor = self.top(features.concatenated())
         return logit.squeeze(1)
 
 

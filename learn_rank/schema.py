@@ -19,6 +19,7 @@ VALUE = "value"  # float64, revenue of a conversion
 NUM_INTERACTIONS = "num_interactions"  # int64, rows of a user or item in the training window
 SEGMENT = "segment"  # string, such as cold_start
 SPARSE_PREFIX = "sparse."  # int64 table row, or list<int64> of them
+SEQUENCE_PREFIX = "sequence."  # list<int64> of table rows, oldest first
 DENSE_PREFIX = "dense."  # float32
 LEARN_COLUMNS = ("learn_user", "learn_item", "learn_fusion")  # lists of float: what a ranker sees of LEARN
 
@@ -49,12 +50,23 @@ class SparseFeature:
     """A categorical feature whose values were turned into table rows.
 
     Rows 0 .. num_embeddings - 2 are known values (or hash buckets); the last row is shared by all values that are
-    unknown, rare or missing. A list feature holds zero or more rows per interaction.
+    unknown, rare or missing. A list feature holds zero or more rows per interaction. embedding_dim: width of its table,
+    0 for the ranker's own.
     """
 
     name: str
     num_embeddings: int
     is_list: bool = False
+    embedding_dim: int = 0
+
+
+@dataclass(frozen=True)
+class SequenceFeature:
+    """What a user did before: table rows of the single-valued sparse feature `of`, oldest first, at most max_length."""
+
+    name: str
+    of: str
+    max_length: int
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,7 @@ class FeatureSet:
     history_label: str
     has_value: bool
     num_folds: int  # 0: user vectors are chosen by time
+    sequences: tuple[SequenceFeature, ...] = ()
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n")
@@ -83,6 +96,7 @@ class FeatureSet:
             raise InputError(f"{path}: no such file; run `learn-rank prepare` first")
         fields = json.loads(path.read_text())
         fields["sparse"] = tuple(SparseFeature(**feature) for feature in fields["sparse"])
+        fields["sequences"] = tuple(SequenceFeature(**feature) for feature in fields.get("sequences", ()))
         fields["dense"] = tuple(fields["dense"])
         fields["labels"] = tuple(fields["labels"])
         return FeatureSet(**fields)
@@ -102,6 +116,9 @@ def interactions_schema(features: FeatureSet, user_type: pa.DataType, item_type:
     for feature in features.sparse:
         kind = pa.list_(pa.int64()) if feature.is_list else pa.int64()
         fields.append(pa.field(SPARSE_PREFIX + feature.name, kind, nullable=False))
+    fields += [
+        pa.field(SEQUENCE_PREFIX + feature.name, pa.list_(pa.int64()), nullable=False) for feature in features.sequences
+    ]
     fields += [pa.field(DENSE_PREFIX + name, pa.float32(), nullable=False) for name in features.dense]
     return pa.schema(fields)
 

@@ -13,7 +13,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from learn_rank import checkpoint
 from learn_rank.adaptor import LearnAdaptor, cvr_loss
-from learn_rank.ranker.backbones import build_backbone
+from learn_rank.ranker.backbones import Features, Widths, build_backbone
 from learn_rank.ranker.batch import RankerBatch
 from learn_rank.ranker.frozen import FrozenVectors, LearnVectors
 from learn_rank.ranker.options import RankerOptions
@@ -49,11 +49,12 @@ class Ranker(nn.Module):
         self, sparse: KeyedJaggedTensor, dense: torch.Tensor, vectors: LearnVectors | None = None
     ) -> RankerOutput:
         """sparse: B rows of every feature, or padded; dense [B, num_dense]; vectors exactly if there is an adaptor."""
-        pooled = pooled_embeddings(self.tables(sparse), sparse)[: len(dense)]  # [B, F, D]
+        pooled = pooled_embeddings(self.tables(sparse), sparse)[: len(dense)]
+        features = Features(dense, pooled)
         if self.adaptor is None or vectors is None:
-            return RankerOutput(self.backbone(dense, pooled).float(), None)
+            return RankerOutput(self.backbone(features).float(), None)
         learned = self.adaptor(vectors.user, vectors.item, vectors.user_mask, vectors.item_mask)
-        logit = self.backbone(dense, pooled, learned.features())
+        logit = self.backbone(features._replace(learn=learned.features()))
         return RankerOutput(logit.float(), learned.cvr_logit.float())
 
 
@@ -63,17 +64,12 @@ def build_ranker(features: FeatureSet, options: RankerOptions, frozen: FrozenVec
     adaptor = None
     if frozen is not None:
         adaptor = _build_adaptor(options, frozen)
-    backbone = build_backbone(
-        options.backbone,
-        num_sparse=len(features.sparse),
-        embedding_dim=options.embedding_dim,
-        num_dense=len(features.dense),
-        learn_dim=0 if adaptor is None else adaptor.feature_dim,
-        hidden_dims=options.hidden_dims,
-        num_cross_layers=options.num_cross_layers,
-        cross_rank=options.cross_rank,
-        dropout=options.dropout,
+    widths = Widths(
+        dense=len(features.dense),
+        sparse=(options.embedding_dim,) * len(features.sparse),
+        learn=0 if adaptor is None else adaptor.feature_dim,
     )
+    backbone = build_backbone(widths, options)
     return Ranker(build_tables(features.sparse, options.embedding_dim), backbone=backbone, adaptor=adaptor)
 
 

@@ -30,7 +30,10 @@ def _operational(text: str) -> dict[str, Any]:
 class RankerOptions:
     """Knobs of `train`. The same options, features, stores and number of ranks give the same weights."""
 
-    backbone: str = field(default="dcnv2", metadata=_doc(f"network on top of the features: {', '.join(BACKBONES)}"))
+    backbone: str = field(
+        default="dcnv2",
+        metadata=_doc(f"network on top of the features: {', '.join(BACKBONES)}, or your own as pkg.module:build"),
+    )
     embedding_dim: int = field(default=16, metadata=_doc("width of every trainable table; a multiple of 4"))
     hidden_dims: list[int] = field(default_factory=lambda: [256, 128], metadata=_doc("widths of the backbone's MLP"))
     num_cross_layers: int = field(default=2, metadata=_doc("cross layers of dcnv2"))
@@ -98,7 +101,7 @@ class RankerOptions:
     )
 
     def __post_init__(self) -> None:
-        if self.backbone not in BACKBONES:
+        if self.backbone not in BACKBONES and ":" not in self.backbone:
             raise InputError(f"backbone '{self.backbone}' is unknown{nearest(self.backbone)}")
         _check_choice("cvr_space", self.cvr_space, CVR_SPACES)
         _check_choice("schedule", self.schedule, SCHEDULES)

@@ -64,7 +64,7 @@ def pad_rows(sparse: KeyedJaggedTensor, num_rows: int) -> KeyedJaggedTensor:
 
 
 def pooled_embeddings(summed: KeyedTensor, sparse: KeyedJaggedTensor) -> torch.Tensor:
-    """[B, F, D] in the order of sparse.keys(): the mean over the rows of a list, zeros for an empty list.
+    """[B, F * D] in the order of sparse.keys(): the mean over the rows of a list, zeros for an empty list.
 
     The key order of a sharded result depends on the plan, so it is regrouped. The mean is taken here because TorchRec
     1.8 with PoolingType.MEAN divides by the lengths of another feature once tables are sharded in two ways, some by
@@ -73,7 +73,7 @@ def pooled_embeddings(summed: KeyedTensor, sparse: KeyedJaggedTensor) -> torch.T
     names = sparse.keys()
     values = KeyedTensor.regroup([summed], [names])[0]  # [B, F * D]
     lengths = sparse.lengths().view(len(names), -1).T.clamp(min=1)  # [B, F]
-    return values.view(len(values), len(names), -1) / lengths.unsqueeze(2)
+    return (values.view(len(values), len(names), -1) / lengths.unsqueeze(2)).flatten(1)
 
 
 @torch.no_grad()

@@ -1,0 +1,31 @@
+"""DCNv2 (Wang et al., arXiv 2008.13535) with TorchRec's cross network."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torchrec.modules.crossnet import LowRankCrossNet
+
+from learn_rank.layers import mlp
+from learn_rank.ranker.backbones.features import Features, Widths
+from learn_rank.ranker.options import RankerOptions
+
+
+class DCNv2(nn.Module):
+    """Low-rank cross network beside an MLP, both over the concatenation of all features (the paper's parallel form).
+
+    x_{l+1} = x_0 * (W_l V_l x_l + b_l) + x_l; LEARN features are crossed like any other.
+    """
+
+    def __init__(self, widths: Widths, options: RankerOptions) -> None:
+        super().__init__()
+        in_dim = widths.total
+        self.cross = LowRankCrossNet(in_dim, options.num_cross_layers, low_rank=min(options.cross_rank, in_dim))
+        self.deep = mlp(in_dim, options.hidden_dims, dropout=options.dropout)
+        self.head = nn.Linear(in_dim + options.hidden_dims[-1], 1)
+
+    def forward(self, features: Features) -> torch.Tensor:
+        """Logits [B]."""
+        x = features.concatenated()  # [B, in_dim]
+        logit: torch.Tensor = self.head(torch.cat([self.cross(x), self.deep(x)], dim=1))
+        return logit.squeeze(1)
