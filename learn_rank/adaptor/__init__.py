@@ -4,5 +4,15 @@ from learn_rank.adaptor.attach import Attached, attach
 from learn_rank.adaptor.features import LearnFeatures, VectorTable
 from learn_rank.adaptor.fusion import AdaptorOutput, LearnAdaptor
 from learn_rank.adaptor.loss import cvr_loss
+from learn_rank.adaptor.vectors import RawVectors
 
-__all__ = ["AdaptorOutput", "Attached", "LearnAdaptor", "LearnFeatures", "VectorTable", "attach", "cvr_loss"]
+__all__ = [
+    "AdaptorOutput",
+    "Attached",
+    "LearnAdaptor",
+    "LearnFeatures",
+    "RawVectors",
+    "VectorTable",
+    "attach",
+    "cvr_loss",
+]

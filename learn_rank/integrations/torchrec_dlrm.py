@@ -13,8 +13,8 @@ from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from learn_rank.adaptor.attach import Attached
 from learn_rank.adaptor.attach import attach as attach_to
-from learn_rank.adaptor.fusion import PresentBatchNorm
 from learn_rank.adaptor.loss import cvr_loss
+from learn_rank.adaptor.vectors import PresentBatchNorm
 from learn_rank.distributed import num_ranks, sum_over_ranks
 from learn_rank.errors import InputError
 from learn_rank.integrations.host import host_module

@@ -12,7 +12,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from learn_rank.adaptor import AdaptorOutput, LearnAdaptor, LearnFeatures, VectorTable, cvr_loss
-from learn_rank.adaptor.fusion import PresentBatchNorm
+from learn_rank.adaptor.vectors import PresentBatchNorm
 
 NUM_ROWS = 40
 Columns = tuple[torch.Tensor, ...]

@@ -1,4 +1,4 @@
-"""LearnAdaptor: what it gives, what its masks do, and which loss trains what."""
+"""LearnAdaptor: what it gives, and which loss trains what."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from learn_rank.adaptor import LearnAdaptor, cvr_loss
-from learn_rank.adaptor.fusion import PresentBatchNorm
 from learn_rank.errors import InputError
 
 B = 12
@@ -37,48 +36,24 @@ def test_fusion_module_is_two_linear_layers() -> None:
     assert torch.equal(adaptor(user, item).fusion, by_hand)
 
 
-def test_batch_normalisation_of_present_rows_equals_torch_batch_norm() -> None:
-    ours, oracle = PresentBatchNorm(64), nn.BatchNorm1d(64, affine=False)
-    for seed in range(3):
-        batch = vectors(seed) * 0.1 + 0.3
-        torch.testing.assert_close(ours(batch, torch.ones(B, dtype=torch.bool)), oracle(batch))
-    torch.testing.assert_close(ours.running_mean, oracle.running_mean)
-    torch.testing.assert_close(ours.running_variance, oracle.running_var)
-    torch.testing.assert_close(ours.eval()(batch, None), oracle.eval()(batch))
-
-
-def test_absent_rows_do_not_count_in_the_statistics() -> None:
-    mask = torch.arange(B) < 5
-    with_garbage = torch.where(mask.unsqueeze(1), vectors(), torch.full((B, 64), float("nan")))
-    masked, alone = PresentBatchNorm(64), PresentBatchNorm(64)
-    torch.testing.assert_close(masked(with_garbage, mask)[:5], alone(with_garbage[:5], None))
-    torch.testing.assert_close(masked.running_variance, alone.running_variance)
-
-
-@pytest.mark.parametrize("num_present", [0, 1])
-def test_a_batch_with_fewer_than_two_vectors_uses_the_running_statistics(num_present: int) -> None:
-    norm = PresentBatchNorm(64)
-    norm(vectors(), None)
-    before = norm.running_mean.clone()
-    mask = torch.arange(B) < num_present
-    assert torch.equal(norm(vectors(1), mask), norm.eval()(vectors(1), mask))
-    assert torch.equal(norm.running_mean, before)
-
-
-@pytest.mark.parametrize("normalization", ["batch", "layer", "none"])
-def test_a_row_without_a_vector_takes_the_missing_vector_whatever_it_holds(normalization: str) -> None:
-    adaptor = LearnAdaptor(normalization=normalization)
-    with torch.no_grad():
-        adaptor.user_missing.fill_(2.0)
-    mask = torch.arange(B) % 3 != 0
-    user = torch.where(mask.unsqueeze(1), vectors(), torch.full((B, 64), float("nan")))
-    output = adaptor(user, vectors(1), mask, None)
-    assert torch.equal(output.user[~mask], torch.full((4, 64), 2.0))
-    assert output.features().isfinite().all()
-    output.features().sum().backward()
-    assert adaptor.user_missing.grad is not None
-    assert adaptor.user_missing.grad.abs().sum() > 0
-    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in adaptor.parameters())
+def test_interactions_are_the_product_and_the_cosine_of_the_aligned_vectors() -> None:
+    adaptor = LearnAdaptor(8, 8, fusion_inputs="interactions", normalization="none", scale=3.0)
+    user, item = vectors(0, 8), vectors(1, 8)
+    user[2] = float("nan")
+    mask = torch.arange(B) != 2
+    filled = torch.where(mask.unsqueeze(1), 3 * user, adaptor.user_missing)
+    cosine = nn.CosineSimilarity()(user, item).unsqueeze(1)
+    cosine[2] = 0
+    x = torch.cat([filled, 3 * item, 3 * filled * item, cosine], 1)
+    output = adaptor(user, item, mask)
+    torch.testing.assert_close(output.fusion, adaptor.fusion(x))
+    torch.testing.assert_close(output.item, 3 * item)
+    with pytest.raises(
+        InputError, match=r"multiplies user and item vectors, which are 8 and 4 wide; use concatenation"
+    ):
+        LearnAdaptor(8, 4, fusion_inputs="interactions")
+    with pytest.raises(InputError, match="fusion_inputs is 'product', expected one of concatenation, interactions"):
+        LearnAdaptor(fusion_inputs="product")
 
 
 @pytest.mark.parametrize("is_stopped", [False, True])
@@ -90,30 +65,6 @@ def test_ranker_gradient_reaches_the_fusion_module_unless_stopped(is_stopped: bo
     assert (gradient is None) == is_stopped
     (gradient,) = torch.autograd.grad(cvr_loss(output.cvr_logit, torch.ones(B)), adaptor.fusion[0].weight)
     assert gradient.abs().sum() > 0
-
-
-def test_masks_of_zeros_and_ones_mean_the_same() -> None:
-    adaptor, mask = LearnAdaptor().eval(), torch.arange(B) % 3 != 0
-    expected = adaptor(vectors(), vectors(1), mask, mask).features()
-    assert torch.equal(adaptor(vectors(), vectors(1), mask.float(), mask.long()).features(), expected)
-
-
-def test_no_mask_is_a_mask_of_all() -> None:
-    masked, plain = LearnAdaptor(), LearnAdaptor()
-    plain.load_state_dict(masked.state_dict())
-    everyone = torch.ones(B, dtype=torch.bool)
-    for adaptor, masks in ((masked, (everyone, everyone)), (plain, ())):
-        adaptor(vectors(), vectors(1), *masks).features().sum().backward()
-    for one, other in zip(masked.parameters(), plain.parameters(), strict=True):
-        assert torch.equal(one.grad, other.grad) if one.grad is not None else other.grad is None
-    assert torch.equal(masked.get_buffer("user_norm.running_variance"), plain.get_buffer("user_norm.running_variance"))
-
-
-def test_frozen_vectors_are_not_in_the_state() -> None:
-    names = set(LearnAdaptor().state_dict())
-    assert {name.split(".")[0] for name in names} == {
-        "user_norm", "item_norm", "user_missing", "item_missing", "fusion", "cvr",
-    }  # fmt: skip
 
 
 def test_adaptor_learns_a_product_of_user_and_item() -> None:
@@ -139,40 +90,3 @@ def test_adaptor_exports_for_serving_with_any_number_of_rows() -> None:
     program = torch.export.export(adaptor, (vectors(0), vectors(1), mask, mask), dynamic_shapes=shapes)
     arguments = (vectors(2)[:5], vectors(3)[:5], mask[:5], mask[:5])
     torch.testing.assert_close(program.module()(*arguments), adaptor(*arguments))
-
-
-def test_vector_dropout_replaces_whole_vectors_in_training_alone() -> None:
-    torch.manual_seed(0)
-    adaptor = LearnAdaptor(4, 4, vector_dropout=0.3, normalization="none")
-    with torch.no_grad():
-        adaptor.user_missing.fill_(9.0)
-        adaptor.item_missing.fill_(9.0)
-    vectors = torch.randn(4000, 4)
-    output = adaptor(vectors, vectors)
-    for found in (output.user, output.item):
-        is_dropped = (found == 9.0).all(1)
-        assert is_dropped.float().mean().item() == pytest.approx(0.3, abs=0.03)
-        assert torch.equal(found[~is_dropped], vectors[~is_dropped])
-    both = (output.user == 9.0).all(1) & (output.item == 9.0).all(1)
-    assert both.float().mean().item() == pytest.approx(0.09, abs=0.02)  # users and items apart
-    assert torch.equal(adaptor.eval()(vectors, vectors).user, vectors)
-    with pytest.raises(InputError, match=r"vector_dropout is 1\.0"):
-        LearnAdaptor(vector_dropout=1.0)
-
-
-def test_vectors_of_another_width_are_refused() -> None:
-    with pytest.raises(InputError, match=r"item vectors have shape \(12, 32\), expected \[B, 64\]; set item_dim"):
-        LearnAdaptor()(vectors(), vectors(1, 32))
-
-
-def test_masks_and_rows_that_do_not_belong_together_are_refused() -> None:
-    adaptor = LearnAdaptor()
-    with pytest.raises(InputError, match=r"item_mask has shape \(12, 1\), expected \[12\]"):
-        adaptor(vectors(), vectors(1), None, torch.ones(B, 1, dtype=torch.bool))
-    with pytest.raises(InputError, match="12 user vectors for 5 item vectors, expected one of each per row"):
-        adaptor(vectors(), vectors(1)[:5])
-
-
-def test_an_unknown_normalization_is_refused() -> None:
-    with pytest.raises(InputError, match="normalization is 'group', expected one of batch, layer, none"):
-        LearnAdaptor(normalization="group")

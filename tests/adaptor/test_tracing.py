@@ -12,16 +12,17 @@ import torch
 from torch import nn
 
 from learn_rank.adaptor import LearnAdaptor
-from learn_rank.adaptor.fusion import PresentBatchNorm
+from learn_rank.adaptor.vectors import PresentBatchNorm
 
 Inputs = tuple[torch.Tensor, ...]
 Trace = Callable[[LearnAdaptor, Inputs], Callable[..., Any]]
 ROWS = torch.export.Dim("rows", min=2)
 
 
-def inputs(num_rows: int, *, with_masks: bool) -> Inputs:
+def inputs(num_rows: int, *, with_masks: bool, dims: tuple[int, int] = (8, 4)) -> Inputs:
     generator = torch.Generator().manual_seed(num_rows)
-    vectors = torch.randn(num_rows, 8, generator=generator), torch.randn(num_rows, 4, generator=generator)
+    user_dim, item_dim = dims
+    vectors = torch.randn(num_rows, user_dim, generator=generator), torch.randn(num_rows, item_dim, generator=generator)
     masks = torch.arange(num_rows) % 3 != 0, torch.arange(num_rows) % 4 != 1
     return (*vectors, *masks) if with_masks else vectors
 
@@ -110,12 +111,16 @@ def test_weights_and_statistics_loaded_after_tracing_are_those_that_count(trace:
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("normalization", ["layer", "none"])
+@pytest.mark.parametrize(
+    "options", [{"normalization": "layer"}, {"normalization": "none", "scale": 8.0, "fusion_inputs": "interactions"}]
+)
 @pytest.mark.parametrize("trace", TRACERS)
-def test_every_normalization_traces(trace: Trace, normalization: str) -> None:
+def test_every_normalization_and_input_of_the_fusion_traces(trace: Trace, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    plain = LearnAdaptor(8, 4, normalization=normalization)
-    run, example = trace(copy.deepcopy(plain), inputs(12, with_masks=True)), inputs(5, with_masks=True)
+    dims = (8, 8) if "fusion_inputs" in options else (8, 4)
+    plain = LearnAdaptor(*dims, **options)
+    many, example = (inputs(rows, with_masks=True, dims=dims) for rows in (12, 5))
+    run = trace(copy.deepcopy(plain), many)
     for found, expected in zip(outcome(run, example), outcome(plain, example), strict=True):
         torch.testing.assert_close(found, expected)
 

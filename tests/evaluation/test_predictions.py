@@ -74,7 +74,16 @@ def test_scores_may_have_any_float_width(kind):
         pa.array([7, 7, 8, 8, 9, 9]).dictionary_encode(),
         pa.DictionaryArray.from_arrays([0, 0, 2, 2, 3, 3], ["a", None, "b", "c"]),  # a null that no row uses
     ],
-    ids=str,
+    ids=[
+        "int8",
+        "uint64",
+        "int64 ends",
+        "string",
+        "large_string",
+        "dictionary of strings",
+        "dictionary",
+        "unused null",
+    ],
 )
 def test_ids_of_every_kind_give_the_same_report(ids):
     assert _values(_table(user_id=ids)) == _values(_table())
@@ -117,7 +126,7 @@ def test_a_table_a_mapping_a_file_and_a_folder_of_small_row_groups_give_the_same
         {"click": pa.array([1, 0, 0, 1, 1, 0], pa.int64())},
         {"a": pa.array([0.5, 0.1, 0.3, 0.9, 0.2, 0.2], pa.float64())},
     ],
-    ids=str,
+    ids=["int32", "dictionary", "int64 label", "float64 score"],
 )
 def test_files_of_types_that_go_together_are_read_as_one(changed, tmp_path):
     folder = _folder(tmp_path / "log", _table(), _table(**{"user_id": [4, 4, 5, 5, 6, 6], **changed}), _table())

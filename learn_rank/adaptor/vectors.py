@@ -1,0 +1,217 @@
+"""Frozen user and item vectors as a ranker takes them: normalised, and a learned vector where there is none."""
+
+# annotations are types here and not strings: TorchScript reads them
+from collections.abc import Callable
+from typing import NamedTuple, Self
+
+import torch
+import torch.fx
+from torch import distributed, nn
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
+
+from learn_rank.errors import InputError
+
+NORMALIZATIONS = ("batch", "layer", "none")
+
+
+class TakenVectors(NamedTuple):
+    """user [B, U] and item [B, I] as the ranker takes them; has_both [B] bool: neither is the missing vector."""
+
+    user: torch.Tensor
+    item: torch.Tensor
+    has_both: torch.Tensor
+
+
+class RawVectors(nn.Module):
+    """User and item vectors side by side, without a fusion: what LearnAdaptor is built on and compared with.
+
+    Vectors are inputs, never parameters: pass what the stores hold, without gradient. A row without a vector (mask
+    False) takes a learned missing vector instead, whatever its values.
+
+    normalization: unit-norm vectors of 64 dimensions are about 0.1 per dimension, too small beside id embeddings.
+    "batch" standardises each dimension by the present rows (see PresentBatchNorm), "layer" each vector by its own mean
+    and variance, "none" leaves them. scale multiplies them after that.
+    vector_dropout: share of rows that take the missing vector in training although they have one, for users and items
+    apart: the ranker cannot lean on a user's vector as on a second id, and meets missing ones before it serves them.
+    synchronise: batch statistics over all processes of the default group; every process must then call together.
+    """
+
+    def __init__(
+        self,
+        user_dim: int = 64,
+        item_dim: int = 64,
+        *,
+        normalization: str = "batch",
+        scale: float = 1.0,
+        vector_dropout: float = 0.0,
+        synchronise: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 <= vector_dropout < 1:
+            raise InputError(f"vector_dropout is {vector_dropout}, expected 0 <= vector_dropout < 1")
+        self.vector_dropout, self.scale = vector_dropout, scale
+        self.user_dim, self.item_dim = user_dim, item_dim
+        self.user_norm = _normalization(normalization, user_dim, synchronise)
+        self.item_norm = _normalization(normalization, item_dim, synchronise)
+        self.user_missing = nn.Parameter(torch.zeros(user_dim))
+        self.item_missing = nn.Parameter(torch.zeros(item_dim))
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of what the ranker gets."""
+        return self.user_dim + self.item_dim
+
+    def forward(
+        self,
+        user: torch.Tensor,
+        item: torch.Tensor,
+        user_mask: torch.Tensor | None = None,
+        item_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """[B, U + I] from [B, U] and [B, I] vectors of any float type; masks as in `take`."""
+        taken = self.take(user, item, user_mask, item_mask)
+        return torch.cat([taken.user, taken.item], dim=1)
+
+    def take(
+        self, user: torch.Tensor, item: torch.Tensor, user_mask: torch.Tensor | None, item_mask: torch.Tensor | None
+    ) -> TakenVectors:
+        """Both, in the type of the weights; masks [B] (True: there is a vector), None where all rows have one."""
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            pass  # TorchScript compiles nothing of the other branches
+        elif not is_fx_symbolic_tracing():
+            _check_shapes(user, item, user_mask, item_mask, self.user_dim, self.item_dim)
+        user_mask, item_mask = _present(user, user_mask), _present(item, item_mask)
+        user_kept, item_kept = self._kept(user_mask), self._kept(item_mask)
+        return TakenVectors(
+            self._fill(self.user_norm(user, user_mask), user_kept, self.user_missing),
+            self._fill(self.item_norm(item, item_mask), item_kept, self.item_missing),
+            user_kept & item_kept,
+        )
+
+    def _kept(self, mask: torch.Tensor) -> torch.Tensor:
+        """[B] bool: the rows whose vector is there and, in training, not dropped."""
+        if self.training and self.vector_dropout > 0:
+            mask = mask & (torch.rand_like(mask, dtype=torch.float32) >= self.vector_dropout)
+        return mask
+
+    def _fill(self, vectors: torch.Tensor, mask: torch.Tensor, missing: torch.Tensor) -> torch.Tensor:
+        """[B, D]: the scaled vectors that are kept, else the missing one."""
+        vectors = vectors.to(missing.dtype)
+        if self.scale != 1.0:
+            vectors = vectors * self.scale
+        return torch.where(mask.unsqueeze(1), vectors, missing)
+
+
+class PresentBatchNorm(nn.Module):
+    """Standardises each dimension with the statistics of the rows that have a vector.
+
+    As nn.BatchNorm1d without affine parameters, except that absent rows do not count, a batch with fewer than two
+    present rows uses the running statistics, and no gradient goes through the statistics: the inputs are frozen.
+    That makes statistics over several processes one plain all-reduce, on CPU too. Statistics are float32 in a model of
+    float16 or bfloat16 too: a running mean that moves by a tenth of a difference would stand still there.
+    """
+
+    running_mean: torch.Tensor
+    running_variance: torch.Tensor
+
+    def __init__(self, dim: int, *, momentum: float = 0.1, eps: float = 1e-5, synchronise: bool = False) -> None:
+        super().__init__()
+        self.momentum, self.eps, self.synchronise = momentum, eps, synchronise
+        self.register_buffer("running_mean", torch.zeros(dim, dtype=torch.float32))
+        self.register_buffer("running_variance", torch.ones(dim, dtype=torch.float32))
+
+    def forward(self, vectors: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """[B, D] -> [B, D]; rows with mask False hold whatever the formula makes of them."""
+        mean, variance = self.running_mean, self.running_variance
+        if self.training:
+            mean, variance = self._update(vectors.detach(), _present(vectors, mask))
+        return _standardise(vectors, mean, variance, self.eps)
+
+    def _update(self, vectors: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and variance [D] of this batch; moves the running ones."""
+        # squares of small numbers: less cancellation in the variance
+        shifted = vectors.to(self.running_mean.dtype) - self.running_mean
+        shifted = shifted.masked_fill(~mask.unsqueeze(1), 0.0)
+        count = mask.sum(dtype=shifted.dtype).reshape(1)
+        sums = torch.cat([count, shifted.sum(0), shifted.square().sum(0)])  # [1 + 2 D]
+        if self.synchronise:
+            sums = _sum_over_processes(sums)
+        count = sums[0]
+        offset, square = (sums[1:] / count.clamp(min=1)).chunk(2)
+        variance = (square - offset.square()).clamp(min=0)
+        is_enough = count > 1
+        mean = self.running_mean + torch.where(is_enough, offset, torch.zeros_like(offset))
+        variance = torch.where(is_enough, variance, self.running_variance)
+        unbiased = torch.where(is_enough, variance * count / (count - 1).clamp(min=1), variance)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_variance.lerp_(unbiased, self.momentum)
+        return mean, variance
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """What to(), half() and bfloat16() call."""
+        before = self.running_mean, self.running_variance
+        super()._apply(fn, recurse)
+        if self.running_mean.dtype.itemsize < before[0].dtype.itemsize:
+            self.running_mean, self.running_variance = (kept.to(self.running_mean.device) for kept in before)
+        return self
+
+
+class _RowNorm(nn.Module):
+    """Normalisation of each row by itself, or none; takes the mask that PresentBatchNorm needs."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, vectors: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        out: torch.Tensor = self.norm(vectors)
+        return out
+
+
+def _normalization(name: str, dim: int, synchronise: bool) -> nn.Module:
+    if name == "batch":
+        return PresentBatchNorm(dim, synchronise=synchronise)
+    if name == "layer":
+        return _RowNorm(nn.LayerNorm(dim, elementwise_affine=False))
+    if name == "none":
+        return _RowNorm(nn.Identity())
+    raise InputError(f"normalization is '{name}', expected one of {', '.join(NORMALIZATIONS)}")
+
+
+def _present(vectors: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """[B] bool."""
+    return torch.ones_like(vectors[:, 0], dtype=torch.bool) if mask is None else mask.to(torch.bool)
+
+
+# leaves for torch.fx, which keeps what is made of buffers alone as a constant, and cannot follow conditions on shapes
+@torch.fx.wrap
+def _standardise(vectors: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, eps: float) -> torch.Tensor:
+    return (vectors - mean) * torch.rsqrt(variance + eps)
+
+
+@torch.fx.wrap
+def _check_shapes(
+    user: torch.Tensor,
+    item: torch.Tensor,
+    user_mask: torch.Tensor | None,
+    item_mask: torch.Tensor | None,
+    user_dim: int,
+    item_dim: int,
+) -> None:
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return
+    for name, vectors, mask, dim in (("user", user, user_mask, user_dim), ("item", item, item_mask, item_dim)):
+        if vectors.ndim != 2 or vectors.shape[1] != dim:
+            raise InputError(f"{name} vectors have shape {tuple(vectors.shape)}, expected [B, {dim}]; set {name}_dim")
+        if mask is not None and mask.shape != vectors.shape[:1]:
+            raise InputError(f"{name}_mask has shape {tuple(mask.shape)}, expected [{len(vectors)}]")
+    if user.shape[0] != item.shape[0]:
+        raise InputError(f"{len(user)} user vectors for {len(item)} item vectors, expected one of each per row")
+
+
+@torch.fx.wrap
+@torch.jit.unused
+def _sum_over_processes(sums: torch.Tensor) -> torch.Tensor:
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        distributed.all_reduce(sums)
+    return sums
