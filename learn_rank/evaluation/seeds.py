@@ -1,0 +1,91 @@
+"""The lift of rankers that were trained several times: over users and over trainings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from learn_rank.errors import InputError
+from learn_rank.evaluation.statistics import interval
+
+Float64Array = npt.NDArray[np.float64]
+
+
+class SeedLift(NamedTuple):
+    """Means over users of their AUC averaged over seeds. delta = treatment - baseline with its interval and p-value.
+
+    low, high and p_value are None for a single user. seed_deviation: standard deviation of delta between seeds, None
+    for one seed. num_users: those with both classes.
+    """
+
+    baseline: float
+    treatment: float
+    delta: float
+    low: float | None
+    high: float | None
+    p_value: float | None
+    seed_deviation: float | None
+    num_users: int
+
+
+def lift_over_seeds(
+    user_ids: npt.NDArray[Any],
+    labels: npt.NDArray[Any],
+    baseline: Sequence[npt.NDArray[np.floating]],
+    treatment: Sequence[npt.NDArray[np.floating]],
+    *,
+    is_weighted: bool = False,
+    confidence: float = 0.95,
+) -> SeedLift:
+    """UAUC (is_weighted: WUAUC) of [N] rows, and its lift, from the [N] scores of each of S trainings, seed by seed.
+
+    A user's AUC is averaged over the seeds before users are compared, so that what one training did by chance to one
+    user weighs 1 / S. Both users and seeds are samples: the variance is that between users (clustered, delta method)
+    plus that between seeds / S. With one seed it is the interval of `evaluate`, which holds for that training alone.
+
+    InputError: unequal numbers of seeds, a label other than 0 or 1, a NaN score, no user with both classes.
+    """
+    if not baseline or len(baseline) != len(treatment):
+        raise InputError(f"{len(baseline)} and {len(treatment)} trainings, expected as many of both, at least one")
+    if not np.isin(labels, (0, 1)).all():
+        raise InputError(f"labels hold {np.setdiff1d(labels, (0, 1))[0]}, expected 0 and 1")
+    users, num_rows = np.unique(user_ids, return_inverse=True, return_counts=True)[1:]
+    before, after = (np.stack([_user_auc(users, labels, one) for one in arm]) for arm in (baseline, treatment))
+    is_scored = np.isfinite(before[0])
+    num_users = int(is_scored.sum())
+    if not num_users:
+        raise InputError(f"none of {len(num_rows)} users has both a positive and a negative row")
+    weight = num_rows[is_scored].astype(np.float64) if is_weighted else np.ones(num_users)
+    before, after = before[:, is_scored], after[:, is_scored]
+    difference = (after - before).mean(0)
+    delta = float(np.average(difference, weights=weight))
+    variance = float((weight**2 * (difference - delta) ** 2).sum()) / weight.sum() ** 2
+    deviation = None
+    if len(before) > 1:
+        deviation = float(np.average(after - before, axis=1, weights=weight).std(ddof=1))
+        variance += deviation**2 / len(before)
+    low, high, p_value = interval(delta, math.sqrt(variance), num_clusters=num_users, confidence=confidence)
+    levels = [float(np.average(arm.mean(0), weights=weight)) for arm in (before, after)]
+    return SeedLift(levels[0], levels[1], delta, low, high, p_value, deviation, num_users)
+
+
+def _user_auc(users: npt.NDArray[np.int64], labels: npt.NDArray[Any], scores: npt.NDArray[np.floating]) -> Float64Array:
+    """AUC of each user, ties one half; NaN without both classes."""
+    if np.isnan(scores).any():
+        raise InputError(f"score {int(np.argmax(np.isnan(scores)))} is NaN; every training must score every row")
+    order = np.lexsort((scores, users))
+    users, scores, is_positive = users[order], scores[order], labels[order] == 1
+    is_first = np.r_[True, (users[1:] != users[:-1]) | (scores[1:] != scores[:-1])]  # of rows of a user that tie
+    tie = np.cumsum(is_first) - 1
+    user = users[is_first]
+    positives, negatives = (np.bincount(tie, its_class) for its_class in (is_positive, ~is_positive))
+    below = np.cumsum(negatives) - negatives
+    totals = [np.bincount(user, its_class) for its_class in (positives, negatives)]
+    below -= (np.cumsum(totals[1]) - totals[1])[user]  # the negatives of earlier users
+    wins = np.bincount(user, positives * (below + negatives / 2))
+    with np.errstate(invalid="ignore"):
+        return np.asarray(wins / (totals[0] * totals[1]))
