@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 	$(BIN)/learn-rank demo run_dir=runs/demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -28,12 +28,12 @@ import pyarrow as pa
 import torch
 from host_log import Log, Rows, read_log, wide_log
 from host_rankers import BATCH_ROWS, HOSTS, PREDICT_ROWS, Host
+from lift_tables import HOW, Window, cell, read_window
 
 from learn_rank.adaptor import AdaptorOutput, LearnAdaptor, LearnFeatures, VectorTable
 from learn_rank.artifact import installed_versions, read_manifest, write_json, write_text
 from learn_rank.evaluation import EvaluateOptions, evaluate, write_report
 from learn_rank.evaluation.evaluate import user_auc
-from learn_rank.evaluation.statistics import interval_key
 
 ARMS = ("alone", "raw vectors", "adaptor", "shuffled")
 # embeddings start near zero: for a few epochs nothing may move
@@ -113,26 +113,21 @@ def study(name: str, run: Path, folder: Path, seeds: range, grid: tuple[float, .
     return found
 
 
-def compare(name: str, found: dict[str, list[dict[str, Any]]], run: Path, folder: Path) -> list[dict[str, Any]]:
-    """The report of every seed, written beside the scores; its overall part."""
+def compare(name: str, scores: dict[str, list[np.ndarray]], run: Path, folder: Path) -> None:
+    """Writes the report of every seed beside the scores."""
     log, *_ = read_log(run)
-    rows = log.splits["test"]
-    reports = []
-    for number in range(len(found["alone"])):
-        scores = {arm.replace(" ", "_"): pa.array(np.load(found[arm][number]["scores"])) for arm in ARMS}
-        table = rows.ids
-        for arm, column in scores.items():
-            table = table.append_column(arm, column)
-        options = EvaluateOptions(
-            label=log.label, baseline="alone", treatment=["adaptor", "raw_vectors"], control="shuffled"
-        )
-        counts = {kind: run / "prepare" / f"{kind}_counts.parquet" for kind in ("user", "item")}
+    counts = {kind: run / "prepare" / f"{kind}_counts.parquet" for kind in ("user", "item")}
+    options = EvaluateOptions(
+        label=log.label, baseline="alone", treatment=["adaptor", "raw_vectors"], control="shuffled"
+    )
+    for number in range(len(scores["alone"])):
+        table = log.splits["test"].ids
+        for arm in ARMS:
+            table = table.append_column(arm.replace(" ", "_"), pa.array(scores[arm][number]))
         report = evaluate(table, user_segments=counts["user"], item_segments=counts["item"], options=options)
         out = folder / name.replace(" ", "_") / f"report-{number}"
         out.mkdir(exist_ok=True)
         write_report(report, out)
-        reports.append(report)
-    return reports
 
 
 def costs(name: str) -> dict[str, tuple[float, float]]:
@@ -157,40 +152,15 @@ def costs(name: str) -> dict[str, tuple[float, float]]:
     }
 
 
-def lifts(reports: list[dict[str, Any]], metric: str) -> dict[str, str]:
-    """Arm -> mean lift over seeds, the mean of their intervals and the spread between them."""
-    found = {}
-    for arm in ARMS[1:]:
-        parts = [_overall(report, arm)[metric] for report in reports]
-        deltas = [part["delta_pp"] for part in parts]
-        bounds = [part[interval_key(report["confidence"])] for part, report in zip(parts, reports, strict=True)]
-        low, high = (statistics.fmean(bound[side] for bound in bounds) for side in (0, 1))
-        spread = f", sd {statistics.stdev(deltas):.2f}" if len(deltas) > 1 else ""
-        text = f"{statistics.fmean(deltas):+.2f} ({low:+.2f} to {high:+.2f}{spread})"
-        found[arm] = f"**{text}**" if low > 0 or high < 0 else text
-    return found
-
-
-def _overall(report: dict[str, Any], arm: str) -> dict[str, Any]:
-    if arm == "shuffled":
-        return report["control"]["overall"]
-    return report["overall"] if arm == "adaptor" else report["further"][0]["overall"]
-
-
-def segment_table(reports: dict[str, list[dict[str, Any]]]) -> str:
-    """Markdown: UAUC lift of the adaptor by segment, means over seeds."""
+def segment_table(window: Window, found: dict[str, dict[str, list[np.ndarray]]]) -> str:
+    """Markdown: UAUC lift of the adaptor by segment."""
     lines = ["| host | segment | share of rows | UAUC alone | lift of the adaptor |", "|---|---|---|---|---|"]
-    for name, seeds in reports.items():
-        for parts in zip(*(report["segments"] for report in seeds), strict=True):
-            cells = [part["uauc"] for part in parts]
-            if any(cell["delta_pp"] is None for cell in cells):
-                continue
-            key = interval_key(seeds[0]["confidence"])
-            low, high = (statistics.fmean(cell[key][side] for cell in cells) for side in (0, 1))
+    for name, scores in found.items():
+        for segment in window.shown_segments():
+            lift = window.segment_lift(segment, scores["alone"], scores["adaptor"])
             lines.append(
-                f"| {name} | {parts[0]['entity']} {parts[0]['segment']} | {parts[0]['share_rows']:.0%} "
-                f"| {statistics.fmean(cell['baseline'] for cell in cells):.4f} "
-                f"| {statistics.fmean(cell['delta_pp'] for cell in cells):+.2f} ({low:+.2f} to {high:+.2f}) |"
+                f"| {name} | {' '.join(segment)} | {window.segments[segment].mean():.0%} | {lift.baseline:.4f} "
+                f"| {cell(lift)} |"
             )
     return "\n".join(lines)
 
@@ -204,7 +174,8 @@ def main() -> None:
     asked = settings.get("hosts", ",".join(HOSTS)).split(",")
     names = [name for name in asked if importlib.util.find_spec(HOSTS[name][0]) is not None]
     recipe = read_manifest(run / "prepare", stage="prepare").options["recipe"]
-    reports: dict[str, list[dict[str, Any]]] = {}
+    window = read_window(run)
+    all_scores: dict[str, dict[str, list[np.ndarray]]] = {}
     quality = ["| host | UAUC alone | " + " | ".join(f"{arm}, UAUC" for arm in ARMS[1:]) + " | adaptor, WUAUC |"]
     quality.append("|---" * (len(ARMS) + 2) + "|")
     expense = [
@@ -214,10 +185,13 @@ def main() -> None:
     chosen = ["| host | arm | learning rate | epochs |", "|---|---|---|---|"]
     for name in names:
         found = study(name, run, folder, seeds, grid)
-        reports[name] = compare(name, found, run, folder)
-        alone = statistics.fmean(report["overall"]["uauc"]["baseline"] for report in reports[name])
-        uauc_cells, wuauc = lifts(reports[name], "uauc"), lifts(reports[name], "wuauc")["adaptor"]
-        quality.append(f"| {name} | {alone:.4f} | {' | '.join(uauc_cells.values())} | {wuauc} |")
+        scores = {arm: [np.load(result["scores"]) for result in results] for arm, results in found.items()}
+        all_scores[name] = scores
+        compare(name, scores, run, folder)
+        found_lifts = [window.lift(scores["alone"], scores[arm]) for arm in ARMS[1:]]
+        weighted = window.lift(scores["alone"], scores["adaptor"], is_weighted=True)
+        cells = " | ".join(cell(lift) for lift in [*found_lifts, weighted])
+        quality.append(f"| {name} | {found_lifts[0].baseline:.4f} | {cells} |")
         for arm, results in found.items():
             epochs = ", ".join(str(result["epoch"]) for result in results)
             chosen.append(f"| {name} | {arm} | {results[0]['rate']:g} | {epochs} |")
@@ -233,13 +207,11 @@ def main() -> None:
         f"# LEARN in rankers of other libraries: {recipe['name']}",
         f"`python benchmarks/bench_hosts.py run=RUN dir=DIR seeds={len(seeds)} "
         f"rates={','.join(f'{rate:g}' for rate in grid)} threads={threads}`",
-        f"{platform.machine()}, {threads} thread(s), torch {versions['torch']}. Test window. Lifts over the host alone "
-        f"in percentage points, means over {len(seeds)} seeds; in brackets the mean of their paired 95 % intervals, "
-        "clustered by user, and the standard deviation between seeds. Bold: the interval leaves out zero. Learning "
-        f"rate ({', '.join(f'{rate:g}' for rate in grid)}; at seed 0) and epoch by validation UAUC, for every arm "
-        "alike.",
+        f"{platform.machine()}, {threads} thread(s), torch {versions['torch']}. Test window, {len(seeds)} seeds. {HOW} "
+        f"Learning rate ({', '.join(f'{rate:g}' for rate in grid)}; at seed 0) and epoch by validation UAUC, for every "
+        "arm alike.",
         "\n".join(quality),
-        segment_table(reports),
+        segment_table(window, all_scores),
         f"Cost on a generated log: 26 features of 16 dimensions, MLPs {'-'.join(map(str, TIMED_HIDDEN))}: processor "
         f"time per batch of {BATCH_ROWS} rows in training and of {PREDICT_ROWS} in scoring, medians of {ROUNDS} "
         "interleaved rounds, the making of the batches included.",

@@ -1,0 +1,86 @@
+"""Which adaptor? One option changed at a time, measured on the validation window, where options may be chosen.
+
+    python benchmarks/bench_adaptor.py run=RUN dir=DIR [seeds=3] [backbone=dcnv2] [threads=1] [out=benchmarks/results]
+
+RUN is a run directory with its export, as for study.py. Everything but the option is a ranker's default. What is in DIR
+already is not trained again.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lift_tables import HOW, cell, read_window
+from study import measure
+
+from learn_rank.artifact import installed_versions, read_manifest, write_text
+from learn_rank.ranker.options import RankerOptions
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "no LEARN": {"use_learn": False},
+    "raw vectors": {"use_fusion": False},
+    "adaptor": {},
+    "fusion of product and cosine too": {"fusion_inputs": "interactions"},
+    "ranker's gradient stopped at the fusion": {"stop_ranker_gradient": True},
+    "CVR loss weight 0": {"cvr_loss_weight": 0.0},
+    "CVR loss weight 0.1": {"cvr_loss_weight": 0.1},
+    "CVR loss weight 2": {"cvr_loss_weight": 2.0},
+    "fusion 16 wide": {"fusion_dim": 16},
+    "fusion 128 wide": {"fusion_dim": 128},
+    "vectors normalised row by row": {"normalization": "layer"},
+    "vectors as they are": {"normalization": "none"},
+    "vectors as they are, times 8": {"normalization": "none", "vector_scale": 8.0},
+    "no dropout of vectors": {"vector_dropout": 0.0},
+    "dropout of vectors 0.6": {"vector_dropout": 0.6},
+}
+
+
+def main() -> None:
+    given = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    torch.set_num_threads(threads := int(given.get("threads", 1)))
+    run, folder = Path(given["run"]).resolve(), Path(given["dir"]).resolve()
+    seeds, backbone = int(given.get("seeds", 3)), given.get("backbone", "dcnv2")
+    window = read_window(run, "validation")
+    recipe = read_manifest(run / "prepare", stage="prepare").options["recipe"]
+    lines = ["| adaptor | UAUC | lift, UAUC | lift, WUAUC | epochs |", "|---" * 5 + "|"]
+    before: list[np.ndarray] = []
+    for name, changed in VARIANTS.items():
+        results = [
+            measure(
+                run,
+                run / "export",
+                RankerOptions(backbone=backbone, seed=seed, checkpoint_seconds=86_400, **changed),
+                folder / backbone / name.replace(" ", "_").replace("'", "") / f"seed-{seed}",
+            )
+            for seed in range(seeds)
+        ]
+        after = [np.load(result["folder"] / "validation.npy") for result in results]
+        before = before or after
+        lift, weighted = window.lift(before, after), window.lift(before, after, is_weighted=True)
+        cells = [cell(lift), cell(weighted)] if changed.get("use_learn", True) else ["", ""]
+        epochs = ", ".join(str(result["epoch"]) for result in results)
+        lines.append(f"| {name} | {lift.treatment:.4f} | {' | '.join(cells)} | {epochs} |")
+        print(lines[-1], flush=True)
+    versions = installed_versions()
+    text = "\n\n".join([
+        f"# The adaptor's options: {recipe['name']}, {backbone}",
+        f"`python benchmarks/bench_adaptor.py run=RUN dir=DIR seeds={seeds} backbone={backbone}`",
+        f"{platform.machine()}, {threads} thread(s), torch {versions['torch']}. Validation window, by which each "
+        f"training's epoch was chosen too; means over {seeds} seeds. {HOW}",
+        "\n".join(lines),
+    ]) + "\n"  # fmt: skip
+    out = Path(given.get("out", "benchmarks/results"))
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / f"adaptor_{recipe['name']}_{backbone}.md", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    main()

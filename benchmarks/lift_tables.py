@@ -1,0 +1,87 @@
+"""Lifts over several trainings as cells of Markdown tables, for all rows of a test window and by segment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from learn_rank.evaluation import EvaluateOptions, SeedLift, SegmentOptions, evaluate, lift_over_seeds
+from learn_rank.evaluation.segments import open_segments
+from learn_rank.evaluation.statistics import interval_key
+from learn_rank.io import read_table
+from learn_rank.schema import FEATURES, ITEM_ID, USER_ID, FeatureSet
+
+Scores = Sequence[npt.NDArray[np.floating]]  # [N] of every seed
+_FEWEST_USERS = 30  # of a segment that gets a line
+
+
+class Window(NamedTuple):
+    """N rows that rankers are compared on. segments: (entity, segment) -> [N] whether a row is of it."""
+
+    users: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int8]
+    segments: dict[tuple[str, str], npt.NDArray[np.bool_]]
+
+    def lift(self, before: Scores, after: Scores, *, is_weighted: bool = False) -> SeedLift:
+        return lift_over_seeds(self.users, self.labels, before, after, is_weighted=is_weighted)
+
+    def segment_lift(self, segment: tuple[str, str], before: Scores, after: Scores) -> SeedLift:
+        chosen = self.segments[segment]
+        arms = [[one[chosen] for one in arm] for arm in (before, after)]
+        return lift_over_seeds(self.users[chosen], self.labels[chosen], *arms)
+
+    def auc_cell(self, before: Scores, after: Scores) -> str:
+        """Lift of the AUC over all pairs of rows: means over seeds of it and of its paired interval."""
+        found = []
+        for first, second in zip(before, after, strict=True):
+            columns = {"user_id": self.users, "item_id": self.users, "label": self.labels, "a": first, "b": second}
+            options = EvaluateOptions(label="label", baseline="a", treatment="b", threads=1)
+            auc = evaluate(columns, options=options)["overall"]["auc"]
+            found.append([auc["delta_pp"], *auc[interval_key(options.confidence)]])
+        delta, low, high = np.mean(found, axis=0)
+        text = f"{delta:+.2f} ({low:+.2f} to {high:+.2f})"
+        return f"**{text}**" if low > 0 or high < 0 else text
+
+    def shown_segments(self) -> list[tuple[str, str]]:
+        """Those with enough users of both classes to compare."""
+        return [
+            name
+            for name, chosen in self.segments.items()
+            if len(
+                np.intersect1d(self.users[chosen & (self.labels == 1)], self.users[chosen & (self.labels == 0)])
+            ) >= _FEWEST_USERS
+        ]  # fmt: skip
+
+
+def read_window(run: Path, split: str = "test") -> Window:
+    """A split of a run, and the segments of its users and items by their rows in the training window."""
+    prepared = run / "prepare"
+    label = FeatureSet.read(prepared / FEATURES).ranking_label
+    table = read_table(prepared / "interactions" / f"{split}.parquet", [USER_ID, ITEM_ID, label])
+    segments = {}
+    for entity, column in (("user", USER_ID), ("item", ITEM_ID)):
+        source = open_segments(prepared / f"{entity}_counts.parquet", entity=entity, options=SegmentOptions())
+        codes = {one: code for ids, found in source.batches() for one, code in zip(ids.to_pylist(), found, strict=True)}
+        of_rows = np.array([codes.get(one, source.default) for one in table[column].to_pylist()])
+        segments |= {(entity, name): of_rows == code for code, name in enumerate(source.names)}
+    users = np.unique(table[USER_ID].to_numpy(), return_inverse=True)[1]
+    return Window(users, table[label].to_numpy().astype(np.int8), segments)
+
+
+def cell(lift: SeedLift) -> str:
+    """Lift in percentage points, its 95 % interval and the deviation between seeds; bold where zero is outside."""
+    if lift.low is None or lift.high is None:
+        return f"{100 * lift.delta:+.2f}"
+    deviation = "" if lift.seed_deviation is None else f", sd {100 * lift.seed_deviation:.2f}"
+    text = f"{100 * lift.delta:+.2f} ({100 * lift.low:+.2f} to {100 * lift.high:+.2f}{deviation})"
+    return f"**{text}**" if lift.low > 0 or lift.high < 0 else text
+
+
+HOW = (
+    "Lifts in percentage points with their 95 % intervals, over users (clustered, paired) and over seeds; sd: between "
+    "seeds. Bold: the interval leaves out zero."
+)

@@ -1,0 +1,206 @@
+"""Does LEARN help this log, and which part of it? Every arm with the same budget, settings chosen on validation.
+
+    python benchmarks/study.py run=RUN dir=DIR [seeds=5] [trials=6] [backbones=dcnv2,din,finalmlp] [threads=1]
+                               [content=RUN/ablate/without_align/seed-0] [out=benchmarks/results]
+
+RUN is a run directory with its export: `learn-rank export dataset=ml_1m dataset.root=DATA encoder=minilm run_dir=RUN`.
+content: a run whose stores hold content embeddings without alignment, of
+`learn-rank ablate run_dir=RUN 'ablate.variants=[without_align]' ablate.downstream=true`; that arm is left out without.
+
+Arms, of each backbone: the baseline; raw vectors beside its features; the LEARN-Adaptor; the adaptor on shuffled
+vectors (the control); the adaptor on content embeddings. Each is trained with the same `trials` settings of what they
+share, at seed 0, the first being the defaults; LEARN's own options are drawn within the same trials. The setting with
+the best validation UAUC is trained with the other seeds. What is in DIR already is not trained again: a killed study
+goes on, and several processes with different backbones may share DIR.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lift_tables import HOW, Window, cell, read_window
+
+from learn_rank.artifact import installed_versions, read_manifest, write_json, write_text
+from learn_rank.cli.validation import validation_uauc
+from learn_rank.ranker.options import RankerOptions
+from learn_rank.ranker.predict import predict
+from learn_rank.ranker.train import train
+
+ARMS: dict[str, dict[str, Any]] = {
+    "baseline": {"use_learn": False},
+    "raw vectors": {"use_fusion": False},
+    "adaptor": {},
+    "adaptor, shuffled": {"shuffle_seed": 0},
+    "adaptor, content": {},
+}
+SHARED: dict[str, list[Any]] = {
+    "learning_rate": [1e-3, 5e-4, 2e-3],
+    "sparse_learning_rate": [0.1, 0.03, 0.2],
+    "unknown_share": [0.3, 0.0],
+    "dropout": [0.0, 0.2],
+    "hidden_dims": [[256, 128], [128, 64], [512, 256]],
+}
+OF_VECTORS: dict[str, list[Any]] = {"vector_dropout": [0.3, 0.0, 0.5], "normalization": ["batch", "layer"]}
+OF_ADAPTOR: dict[str, list[Any]] = {
+    "cvr_loss_weight": [0.5, 0.1, 2.0],
+    "fusion_inputs": ["concatenation", "interactions"],
+    "stop_ranker_gradient": [False, True],
+}
+
+
+def settings_of(arm: str, trial: int) -> dict[str, Any]:
+    """What the trial changes. Shared options are those of every other arm's trial; trial 0 is the defaults."""
+    rng = np.random.default_rng(trial)
+
+    def draw(space: dict[str, list[Any]]) -> dict[str, Any]:
+        return {name: values[rng.integers(len(values)) if trial else 0] for name, values in space.items()}
+
+    drawn = draw(SHARED)
+    vectors, adaptor = draw(OF_VECTORS), draw(OF_ADAPTOR)
+    if arm == "baseline":
+        return drawn
+    return drawn | vectors | ({} if arm == "raw vectors" else adaptor)
+
+
+def measure(run: Path, stores: Path, options: RankerOptions, folder: Path) -> dict[str, Any]:
+    """One training: validation and test scores of its best epoch, kept in the folder."""
+    if not (folder / "result.json").is_file():
+        start = time.monotonic()
+        work = folder / "train"
+        used = stores if options.use_learn else None
+        facts = train(run / "prepare", used, work, options, validation_metric=validation_uauc)
+        seconds = time.monotonic() - start
+        for split in ("validation", "test"):
+            np.save(folder / f"{split}.npy", predict(run / "prepare", used, work, split))
+        shutil.rmtree(work)
+        write_json(
+            folder / "result.json",
+            {"validation": facts["validation"], "epoch": facts["best_epoch"], "seconds": seconds},
+        )
+    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return found | {"folder": folder}
+
+
+def study(
+    run: Path, content: Path | None, backbone: str, folder: Path, *, seeds: int, trials: int
+) -> dict[str, dict[str, Any]]:
+    """Arm -> chosen trial, its settings, its validation UAUC and the test scores of every seed."""
+    found = {}
+    for arm, fixed in ARMS.items():
+        stores = content if arm == "adaptor, content" else run
+        if stores is None:
+            continue
+        results = []
+        for trial in range(trials):
+            options = RankerOptions(
+                backbone=backbone, **fixed, **settings_of(arm, trial), checkpoint_seconds=86_400, patience=2
+            )
+            place = folder / backbone / arm.replace(", ", "-").replace(" ", "_")
+            result = measure(run, stores / "export", options, place / f"trial-{trial}-seed-0")
+            results.append(result | {"trial": trial, "options": options})
+            print(f"{backbone}, {arm}, trial {trial}: validation {result['validation']:.4f} in epoch "
+                  f"{result['epoch']}, {result['seconds']:.0f} s", flush=True)  # fmt: skip
+        chosen = max(results, key=lambda result: result["validation"])
+        all_seeds = [chosen]
+        for seed in range(1, seeds):
+            options = replace(chosen["options"], seed=seed, shuffle_seed=seed if "shuffle_seed" in fixed else None)
+            result = measure(run, stores / "export", options, place / f"trial-{chosen['trial']}-seed-{seed}")
+            print(f"{backbone}, {arm}, seed {seed}: validation {result['validation']:.4f}", flush=True)
+            all_seeds.append(result)
+        found[arm] = {
+            "trial": chosen["trial"],
+            "settings": settings_of(arm, chosen["trial"]),
+            "validation": float(np.mean([result["validation"] for result in all_seeds])),
+            "epochs": [result["epoch"] for result in all_seeds],
+            "scores": [np.load(result["folder"] / "test.npy") for result in all_seeds],
+        }
+    return found
+
+
+def overall_table(window: Window, found: dict[str, dict[str, dict[str, Any]]]) -> str:
+    lines = [
+        "| backbone | arm | UAUC | lift, UAUC | lift, WUAUC | lift, AUC | validation UAUC |",
+        "|---" * 7 + "|",
+    ]
+    for backbone, arms in found.items():
+        before = arms["baseline"]["scores"]
+        for arm, one in arms.items():
+            lift = window.lift(before, one["scores"])
+            cells = ["", "", ""]
+            if arm != "baseline":
+                weighted = window.lift(before, one["scores"], is_weighted=True)
+                cells = [cell(lift), cell(weighted), window.auc_cell(before, one["scores"])]
+            lines.append(
+                f"| {backbone} | {arm} | {lift.treatment:.4f} | {' | '.join(cells)} | {one['validation']:.4f} |"
+            )
+    return "\n".join(lines)
+
+
+def segment_table(window: Window, found: dict[str, dict[str, dict[str, Any]]]) -> str:
+    lines = [
+        "| backbone | segment | share of rows | UAUC baseline | adaptor | adaptor, shuffled |",
+        "|---" * 6 + "|",
+    ]
+    for backbone, arms in found.items():
+        before = arms["baseline"]["scores"]
+        for segment in window.shown_segments():
+            after, shuffled = (
+                window.segment_lift(segment, before, arms[arm]["scores"]) for arm in ("adaptor", "adaptor, shuffled")
+            )
+            lines.append(
+                f"| {backbone} | {' '.join(segment)} | {window.segments[segment].mean():.0%} | {after.baseline:.4f} "
+                f"| {cell(after)} | {cell(shuffled)} |"
+            )
+    return "\n".join(lines)
+
+
+def chosen_table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
+    lines = ["| backbone | arm | trial | settings | epochs |", "|---" * 5 + "|"]
+    for backbone, arms in found.items():
+        for arm, one in arms.items():
+            settings = ", ".join(f"{name}={json.dumps(value)}" for name, value in one["settings"].items())
+            epochs = ", ".join(map(str, one["epochs"]))
+            lines.append(f"| {backbone} | {arm} | {one['trial']} | {settings} | {epochs} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    given = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    torch.set_num_threads(threads := int(given.get("threads", 1)))
+    run, folder = Path(given["run"]).resolve(), Path(given["dir"]).resolve()
+    content = Path(given["content"]).resolve() if "content" in given else None
+    seeds, trials = int(given.get("seeds", 5)), int(given.get("trials", 6))
+    backbones = given.get("backbones", "dcnv2,din,finalmlp").split(",")
+    recipe = read_manifest(run / "prepare", stage="prepare").options["recipe"]
+    window = read_window(run)
+    found = {one: study(run, content, one, folder, seeds=seeds, trials=trials) for one in backbones}
+    versions = installed_versions()
+    text = "\n\n".join([
+        f"# Does LEARN help? {recipe['name']}",
+        f"`python benchmarks/study.py run=RUN dir=DIR seeds={seeds} trials={trials} backbones={','.join(backbones)}`",
+        f"{platform.machine()}, {threads} thread(s), torch {versions['torch']}. Test window of {len(window.labels):,} "
+        f"rows, means over {seeds} seeds. {HOW} Every arm has the same {trials} trials at seed 0, the best by "
+        "validation UAUC; epochs by validation UAUC. Intervals of AUC: the mean of those of the seeds.",
+        overall_table(window, found),
+        segment_table(window, found),
+        chosen_table(found),
+    ]) + "\n"  # fmt: skip
+    out = Path(given.get("out", "benchmarks/results"))
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / f"study_{recipe['name']}.md", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    main()
