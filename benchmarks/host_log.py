@@ -13,7 +13,17 @@ import torch
 from learn_rank.adaptor import VectorTable
 from learn_rank.io import read_table
 from learn_rank.ranker.frozen import FrozenVectors
-from learn_rank.schema import FEATURES, FOLD, ITEM_ID, SPARSE_PREFIX, SPLITS, TIMESTAMP, USER_ID, FeatureSet
+from learn_rank.schema import (
+    DENSE_PREFIX,
+    FEATURES,
+    FOLD,
+    ITEM_ID,
+    SPARSE_PREFIX,
+    SPLITS,
+    TIMESTAMP,
+    USER_ID,
+    FeatureSet,
+)
 
 _MAX_VALUES = 6  # of a list feature
 
@@ -22,12 +32,13 @@ _MAX_VALUES = 6  # of a list feature
 class Rows:
     """N rows of a split. single: feature -> [N] table rows; lists: feature -> [N, 6], 0 is padding, rows begin at 1.
 
-    user_row, item_row [N]: rows of the vector tables, -1 where a row may see no vector.
+    dense: feature -> [N]. user_row, item_row [N]: rows of the vector tables, -1 where a row may see no vector.
     """
 
     ids: pa.Table
     single: dict[str, npt.NDArray[np.int64]]
     lists: dict[str, npt.NDArray[np.int64]]
+    dense: dict[str, npt.NDArray[np.float32]]
     label: npt.NDArray[np.float32]
     user_row: npt.NDArray[np.int64]
     item_row: npt.NDArray[np.int64]
@@ -40,6 +51,7 @@ class Rows:
             self.ids,
             {name: column[chosen] for name, column in self.single.items()},
             {name: column[chosen] for name, column in self.lists.items()},
+            {name: column[chosen] for name, column in self.dense.items()},
             self.label[chosen],
             self.user_row[chosen],
             self.item_row[chosen],
@@ -53,6 +65,7 @@ class Log:
     label: str
     single: dict[str, int]
     lists: dict[str, int]
+    dense: tuple[str, ...]
     splits: dict[str, Rows]
 
 
@@ -63,37 +76,47 @@ def read_log(run: Path, *, shuffle_seed: int | None = None) -> tuple[Log, Vector
     """
     features = FeatureSet.read(run / "prepare" / FEATURES)
     frozen = FrozenVectors(run / "export", num_folds=features.num_folds, shuffle_seed=shuffle_seed)
+    log = read_features(run, frozen)
+    num_users, num_items = (
+        1 + max(int(getattr(rows, name).max()) for rows in log.splits.values()) for name in ("user_row", "item_row")
+    )
+    users = frozen.lookup(torch.arange(num_users), torch.full((num_users,), -1)).user
+    items = frozen.lookup(torch.full((num_items,), -1), torch.arange(num_items)).item
+    return log, VectorTable(users), VectorTable(items)
+
+
+def read_features(run: Path, frozen: FrozenVectors | None = None) -> Log:
+    """The splits of a run with what it gives a ranker; without `frozen` no row has vectors."""
+    features = FeatureSet.read(run / "prepare" / FEATURES)
     single = [one for one in features.sparse if not one.is_list]
     lists = [one for one in features.sparse if one.is_list]
     splits = {}
     for split in SPLITS:
         table = read_table(run / "prepare" / "interactions" / f"{split}.parquet").combine_chunks()
-        user_row, item_row = frozen.rows(
-            table.column(USER_ID).chunk(0),
-            table.column(ITEM_ID).chunk(0),
-            timestamps=table.column(TIMESTAMP).to_numpy(),
-            folds=table.column(FOLD).to_numpy().astype(np.int64),
-        )
+        user_row = item_row = np.full(len(table), -1)
+        if frozen is not None:
+            user_row, item_row = frozen.rows(
+                table.column(USER_ID).chunk(0),
+                table.column(ITEM_ID).chunk(0),
+                timestamps=table.column(TIMESTAMP).to_numpy(),
+                folds=table.column(FOLD).to_numpy().astype(np.int64),
+            )
         splits[split] = Rows(
             table.select([USER_ID, ITEM_ID, features.ranking_label]),
             {one.name: table.column(SPARSE_PREFIX + one.name).to_numpy() for one in single},
             {one.name: _padded(table.column(SPARSE_PREFIX + one.name).chunk(0)) for one in lists},
+            {name: table.column(DENSE_PREFIX + name).to_numpy() for name in features.dense},
             table.column(features.ranking_label).to_numpy().astype(np.float32),
             user_row,
             item_row,
         )
-    log = Log(
+    return Log(
         features.ranking_label,
         {one.name: one.num_embeddings for one in single},
         {one.name: one.num_embeddings + 1 for one in lists},
+        features.dense,
         splits,
     )
-    num_users, num_items = (
-        1 + max(int(getattr(rows, name).max()) for rows in splits.values()) for name in ("user_row", "item_row")
-    )
-    users = frozen.lookup(torch.arange(num_users), torch.full((num_users,), -1)).user
-    items = frozen.lookup(torch.full((num_items,), -1), torch.arange(num_items)).item
-    return log, VectorTable(users), VectorTable(items)
 
 
 def wide_log(
@@ -106,13 +129,14 @@ def wide_log(
         pa.table({}),
         {f"f{number}": generator.integers(table_rows, size=num_rows) for number in range(num_features)},
         {},
+        {},
         generator.integers(2, size=num_rows).astype(np.float32),
         *(generator.integers(num_vectors, size=num_rows) for _ in range(2)),
     )
     tables = [
         VectorTable(torch.from_numpy(generator.normal(size=(num_vectors, 64)).astype(np.float32))) for _ in range(2)
     ]
-    return Log("click", dict.fromkeys(rows.single, table_rows), {}, {"train": rows}), *tables
+    return Log("click", dict.fromkeys(rows.single, table_rows), {}, (), {"train": rows}), *tables
 
 
 def _padded(lists: pa.ListArray) -> npt.NDArray[np.int64]:

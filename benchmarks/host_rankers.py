@@ -1,17 +1,21 @@
 """Rankers of other libraries on one log, trained by their own steps: FuxiCTR, DeepCTR-Torch, TorchRec.
 
 FuxiCTR's wheel has the layers of DeepFM and DCNv2 but not the models, which its repository puts together in a few
-lines; so do we. DeepCTR-Torch's and TorchRec's models are theirs.
+lines; so do we. Its FinalMLP is taken from a checkout of the repository, which LEARN_RANK_FUXICTR names.
+DeepCTR-Torch's and TorchRec's models are theirs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import logging
+import os
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +28,7 @@ from learn_rank.adaptor import LearnFeatures
 
 DIM, HIDDEN, BATCH_ROWS, PREDICT_ROWS = 16, (256, 128), 2048, 8192
 Hidden = tuple[int, ...]
+CHECKOUT = "LEARN_RANK_FUXICTR"  # names a checkout of github.com/reczoo/FuxiCTR
 USER, ITEM = "learn_user", "learn_item"  # columns with rows of the vector tables
 
 
@@ -66,6 +71,8 @@ class FuxiCTR:
                 "source": "", "type": "sequence", "vocab_size": size, "padding_idx": 0,
                 "feature_encoder": "layers.MaskedAveragePooling()",
             }  # fmt: skip
+        for name in log.dense:
+            feature_map.features[name] = {"source": "", "type": "numeric"}
         feature_map.num_fields, feature_map.default_emb_dim = len(feature_map.features), DIM
         for name in (USER, ITEM):
             feature_map.features[name] = {"source": "", "type": "meta"}
@@ -102,7 +109,20 @@ class FuxiCTR:
                 both = torch.cat([self.crossnet(fields), self.parallel_dnn(fields)], dim=-1)
                 return {"y_pred": self.output_activation(self.fc(both))}
 
-        self._model = {"DeepFM": DeepFM, "DCNv2": DCNv2}[model]()
+        def final_mlp() -> Any:
+            return _zoo_model("FinalMLP")(
+                feature_map,
+                embedding_dim=DIM,
+                mlp1_hidden_units=list(hidden),
+                mlp2_hidden_units=list(hidden),
+                use_fs=False,
+                learning_rate=learning_rate,
+                optimizer="adam",
+                loss="binary_crossentropy",
+                **options,
+            )
+
+        self._model = {"DeepFM": DeepFM, "DCNv2": DCNv2, "FinalMLP": final_mlp}[model]()
         self._model._max_gradient_norm = 10.0  # what its fit sets
         self._label = log.label
 
@@ -121,9 +141,22 @@ class FuxiCTR:
         return np.asarray(self._model.predict(batches), np.float32)
 
     def _columns(self, batch: Rows) -> dict[str, torch.Tensor]:
-        columns = {name: torch.from_numpy(column) for name, column in {**batch.single, **batch.lists}.items()}
+        columns = {
+            name: torch.from_numpy(column) for name, column in {**batch.single, **batch.lists, **batch.dense}.items()
+        }
         columns |= {USER: torch.from_numpy(batch.user_row), ITEM: torch.from_numpy(batch.item_row)}
         return {**columns, self._label: torch.from_numpy(batch.label)}
+
+
+def _zoo_model(name: str) -> Any:
+    """A model class of the repository's zoo, which is folders of scripts and no package."""
+    file = Path(os.environ[CHECKOUT]) / "model_zoo" / name / "src" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"zoo_{name}", file)
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError(file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, name)
 
 
 class DeepCTRTorch:
@@ -132,11 +165,12 @@ class DeepCTRTorch:
     def __init__(self, log: Log, model: str, learning_rate: float, seed: int, hidden: Hidden = HIDDEN) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             from deepctr_torch import models
-            from deepctr_torch.inputs import SparseFeat, VarLenSparseFeat
+            from deepctr_torch.inputs import DenseFeat, SparseFeat, VarLenSparseFeat
         columns: list[Any] = [SparseFeat(name, size, embedding_dim=DIM) for name, size in log.single.items()]
         width = next(iter(log.splits["train"].lists.values())).shape[1] if log.lists else 0
         for name, size in log.lists.items():
             columns.append(VarLenSparseFeat(SparseFeat(name, size, embedding_dim=DIM), maxlen=width, combiner="mean"))
+        columns += [DenseFeat(name, 1) for name in log.dense]
         make = getattr(models, model)
         self._model = make(columns, columns, dnn_hidden_units=hidden, seed=seed)
         self._model.compile(
@@ -162,7 +196,7 @@ class DeepCTRTorch:
 
     def _columns(self, rows: Rows) -> dict[str, npt.NDArray[Any]]:
         learn = {USER: rows.user_row, ITEM: rows.item_row} if self._has_learn else {}
-        return {**rows.single, **rows.lists, **learn}
+        return {**rows.single, **rows.lists, **rows.dense, **learn}
 
 
 class TorchRec:
@@ -186,7 +220,7 @@ class TorchRec:
         ]
         ranker = getattr(dlrm, model)(
             EmbeddingBagCollection(tables=tables),
-            dense_in_features=1,  # it needs one; the log has none
+            dense_in_features=max(len(log.dense), 1),  # it needs one
             dense_arch_layer_sizes=[64, DIM],
             over_arch_layer_sizes=[*hidden, 1],
         )
@@ -227,7 +261,8 @@ class TorchRec:
             values=torch.from_numpy(np.concatenate(values)),
             lengths=torch.from_numpy(np.concatenate(lengths)),
         )
-        return Batch(torch.ones(len(rows), 1), sparse, torch.from_numpy(rows.label))
+        dense = np.stack(list(rows.dense.values()), 1) if rows.dense else np.ones((len(rows), 1), np.float32)
+        return Batch(torch.from_numpy(dense), sparse, torch.from_numpy(rows.label))
 
 
 # name -> (module it needs, what makes it, model)

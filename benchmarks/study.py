@@ -3,7 +3,7 @@
     python benchmarks/study.py run=RUN dir=DIR [seeds=5] [trials=6] [backbones=dcnv2,din,finalmlp] [threads=1]
                                [content=RUN/ablate/without_align/seed-0] [out=benchmarks/results]
 
-RUN is a run directory with its export: `learn-rank export dataset=ml_1m dataset.root=DATA encoder=minilm run_dir=RUN`.
+RUN is a run directory: `learn-rank pipeline dataset=ml_1m dataset.root=DATA encoder=minilm run_dir=RUN`.
 content: a run whose stores hold content embeddings without alignment, of
 `learn-rank ablate run_dir=RUN 'ablate.variants=[without_align]' ablate.downstream=true`; that arm is left out without.
 

@@ -54,7 +54,7 @@ def build(
         else LearnAdaptor(frozen.user_dim, frozen.item_dim, vector_dropout=options.vector_dropout, synchronise=True)
     )
     backbone = MlpBackbone(len(features.sparse), 0 if adaptor is None else adaptor.feature_dim)
-    ranker = Ranker(build_tables(features.sparse, DIM), backbone=backbone, adaptor=adaptor)
+    ranker = Ranker(build_tables(features, DIM), backbone=backbone, adaptor=adaptor)
     return shard(ranker, options, features.sparse, process)
 
 

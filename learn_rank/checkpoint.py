@@ -21,10 +21,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from learn_rank.artifact import file_checksum, fingerprint, fsync, write_json
 from learn_rank.distributed import on_main
@@ -82,17 +84,33 @@ def read_meta(directory: Path, pointer: str = LATEST) -> dict[str, Any] | None:
     return meta
 
 
-def load(directory: Path, state: dict[str, Any], pointer: str = LATEST) -> None:
+def saved_sizes(directory: Path, part: str, pointer: str = LATEST) -> dict[str, torch.Size]:
+    """Name -> size of the tensors in one part of the state that was saved; empty if there is no checkpoint."""
+    name = _find(directory, pointer)
+    if name is None:
+        return {}
+    saved = FileSystemReader(directory / name).read_metadata().state_dict_metadata
+    prefix = f"{part}."
+    return {
+        key.removeprefix(prefix): value.size
+        for key, value in saved.items()
+        if key.startswith(prefix) and isinstance(value, TensorStorageMetadata)
+    }
+
+
+def load(directory: Path, state: dict[str, Any], pointer: str = LATEST, *, is_verified: bool = False) -> None:
     """Fills the tensors in `state` in place; all ranks call it together.
 
     `state` may name fewer tensors than were saved, and be sharded in another way. Every tensor it names must have been
-    saved: create optimizer state before, or there is nothing to fill. InputError: a tensor of another name or shape, or
-    files that are not those that were saved; which checkpoint can be used instead is said.
+    saved: create optimizer state before, or there is nothing to fill. is_verified: a load before this one has read all
+    bytes and compared them with their checksums. InputError: a tensor of another name or shape, or files that are not
+    those that were saved; which checkpoint can be used instead is said.
     """
     name = _find(directory, pointer)
     if name is None:
         raise InputError(f"{directory}: holds no finished checkpoint; run `learn-rank train` first")
-    on_main(lambda: _check(directory, name, pointer))
+    if not is_verified:
+        on_main(lambda: _check(directory, name, pointer))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

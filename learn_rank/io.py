@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from learn_rank.errors import InputError
 
 _STREAM_BYTES = 1 << 20  # read-ahead of a column: a row group of any size is streamed
+_LISTED_COLUMNS = 20  # of a file, in an error
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)  # what pyarrow raises on a damaged file
 
 
@@ -88,15 +89,17 @@ def write_table(path: Path, table: pa.Table, schema: pa.Schema | None = None) ->
 
 
 def require_columns(present: Iterable[str], wanted: Iterable[str], *, where: str) -> None:
-    """InputError naming the first missing column and the nearest one that is there."""
+    """InputError naming the first missing column and those that are there, the nearest first."""
     from difflib import get_close_matches
 
     names = list(present)
     for column in wanted:
         if column not in names:
             near = get_close_matches(column, names, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else f"; it has {', '.join(names)}"
-            raise InputError(f"{where}: no column '{column}'{hint}")
+            listed = ", ".join(get_close_matches(column, names, n=_LISTED_COLUMNS, cutoff=0)) or "none"
+            listed += f" and {len(names) - _LISTED_COLUMNS} more" if len(names) > _LISTED_COLUMNS else ""
+            hint = f"did you mean '{near[0]}'? It has {listed}" if near else f"it has {listed}"
+            raise InputError(f"{where}: no column '{column}'; {hint}")
 
 
 def require_same_columns(schema: pa.Schema, first_schema: pa.Schema, *, where: Path, first: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from learn_rank.errors import InputError
@@ -48,11 +47,6 @@ def available_bytes() -> int:
     Page cache that can be given back counts as available.
     """
     return min(_host_bytes(Path("/proc/meminfo").read_text()), _cgroup_bytes(_CGROUP))
-
-
-def resident_bytes() -> int:
-    """Memory that this process holds, mapped files among it as far as they are in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 def _host_bytes(meminfo: str) -> int:

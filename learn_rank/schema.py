@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,18 +31,23 @@ EMBEDDING_DIM = 64  # width of the paper's user and item embeddings
 #   prepare/interactions/{train,validation,test}.parquet   interactions_schema
 #   prepare/items.parquet                                  item_id + one string column per text field
 #   prepare/{user,item}_counts.parquet                     counts_schema, training window only
+#   prepare/{user,item}_features.parquet                   entity_features_schema: of every known user and item
 #   prepare/features.json                                  FeatureSet
+#   prepare/dense.json                                     what raw dense values become: data.dense.read_dense
 #   prepare/vocabularies/<feature>.parquet                 vocabulary_schema
 #   extract/                                               store of content vectors, key item_id, and texts.parquet:
 #                                                          what each item's text was, for the next extraction
 #   align/                                                 tower weights, metrics.json (retrieval, UAUC of the cosine)
 #   export/item, export/user, export/user_without_fold_<k> stores of EMBEDDING_DIM vectors
 #   train/<arm>/                                           ranker checkpoint
-#   predict/{validation,test}.parquet                      ids, timestamp, labels, one float32 probability per arm
+#   predict/{validation,test}.parquet                      predictions_schema
+#   model/                                                 a ranker to score with: serving.files (export-model)
 #   features/                                              a log's rows with LEARN_COLUMNS (export-features)
-#   evaluate/report.{json,md,html}
+#   evaluate/report.{json,md,html}                         of the first task; evaluate/<task>/ of each further one
 MANIFEST = "manifest.json"
 FEATURES = "features.json"
+DENSE = "dense.json"
+USER_FEATURES, ITEM_FEATURES = "user_features.parquet", "item_features.parquet"
 METRICS = "metrics.json"
 
 
@@ -102,6 +108,18 @@ class FeatureSet:
         return FeatureSet(**fields)
 
 
+@dataclass(frozen=True)
+class Task:
+    """What a ranker gives a probability of: that `label` is 1, among the rows where the label `given` is, or among all.
+
+    name: of its report, and of its column after the arm's. A label that no log has is the product of two that it has.
+    """
+
+    name: str
+    label: str
+    given: str = ""
+
+
 def interactions_schema(features: FeatureSet, user_type: pa.DataType, item_type: pa.DataType) -> pa.Schema:
     """Schema of prepare/interactions/*.parquet, in column order."""
     fields = [
@@ -113,14 +131,21 @@ def interactions_schema(features: FeatureSet, user_type: pa.DataType, item_type:
     fields += [pa.field(label, pa.int8(), nullable=False) for label in features.labels]
     if features.has_value:
         fields.append(pa.field(VALUE, pa.float64(), nullable=False))
-    for feature in features.sparse:
-        kind = pa.list_(pa.int64()) if feature.is_list else pa.int64()
-        fields.append(pa.field(SPARSE_PREFIX + feature.name, kind, nullable=False))
+    fields += _sparse_fields(features.sparse)
     fields += [
         pa.field(SEQUENCE_PREFIX + feature.name, pa.list_(pa.int64()), nullable=False) for feature in features.sequences
     ]
-    fields += [pa.field(DENSE_PREFIX + name, pa.float32(), nullable=False) for name in features.dense]
+    fields += _dense_fields(features.dense)
     return pa.schema(fields)
+
+
+def entity_features_schema(
+    entity_column: str, entity_type: pa.DataType, sparse: Sequence[SparseFeature], dense: Sequence[str]
+) -> pa.Schema:
+    """Schema of prepare/{user,item}_features.parquet: the features that the users' (items') file gives."""
+    return pa.schema(
+        [pa.field(entity_column, entity_type, nullable=False), *_sparse_fields(sparse), *_dense_fields(dense)]
+    )
 
 
 def counts_schema(entity_column: str, entity_type: pa.DataType) -> pa.Schema:
@@ -133,13 +158,40 @@ def segments_schema(entity_column: str, entity_type: pa.DataType) -> pa.Schema:
     return counts_schema(entity_column, entity_type).append(pa.field(SEGMENT, pa.string()))
 
 
+def score_columns(arm: str, tasks: tuple[Task, ...]) -> list[str]:
+    """Where the predictions of a ranker (arm) stand: the first task's under its name, others as <arm>.<task>.
+
+    >>> score_columns("learn", (Task("click", "click"), Task("sale_given_click", "sale", given="click")))
+    ['learn', 'learn.sale_given_click']
+    """
+    return [arm, *(f"{arm}.{task.name}" for task in tasks[1:])]
+
+
 def predictions_schema(
-    labels: tuple[str, ...], arms: tuple[str, ...], user_type: pa.DataType, item_type: pa.DataType, *, has_value: bool
+    labels: tuple[str, ...],
+    arms: tuple[str, ...],
+    tasks: tuple[Task, ...],
+    user_type: pa.DataType,
+    item_type: pa.DataType,
+    *,
+    has_value: bool,
 ) -> pa.Schema:
-    """Schema of predict/*.parquet: the ids and labels of a split and one probability per ranker (arm)."""
+    """Schema of predict/*.parquet: ids and labels of a split, and one probability per task of each ranker (arm).
+
+    labels: of the log; those that the tasks make of them follow.
+    """
     fields = [pa.field(USER_ID, user_type), pa.field(ITEM_ID, item_type), pa.field(TIMESTAMP, pa.int64())]
-    fields += [pa.field(label, pa.int8()) for label in labels]
+    fields += [pa.field(label, pa.int8()) for label in dict.fromkeys([*labels, *(task.label for task in tasks)])]
     if has_value:
         fields.append(pa.field(VALUE, pa.float64()))
-    fields += [pa.field(arm, pa.float32()) for arm in arms]
+    fields += [pa.field(column, pa.float32()) for arm in arms for column in score_columns(arm, tasks)]
     return pa.schema(fields)
+
+
+def _sparse_fields(sparse: Sequence[SparseFeature]) -> list[pa.Field]:
+    kinds = {feature.name: pa.list_(pa.int64()) if feature.is_list else pa.int64() for feature in sparse}
+    return [pa.field(SPARSE_PREFIX + name, kind, nullable=False) for name, kind in kinds.items()]
+
+
+def _dense_fields(dense: Sequence[str]) -> list[pa.Field]:
+    return [pa.field(DENSE_PREFIX + name, pa.float32(), nullable=False) for name in dense]

@@ -62,3 +62,14 @@ def test_a_damaged_row_group_is_named(tmp_path: Path) -> None:
         list(read_batches(path, ["a"], [1], 2))
     with pytest.raises(InputError, match=r"log\.parquet: cannot be read to its end"):
         read_table(path)
+
+
+def test_a_missing_column_is_named_with_those_that_are_there_the_nearest_first(tmp_path: Path) -> None:
+    path = write(tmp_path / "items.parquet", year=[1], genres=[1], title=[1])
+    with pytest.raises(InputError, match=r"no column 'genre'; did you mean 'genres'\? It has genres, (year|title), "):
+        read_table(path, ["genre"])
+    with pytest.raises(InputError, match=r"no column 'xyz'; it has year, "):
+        read_table(path, ["xyz"])
+    wide = write(tmp_path / "wide.parquet", **{f"c{n}": [1] for n in range(30)})
+    with pytest.raises(InputError, match=r"no column 'c7x'; did you mean 'c7'\? It has c7, .* and 10 more$"):
+        read_table(wide, ["c7x"])

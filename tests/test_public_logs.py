@@ -13,7 +13,7 @@ import pytest
 
 from learn_rank.artifact import read_manifest
 from learn_rank.cli.main import main
-from learn_rank.schema import SPLITS
+from learn_rank.schema import SPLITS, FeatureSet
 
 ROOT = os.environ.get("LEARN_RANK_DATA", "")
 FOLDERS = {
@@ -79,3 +79,32 @@ def test_every_video_without_text_is_described_by_its_side_features(tmp_path: Pa
     assert read_manifest(folder, stage="prepare").facts["items_without_text"] == 0
     first = pq.read_table(folder / "items.parquet").slice(0, 1).to_pylist()[0]
     assert (first["tag"], first["author"], first["upload_type"]) == ("39", "7349781", "LongImport")
+
+
+@pytest.mark.parametrize("name", ["movietweetings", "kuairand_pure", "ml_1m"])
+def test_no_row_of_a_real_log_sees_its_own_time_or_later(name: str, tmp_path: Path) -> None:
+    """A hundred rows of each split against a plain search of the whole log."""
+    folder, splits = prepare(name, tmp_path)
+    features = FeatureSet.read(folder / "features.json")
+    (history,) = features.sequences
+    columns = ("user_id", "timestamp", "fold", features.history_label, f"sparse.{history.of}")
+    users, times, folds, liked, items = (
+        np.concatenate([table[column].to_numpy() for table in splits]) for column in columns
+    )
+    generator = np.random.default_rng(0)
+    num_compared = 0
+    for table in splits:
+        for nth in generator.choice(table.num_rows, 100, replace=False).tolist():
+            row = table.slice(nth, 1).to_pylist()[0]
+            mine = (users == row["user_id"]) & (liked == 1)
+            is_trained = row["fold"] >= 0
+            seen = mine & (((folds >= 0) & (folds != row["fold"])) if is_trained else (times < row["timestamp"]))
+            at = np.sort(times[seen])[-history.max_length :]
+            found = row[f"sequence.{history.name}"]
+            assert len(found) == len(at)
+            # likes of one time may stand in any order, and at the oldest time some are beyond max_length
+            later = zip(times[seen].tolist(), items[seen].tolist(), strict=True)
+            expected = sorted(pair for pair in later if pair[0] > at[0])
+            assert sorted(zip(at.tolist(), found, strict=True))[-len(expected) or len(at) :] == expected
+            num_compared += len(expected)
+    assert num_compared > 500

@@ -23,7 +23,7 @@ from learn_rank.data.recipe import DatasetRecipe
 from learn_rank.data.synthetic import SyntheticOptions
 from learn_rank.errors import InputError
 from learn_rank.evaluation.options import EvaluateOptions, SegmentOptions
-from learn_rank.ranker.options import FrozenOptions, LearnColumnsOptions, RankerOptions
+from learn_rank.ranker.options import FindOptions, FrozenOptions, LearnColumnsOptions, RankerOptions
 from learn_rank.schema import ITEM_ID, USER_ID
 from learn_rank.store.options import StoreOptions
 
@@ -82,6 +82,7 @@ class RunConfig:
     export: ExportOptions = field(default_factory=ExportOptions)
     ranker: RankerOptions = field(default_factory=RankerOptions)
     frozen: FrozenOptions = field(default_factory=FrozenOptions)
+    find: FindOptions = field(default_factory=FindOptions)
     evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
     demo: SyntheticOptions = field(default_factory=SyntheticOptions)
 
@@ -146,6 +147,24 @@ class ExportFeaturesConfig(LearnColumnsOptions):
 
 
 @dataclass
+class ExportModelConfig:
+    """A ranker of a run, to be scored with away from it."""
+
+    run_dir: str = field(default="", metadata={"help": "a run whose rankers are trained; required"})
+    arm: str = field(default="learn", metadata={"help": "the ranker: baseline, learn or shuffled"})
+    out: str = field(default="", metadata={"help": "folder of the result; empty: RUN/model"})
+    onnx: bool | None = field(
+        default=None, metadata={"help": "write scorer.onnx beside scorer.pt2; needs learn-rank[onnx]; None: if it can"}
+    )
+    link_stores: bool = field(
+        default=False, metadata={"help": "LEARN's vectors as hard links to the run's files, instead of copies"}
+    )
+    accept_stores: list[str] = field(
+        default_factory=list, metadata={"help": "fingerprints of refreshed stores that may be used"}
+    )
+
+
+@dataclass
 class StoreConfig:
     """A store that is there."""
 
@@ -180,6 +199,7 @@ class StoreVersionConfig(StoreConfig):
 SCHEMAS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "export_features": ExportFeaturesConfig,
+    "export_model": ExportModelConfig,
     "merge": MergeConfig,
     "segment": SegmentConfig,
     "store": StoreConfig,
@@ -288,7 +308,7 @@ def _check_recipe_keys(path: Path, content: DictConfig) -> None:
             [".".join((str(section), str(key))) for key in value] if isinstance(value, DictConfig) else [str(section)]
         )
         for name in names:
-            if name not in valid and str(section) not in ("sparse", "dense"):
+            if name not in valid and str(section) not in ("sparse", "dense", "sequence"):
                 raise InputError(f"{path}: no key '{name}' in a dataset recipe{nearest(name, valid)}")
 
 
@@ -299,7 +319,7 @@ def _check_key(override: str, schema: type) -> None:
     valid = [name for name, _, _ in keys_of(schema)]
     if key in valid or (schema is RunConfig and key in GROUPS):
         return
-    open_maps = ("dataset.sparse.", "dataset.dense.", "dataset.interactions.labels.")
+    open_maps = ("dataset.sparse.", "dataset.dense.", "dataset.sequence.", "dataset.interactions.labels.")
     if schema is RunConfig and key.startswith(open_maps):
         return
     raise InputError(f"no option '{key}'{nearest(key, [*valid, *(GROUPS if schema is RunConfig else ())])}")

@@ -99,10 +99,18 @@ _COMMANDS = {
         "learn-rank train run_dir=runs/mt arms=[baseline,learn] ranker.backbone=dlrm",
         ("arms", "ranker", "frozen", "accept_stores"),
     ),
+    "find-learning-rate": _Command(
+        "raise the ranker's learning rates from step to step and say which suit it; also under torchrun",
+        "RUN/prepare; RUN/export if the first of arms is not the baseline",
+        "RUN/find-learning-rate: lr.json, lr.html",
+        "learn-rank find-learning-rate run_dir=runs/mt ranker.batch_size=8192",
+        ("find", "arms", "ranker", "frozen"),
+        function="learning_rate.find_learning_rate",
+    ),
     "predict": _Command(
         "score the validation and test rows with every ranker",
         "RUN/prepare, RUN/export, RUN/train",
-        "RUN/predict/{validation,test}.parquet: ids, labels, one probability per ranker",
+        "RUN/predict/{validation,test}.parquet: ids, labels, one probability per ranker and task",
         "learn-rank predict run_dir=runs/mt",
         ("arms", "frozen", "accept_stores"),
     ),
@@ -113,6 +121,14 @@ _COMMANDS = {
         "learn-rank export-features run_dir=runs/mt log=impressions/ user_id=uid timestamp=shown_at out=wide",
         config="export_features",
         function="features.export_features",
+    ),
+    "export-model": _Command(
+        "write a ranker as a folder that a service scores with by ids: learn_rank.serving.Scorer",
+        "RUN/prepare, RUN/export, RUN/train",
+        "OUT: scorer.pt2 (and scorer.onnx), tables and stores as memory-mapped files",
+        "learn-rank export-model run_dir=runs/mt arm=learn out=models/mt",
+        config="export_model",
+        function="model.export_model",
     ),
     "evaluate": _Command(
         "compare rankers by user and item segment, with intervals; or the arms of an A/B test",
@@ -226,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 _EXTRAS = {
     "torch": "cpu", "torchrec": "cpu", "fbgemm_gpu": "cpu", "tensorboard": "cpu", "transformers": "hf",
-    "peft": "hf", "accelerate": "hf",
+    "peft": "hf", "accelerate": "hf", "mlflow": "trackers", "wandb": "trackers",
 }  # fmt: skip
 
 
@@ -253,7 +269,7 @@ def _find(word: str) -> str:
 
 def _overview(prefix: str = "") -> str:
     lines = ["usage: learn-rank <command> [key=value ...]", ""]
-    lines += [f"  {name:<14} {command.summary}" for name, command in _COMMANDS.items() if name.startswith(prefix)]
+    lines += [f"  {name:<18} {command.summary}" for name, command in _COMMANDS.items() if name.startswith(prefix)]
     lines += ["", "learn-rank <command> --help says what a command reads, writes and takes. RUN is run_dir."]
     return "\n".join(lines)
 

@@ -10,15 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from learn_rank.artifact import Manifest, is_current, publish, read_manifest
 from learn_rank.cli.config import RunConfig
 from learn_rank.cli.folders import fingerprint_of, folder, say, stage, stage_on_ranks
+from learn_rank.cli.validation import validation_metrics
 from learn_rank.errors import InputError
-from learn_rank.memory import parse_bytes, resident_bytes
-from learn_rank.schema import FEATURES, VALUE, FeatureSet
+from learn_rank.evaluation.options import GIVEN, EvaluateOptions
+from learn_rank.schema import FEATURES, VALUE, FeatureSet, Task, score_columns
 
 
 def prepare(config: RunConfig) -> None:
@@ -59,10 +57,15 @@ def extract(config: RunConfig) -> None:
 
 
 def train(config: RunConfig) -> None:
-    """Canonical tables and stores -> one ranker per arm. Runs on one process or under torchrun."""
+    """Canonical tables and stores -> one ranker per arm. Runs on one process or under torchrun.
+
+    InputError: a loss that diverged. If an epoch was finished before, that ranker is there all the same.
+    """
     from learn_rank.distributed import on_main, process_group
     from learn_rank.ranker.train import train as run
 
+    metrics = validation_metrics()
+    monitored = metrics.pop(config.ranker.monitor)
     prepared, stores = folder(config, "prepare"), folder(config, "export")
     with process_group() as process:
         for arm in config.arms:
@@ -72,11 +75,17 @@ def train(config: RunConfig) -> None:
                 shuffle_seed=config.ranker.seed if _is_shuffled(config, arm) else None,
             )
             used = store_fingerprints(prepared, stores) if options.use_learn else {}
-            manifest = Manifest("train", {"prepare": fingerprint_of(prepared, "prepare")}, options.of_weights())
+            inputs = {"prepare": fingerprint_of(prepared, "prepare")}
+            if options.init_from:
+                earlier = Path(options.init_from) / "train" / arm
+                inputs["init_from"] = fingerprint_of(earlier, "train")
+                options = replace(options, init_from=str(earlier))
+            manifest = Manifest("train", inputs, options.of_weights())
             directory = folder(config, "train") / arm
             if on_main(partial(_is_trained, directory, manifest, used, config.accept_stores)):
                 if process.is_main:
-                    say(f"train/{arm}", "unchanged")
+                    diverged = read_manifest(directory, stage="train").facts.get("diverged")
+                    say(f"train/{arm}", f"unchanged ({diverged})" if diverged else "unchanged")
                 continue
             start = time.monotonic()
             with ExitStack() as stack:
@@ -91,7 +100,8 @@ def train(config: RunConfig) -> None:
                         stores if options.use_learn else None,
                         work,
                         options,
-                        validation_metric=validation_uauc,
+                        validation_metric=monitored,
+                        further_metrics=metrics,
                         accept_stores=config.accept_stores,
                         frozen=config.frozen,
                     )
@@ -100,6 +110,10 @@ def train(config: RunConfig) -> None:
                 manifest.inputs.update(used)
             if process.is_main:
                 say(f"train/{arm}", f"{time.monotonic() - start:.1f} s")
+            if facts["diverged"]:
+                raise InputError(
+                    f"train/{arm}: {facts['diverged']} in {directory}, where `learn-rank predict` finds it"
+                )
 
 
 def predict(config: RunConfig) -> None:
@@ -120,58 +134,93 @@ def predict(config: RunConfig) -> None:
 
 
 def evaluate_run(config: RunConfig) -> None:
-    """Predictions of the test window -> report."""
+    """Predictions of the test window -> a report per task; that of the first has the others' comparisons as well."""
+    from learn_rank.evaluation.evaluate import add_comparison
     from learn_rank.evaluation.evaluate import evaluate as run
-    from learn_rank.evaluation.report import format_table, write_report
+    from learn_rank.evaluation.report import format_levels, format_table, write_report
 
     prepared, predicted, target = (folder(config, name) for name in ("prepare", "predict", "evaluate"))
     features = FeatureSet.read(prepared / FEATURES)
     predictions = read_manifest(predicted, stage="predict")
-    arms = predictions.options["arms"]
-    has_labels = set(config.evaluate.label_columns) <= set(features.labels)
-    options = replace(
-        config.evaluate,
-        label=config.evaluate.label if has_labels else features.ranking_label,
-        baseline=arms[0],
-        treatment=arms[1] if len(arms) > 1 else "",
-        control="shuffled" if "shuffled" in arms[2:] else "",
-        value=config.evaluate.value or (VALUE if features.has_value else ""),
-    )
+    if "tasks" not in predictions.facts:
+        raise InputError(f"{predicted}: was predicted by an earlier version; run `learn-rank predict` again")
+    tasks = tuple(Task(**task) for task in predictions.facts["tasks"])
+    options = [
+        _task_options(config.evaluate, features, predictions.options["arms"], tasks, at) for at in range(len(tasks))
+    ]
     made = read_manifest(prepared, stage="prepare")
     permuted = ["User and item vectors were permuted before training: no lift is to be expected."]
-    facts = {
-        "notes": made.options["recipe"]["notes"] + (permuted if config.demo.shuffle_store else []),
-        "dataset": made.options["recipe"]["name"],
-        "splits": made.facts["splits"],
-    }
-    manifest = Manifest("evaluate", {"predict": predictions.fingerprint}, asdict(options))
+    notes = made.options["recipe"]["notes"] + (permuted if config.demo.shuffle_store else [])
+    notes += _conversion_notes(predictions, features)
+    manifest = Manifest("evaluate", {"predict": predictions.fingerprint}, asdict(options[0]))
 
-    def work_in(work: Path) -> dict[str, Any]:
-        # the limit is the evaluation's: what training left in this process is not the evaluation's to give back
-        limit = parse_bytes(options.memory_limit, name="evaluate.memory_limit") + resident_bytes()
-        report = run(
+    def report_of(task_options: EvaluateOptions, more_notes: list[str]) -> dict[str, Any]:
+        return run(
             predicted / "test.parquet",
             user_segments=prepared / "user_counts.parquet",
             item_segments=prepared / "item_counts.parquet",
-            options=replace(options, memory_limit=f"{limit >> 20}MiB"),
-            facts=facts,
+            options=task_options,
+            facts={
+                "notes": notes + more_notes,
+                "dataset": made.options["recipe"]["name"],
+                "splits": made.facts["splits"],
+            },
         )
+
+    def work_in(work: Path) -> dict[str, Any]:
+        others = [report_of(task_options, []) for task_options in options[1:]]
+        report = report_of(options[0], _task_notes(options, tasks))
+        for task, other in zip(tasks[1:], others, strict=True):
+            add_comparison(report, other)
+            write_report(other, work / task.name)
         write_report(report, work)
-        return {"table": format_table(report)}
+        return {"table": "\n\n".join([format_table(report)] + [format_levels(report)] * bool(others))}
 
     stage(target, manifest, work_in)
     print(read_manifest(target, stage="evaluate").facts["table"])
-    print(f"report: {target / 'report.html'}")
+    for place in [target, *(target / task.name for task in tasks[1:])]:
+        print(f"report: {place / 'report.html'}")
 
 
-def validation_uauc(users: npt.NDArray[Any], labels: npt.NDArray[Any], scores: npt.NDArray[Any]) -> float | None:
-    """UAUC, by which both training loops choose their best epoch; None where no user has both classes."""
-    from learn_rank.evaluation.evaluate import user_auc
+def _task_options(
+    options: EvaluateOptions, features: FeatureSet, arms: list[str], tasks: tuple[Task, ...], at: int
+) -> EvaluateOptions:
+    """What is compared for the task in that place: its label, by the columns of its predictions."""
+    task = tasks[at]
+    columns = [score_columns(arm, tasks)[at] for arm in arms]
+    label = f"{task.label}{GIVEN}{task.given}" if task.given else task.label
+    if at == 0 and options.label != task.given and set(options.label_columns) <= set(features.labels):
+        label = options.label
+    is_shuffled = "shuffled" in arms[2:]
+    return replace(
+        options,
+        label=label,
+        baseline=columns[0],
+        treatment=columns[1] if len(arms) > 1 else "",
+        control=columns[arms.index("shuffled")] if is_shuffled else "",
+        value="" if task.given else options.value or (VALUE if features.has_value else ""),
+    )
 
-    positives = np.unique(users[labels == 1])
-    if not np.isin(users[labels == 0], positives).any():
-        return None
-    return user_auc(users, labels.astype(np.int8), scores)
+
+def _task_notes(options: list[EvaluateOptions], tasks: tuple[Task, ...]) -> list[str]:
+    """Where a run has several tasks: what its first report says of the others."""
+    from learn_rank.evaluation.wording import label_text
+
+    if len(tasks) == 1:
+        return []
+    first, *others = (label_text(task_options.labels[0]) for task_options in options)
+    more, pages = " and ".join(others), " and ".join(f"{task.name}/report.html" for task in tasks[1:])
+    return [f"Beside {first}, the rankers predict {more}; each is judged by its own scores, in full in {pages}."]
+
+
+def _conversion_notes(predictions: Manifest, features: FeatureSet) -> list[str]:
+    without_click = predictions.facts.get("num_conversions_without_click", {}).get("test", 0)
+    if not without_click:
+        return []
+    return [
+        f"{without_click} of {predictions.facts['num_rows']['test']} rows have '{features.cvr_label}' without "
+        f"'{features.ranking_label}': no task counts them as conversions."
+    ]
 
 
 def store_fingerprints(prepared: Path, stores: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,27 +12,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from learn_rank.artifact import file_fingerprint
-from learn_rank.data.features import EncodedFeature, dense_column, encode_sparse, sparse_column
+from learn_rank.data.dense import DenseFeature, write_dense
+from learn_rank.data.entities import write_entity_features
+from learn_rank.data.features import EncodedFeature, dense_column, encode_sparse, fit_dense, is_constant, sparse_column
+from learn_rank.data.load import load_entities, load_interactions
 from learn_rank.data.recipe import DatasetRecipe
-from learn_rank.data.source import (
-    INTEGER_TYPES,
-    connect,
-    create_view,
-    expression,
-    find_files,
-    first_row,
-    id_type,
-    quote,
-    sql_errors,
-)
+from learn_rank.data.sequences import EncodedSequence, encode_sequence
+from learn_rank.data.source import connect, expression, find_files, first_row, literal, quote, sql_errors
 from learn_rank.data.split import split_rows
+from learn_rank.data.write import write_query
 from learn_rank.errors import InputError
-from learn_rank.progress import progress_bar
+from learn_rank.progress import note, progress_bar
 from learn_rank.schema import (
+    DENSE,
     FEATURES,
     FOLD,
     ITEM_ID,
     NUM_INTERACTIONS,
+    SEQUENCE_PREFIX,
     SPLITS,
     TIMESTAMP,
     USER_ID,
@@ -40,9 +38,6 @@ from learn_rank.schema import (
     counts_schema,
     interactions_schema,
 )
-
-_ARROW_TYPES = {"BIGINT": pa.int64(), "VARCHAR": pa.string()}
-_MILLISECONDS = {"s": "* 1000", "ms": "", "us": "// 1000"}
 
 
 @dataclass
@@ -72,16 +67,19 @@ def raw_fingerprints(recipe: DatasetRecipe) -> dict[str, str]:
 def prepare(recipe: DatasetRecipe, directory: Path, options: PrepareOptions) -> dict[str, Any]:
     """Writes the canonical tables of schema.py into `directory` and returns the facts for its manifest.
 
-    Everything learned from data (vocabularies, counts, means) comes from the training window alone. Training rows are
-    written in an order that depends on nothing but their position (a hash), later splits in order of time. Under
-    split.leave_one_out training rows are in order of time too: there the order of rows with equal times, which is the
-    log's, says which of them is the last, and users' histories must show the same.
+    Everything learned from data (vocabularies, counts, dense transforms) comes from the training window alone; a row's
+    sequences hold what came before it, see data.sequences. Training rows are written in an order that depends on
+    nothing but their position (a hash), later splits in order of time. Under split.leave_one_out training rows are in
+    order of time too: there the order of rows with equal times, which is the log's, says which of them is the last, and
+    users' histories must show the same.
     """
     with connect(directory / "scratch", memory_limit=options.memory_limit) as connection:
-        steps = progress_bar(total=4 + len(recipe.sparse) + len(SPLITS), description="prepare", unit="step")
-        types = _load_interactions(connection, recipe)
+        steps = progress_bar(
+            total=4 + len(recipe.sparse) + len(recipe.sequence) + len(SPLITS), description="prepare", unit="step"
+        )
+        types = load_interactions(connection, recipe)
         steps.update()
-        _load_entities(connection, recipe, types)
+        load_entities(connection, recipe, types)
         steps.update()
         facts = split_rows(connection, recipe)
         steps.update()
@@ -90,6 +88,11 @@ def prepare(recipe: DatasetRecipe, directory: Path, options: PrepareOptions) -> 
         for name, source in recipe.sparse.items():
             path = directory / "vocabularies" / f"{name}.parquet"
             encoded.append(encode_sparse(connection, name, source, path))
+            steps.update()
+        sequences = []
+        for name, sequence in recipe.sequence.items():
+            of = next(one for one in encoded if one.feature.name == sequence.of)
+            sequences.append(encode_sequence(connection, name, sequence, of, num_folds=recipe.split.num_folds))
             steps.update()
         features = FeatureSet(
             sparse=tuple(one.feature for one in encoded),
@@ -100,147 +103,76 @@ def prepare(recipe: DatasetRecipe, directory: Path, options: PrepareOptions) -> 
             history_label=recipe.history_label,
             has_value=recipe.interactions.value is not None,
             num_folds=recipe.split.num_folds,
+            sequences=tuple(one.feature for one in sequences),
         )
+        dense, facts["dense"] = _fit_dense(connection, recipe)
+        write_dense(directory / DENSE, dense)
+        _note_constants(connection, encoded, dense)
         (directory / "interactions").mkdir()
         schema = interactions_schema(features, types[USER_ID], types[ITEM_ID])
         for split in SPLITS:
-            query = _split_query(connection, recipe, encoded, split)
-            _write(connection, query, directory / "interactions" / f"{split}.parquet", schema, options.row_group_rows)
+            query = _split_query(connection, recipe, encoded, sequences, split)
+            path = directory / "interactions" / f"{split}.parquet"
+            write_query(connection, query, path, schema, options.row_group_rows, dense)
             steps.update()
         _write_counts(connection, directory, types)
+        write_entity_features(connection, recipe, encoded, dense, directory, types)
         facts |= _write_items(connection, recipe, directory, types[ITEM_ID])
+        if sequences:
+            facts["sequences"] = {one.feature.name: _sequence_facts(connection, one, directory) for one in sequences}
         features.write(directory / FEATURES)
         steps.update()
         steps.close()
     return facts
 
 
-def _load_interactions(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe) -> dict[str, pa.DataType]:
-    """Makes the table `interactions`: row_id, ids, time, labels and the raw columns that features name."""
-    log = recipe.interactions
-    files = find_files(Path(recipe.root), log.files)
-    where = str(files[0])
-    raw_columns = sorted(
-        {s.column.partition(".")[2] for s in recipe.sparse.values() if s.column.startswith("interactions.")}
-        | {c.partition(".")[2] for c in recipe.dense.values() if c.startswith("interactions.")}
-    )
-    split_columns = [recipe.split.column] if recipe.split.column else []
-    types = create_view(connection, "raw_interactions", files, [log.user_id, log.item_id, *raw_columns, *split_columns])
-    id_types = {USER_ID: id_type(types, log.user_id, where=where), ITEM_ID: id_type(types, log.item_id, where=where)}
-    selected = [
-        "row_id",
-        f"CAST({quote(log.user_id)} AS {id_types[USER_ID]}) AS user_id",
-        f"CAST({quote(log.item_id)} AS {id_types[ITEM_ID]}) AS item_id",
-        f"{_milliseconds(connection, recipe, types, where)} AS {TIMESTAMP}",
+def _fit_dense(
+    connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe
+) -> tuple[list[DenseFeature], dict[str, dict[str, int]]]:
+    """The fitted dense features and what was missing of each, said in one note."""
+    fitted, facts = [], {}
+    for name, source in recipe.dense.items():
+        file = getattr(recipe, source.column.partition(".")[0]).files
+        feature, facts[name] = fit_dense(connection, name, source, file=file)
+        fitted.append(feature)
+    told = [
+        f"{name} ({counts['missing']:,} missing, {counts['infinite']:,} infinite)"
+        for name, counts in facts.items()
+        if any(counts.values())
     ]
-    labels = {label: expression(source, types) for label, source in log.labels.items()}
-    selected += [f"TRY_CAST({source} AS DOUBLE) AS {quote('label.' + label)}" for label, source in labels.items()]
-    selected += [f"TRY_CAST({expression(log.value, types)} AS DOUBLE) AS {VALUE}"] if log.value else []
-    selected += [f"{quote(column)} AS {quote('raw.' + column)}" for column in raw_columns]
-    selected += [f"CAST({quote(column)} AS VARCHAR) AS split" for column in split_columns]
-    kept = f"WHERE {log.where}" if log.where else ""
-    for label, source in log.labels.items():  # one at a time, so that an error names the label
-        with sql_errors(f"{where}: labels.{label} = '{source}'"):
-            connection.execute(f"SELECT {labels[label]} FROM raw_interactions LIMIT 0")
-    with sql_errors(where):
-        connection.execute(
-            f"CREATE TEMP TABLE interactions AS SELECT {', '.join(selected)} FROM "
-            f"(SELECT *, row_number() OVER () - 1 AS row_id FROM raw_interactions) {kept}"
+    if told:
+        note(f"dense features without a number in some rows of the log, filled in: {', '.join(told)}")
+    return fitted, facts
+
+
+def _note_constants(
+    connection: duckdb.DuckDBPyConnection, encoded: Sequence[EncodedFeature], dense: Sequence[DenseFeature]
+) -> None:
+    constant = [f"sparse.{one.feature.name}" for one in encoded if is_constant(connection, one)]
+    constant += [f"dense.{feature.name}" for feature in dense if feature.is_constant]
+    if constant:
+        note(
+            f"features of one value, or none, in the training rows: {', '.join(constant)}; they can tell a ranker "
+            "nothing: drop them from the recipe"
         )
-    _check_interactions(connection, recipe, where)
-    return {name: _ARROW_TYPES[kind] for name, kind in id_types.items()}
-
-
-def _milliseconds(
-    connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe, types: dict[str, str], where: str
-) -> str:
-    log = recipe.interactions
-    time = expression(log.timestamp, types)
-    with sql_errors(f"{where}: timestamp = '{log.timestamp}'"):
-        kind = connection.execute(f"DESCRIBE SELECT {time} AS t FROM raw_interactions").fetchall()[0][1]
-    if kind.startswith(("TIMESTAMP", "DATE")):
-        return f"epoch_ms({time}::TIMESTAMP)"
-    if kind in (*INTEGER_TYPES, "UBIGINT", "DOUBLE"):
-        return f"CAST({time} AS BIGINT) {_MILLISECONDS[log.timestamp_unit]}"
-    raise InputError(f"{where}: timestamp '{log.timestamp}' is {kind}, expected an integer or a timestamp; cast it")
-
-
-def _check_interactions(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe, where: str) -> None:
-    log = recipe.interactions
-    if not first_row(connection, "SELECT count(*) FROM interactions")[0]:
-        raise InputError(f"{where}: no rows; check the file and interactions.where")
-    for name, column in ((log.user_id, USER_ID), (log.item_id, ITEM_ID), (log.timestamp, TIMESTAMP)):
-        count, row = first_row(connection, f"SELECT count(*), min(row_id) FROM interactions WHERE {column} IS NULL")
-        if count:
-            raise InputError(f"{where}: column '{name}' is null in {count} rows, first row {row}; fill or filter them")
-    for label, source in log.labels.items():
-        column = quote("label." + label)
-        bad = f"FROM interactions WHERE {column} IS NULL OR {column} NOT IN (0, 1)"
-        count, row, value = first_row(connection, f"SELECT count(*), min(row_id), arg_min({column}, row_id) {bad}")
-        if count:
-            raise InputError(
-                f"{where}: label '{label}' = '{source}' is not 0 or 1 in {count} rows, first row {row} "
-                f"({'null' if value is None else f'{value:g}'}); use an expression such as 'rating >= 4'"
-            )
-    if log.value:
-        count, row = first_row(
-            connection,
-            f"SELECT count(*), min(row_id) FROM interactions WHERE {VALUE} IS NULL OR NOT isfinite({VALUE})",
-        )
-        if count:
-            raise InputError(f"{where}: value '{log.value}' is missing or not finite in {count} rows, first row {row}")
-
-
-def _load_entities(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe, types: dict[str, pa.DataType]) -> None:
-    """Makes the tables `items` and `users` with canonical ids; without a file they hold the ids of the log."""
-    for table, key, source_id, pattern in (
-        ("items", ITEM_ID, recipe.items.item_id, recipe.items.files),
-        ("users", USER_ID, recipe.users.user_id, recipe.users.files),
-    ):
-        if not pattern:
-            connection.execute(f"CREATE TEMP TABLE {table} AS SELECT DISTINCT {key} FROM interactions")
-            continue
-        files = find_files(Path(recipe.root), pattern)
-        where = str(files[0])
-        needed = [c.partition(".")[2] for c in _feature_columns(recipe) if c.startswith(f"{table}.")]
-        needed += recipe.items.plain_fields() if table == "items" else []
-        raw = create_view(connection, f"raw_{table}", files, [source_id, *needed])
-        kind = id_type(raw, source_id, where=where)
-        if _ARROW_TYPES[kind] != types[key]:
-            raise InputError(
-                f"{where}: column '{source_id}' is {kind}, but {key} of the log is {types[key]}; cast one of them"
-            )
-        others = ", ".join(quote(column) for column in raw if column != key)
-        with sql_errors(where):
-            connection.execute(
-                f"CREATE TEMP TABLE {table} AS SELECT CAST({quote(source_id)} AS {kind}) AS {key}"
-                f"{', ' + others if others else ''} FROM raw_{table}"
-            )
-        count = first_row(connection, f"SELECT count(*) FROM {table} WHERE {key} IS NULL")[0]
-        if count:
-            raise InputError(f"{where}: column '{source_id}' is null in {count} rows; fill or filter them")
-        twice = f"SELECT {key} FROM {table} GROUP BY {key} HAVING count(*) > 1"
-        count, example = first_row(connection, f"SELECT count(*), min({key}) FROM ({twice})")
-        if count:
-            raise InputError(
-                f"{where}: column '{source_id}' holds {count} duplicate ids, first {example!r}; keep one row"
-            )
-
-
-def _feature_columns(recipe: DatasetRecipe) -> list[str]:
-    return [source.column for source in recipe.sparse.values()] + list(recipe.dense.values())
 
 
 def _split_query(
-    connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe, encoded: list[EncodedFeature], split: str
+    connection: duckdb.DuckDBPyConnection,
+    recipe: DatasetRecipe,
+    encoded: list[EncodedFeature],
+    sequences: list[EncodedSequence],
+    split: str,
 ) -> str:
     joined = "interactions LEFT JOIN items USING (item_id) LEFT JOIN users USING (user_id)"
     columns = [f"interactions.{name}" for name in (USER_ID, ITEM_ID, TIMESTAMP, FOLD)]
     columns += [f"CAST({quote('label.' + label)} AS TINYINT) AS {quote(label)}" for label in recipe.interactions.labels]
     columns += [f"interactions.{VALUE}"] if recipe.interactions.value else []
     columns += [sparse_column(one) for one in encoded]
-    columns += [dense_column(connection, name, source, joined) for name, source in recipe.dense.items()]
+    columns += [one.column for one in sequences]
+    columns += [dense_column(name, source) for name, source in recipe.dense.items()]
     joins = [f"LEFT JOIN {one.table} ON {one.table}.{one.key} = interactions.{one.key}" for one in encoded]
+    joins += [one.joins for one in sequences]
     is_shuffled = split == "train" and not recipe.split.leave_one_out
     order = "md5_number_lower(CAST(interactions.row_id AS VARCHAR))" if is_shuffled else f"interactions.{TIMESTAMP}"
     return (
@@ -249,14 +181,17 @@ def _split_query(
     )
 
 
-def _write(
-    connection: duckdb.DuckDBPyConnection, query: str, path: Path, schema: pa.Schema, row_group_rows: int
-) -> None:
-    """Streams a query into a Parquet file of exactly this schema."""
-    reader = connection.sql(query).to_arrow_reader(row_group_rows)
-    with pq.ParquetWriter(path, schema) as writer:
-        for batch in reader:
-            writer.write_table(pa.Table.from_batches([batch]).cast(schema), row_group_size=row_group_rows)
+def _sequence_facts(
+    connection: duckdb.DuckDBPyConnection, sequence: EncodedSequence, directory: Path
+) -> dict[str, Any]:
+    """What is known of a sequence, and per split its mean length and the share of rows that have none."""
+    facts = dict(sequence.facts)
+    for split in SPLITS:
+        path = literal(str(directory / "interactions" / f"{split}.parquet"))
+        size = f"len({quote(SEQUENCE_PREFIX + sequence.feature.name)})"
+        mean, empty = first_row(connection, f"SELECT avg({size}), avg(({size} = 0)::TINYINT) FROM read_parquet({path})")
+        facts[split] = {"mean_length": mean, "empty_share": empty}
+    return facts
 
 
 def _write_counts(connection: duckdb.DuckDBPyConnection, directory: Path, types: dict[str, pa.DataType]) -> None:
@@ -266,7 +201,7 @@ def _write_counts(connection: duckdb.DuckDBPyConnection, directory: Path, types:
             f"GROUP BY {entity} ORDER BY {entity}"
         )
         path = directory / f"{entity.removesuffix('_id')}_counts.parquet"
-        _write(connection, query, path, counts_schema(entity, types[entity]), 1 << 20)
+        write_query(connection, query, path, counts_schema(entity, types[entity]), 1 << 20)
 
 
 def _write_items(
@@ -284,7 +219,7 @@ def _write_items(
         f"SELECT item_id{columns} FROM (SELECT item_id FROM items UNION SELECT item_id FROM interactions) "
         "LEFT JOIN items USING (item_id) ORDER BY item_id"
     )
-    _write(connection, query, directory / "items.parquet", schema, 1 << 16)
+    write_query(connection, query, directory / "items.parquet", schema, 1 << 16)
     has_text = " OR ".join(f"nullif(trim({source}), '') IS NOT NULL" for source in fields.values()) or "false"
     total = pq.ParquetFile(directory / "items.parquet").metadata.num_rows
     with_text = first_row(connection, f"SELECT count(*) FROM items WHERE {has_text}")[0]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any
 
+from learn_rank.data.dense import TRANSFORMS
 from learn_rank.errors import InputError
 from learn_rank.schema import ITEM_ID
 
 _UNITS = ("s", "ms", "us")
 _ENCODINGS = ("vocabulary", "hash")
+_MISSING = ("impute", "refuse")
 _NAMED = re.compile(r"(.+\S)\s+as\s+(\w+)", re.IGNORECASE | re.DOTALL)
 _LEAVE_ONE_OUT_NOTE = (
     "The log is split by leave-one-out: training rows of one user may be later than the evaluated rows of another. "
@@ -77,6 +82,29 @@ class SparseSource:
     encoding: str = field(default="vocabulary", metadata=_doc("vocabulary (training values) or hash"))
     min_count: int = field(default=1, metadata=_doc("values rarer than this in training share the unknown row"))
     num_buckets: int = field(default=0, metadata=_doc("table rows when encoding=hash"))
+    embedding_dim: int = field(default=0, metadata=_doc("width of its table, a multiple of 4; 0: ranker.embedding_dim"))
+
+
+@dataclass
+class DenseSource:
+    """A numeric feature of the baseline ranker; a recipe may write just the column."""
+
+    column: str = field(default="", metadata=_doc("interactions.NAME, items.NAME or users.NAME"))
+    transform: str = field(default="standard", metadata=_doc("standard, log, quantile or none, see data.dense"))
+    missing: str = field(default="impute", metadata=_doc("impute missing and infinite values, or refuse them"))
+
+
+@dataclass
+class SequenceSource:
+    """What a user did before: of the log itself, or a list that the log already carries. Oldest first in both."""
+
+    of: str = field(default="", metadata=_doc("the sparse feature whose table rows the sequence holds, e.g. item_id"))
+    label: str = field(
+        default="", metadata=_doc("earlier rows with this label = 1; '*': all earlier rows; history_label by default")
+    )
+    column: str = field(default="", metadata=_doc("instead: a list, interactions.NAME, users.NAME or items.NAME"))
+    separator: str = field(default="", metadata=_doc("split the column's strings, e.g. ' '"))
+    max_length: int = field(default=50, metadata=_doc("the newest so many are kept"))
 
 
 @dataclass
@@ -113,8 +141,11 @@ class DatasetRecipe:
     cvr_label: str = field(default="", metadata=_doc("what the adaptor's CVR loss predicts; ranking_label by default"))
     history_label: str = field(default="", metadata=_doc("what makes a user's history; ranking_label by default"))
     sparse: dict[str, SparseSource] = field(default_factory=dict, metadata=_doc("categorical features by name"))
-    dense: dict[str, str] = field(
-        default_factory=dict, metadata=_doc("numeric features: name -> items.NAME, users.NAME, ...")
+    dense: dict[str, Any] = field(
+        default_factory=dict, metadata=_doc("numeric features by name: a column, or column, transform and missing")
+    )
+    sequence: dict[str, SequenceSource] = field(
+        default_factory=dict, metadata=_doc("behaviour sequences by name; ranker.use_sequences lets a ranker see them")
     )
     split: SplitOptions = field(default_factory=SplitOptions)
     notes: list[str] = field(default_factory=list, metadata=_doc("sentences the report must carry"))
@@ -135,20 +166,25 @@ class DatasetRecipe:
         for role in ("ranking_label", "cvr_label", "history_label"):
             if getattr(self, role) not in log.labels:
                 raise InputError(f"{where}: {role} is '{getattr(self, role)}', not one of {', '.join(log.labels)}")
-        for kind, columns in (("sparse", {n: s.column for n, s in self.sparse.items()}), ("dense", self.dense)):
-            for name, dotted in columns.items():
-                table, _, column = dotted.partition(".")
-                if table not in ("interactions", "items", "users") or not column:
-                    raise InputError(
-                        f"{where}: {kind}.{name} is '{dotted}', expected interactions.NAME, items.NAME or users.NAME"
-                    )
-                if not getattr(self, table).files:
-                    raise InputError(f"{where}: {kind}.{name} needs {table}.files, which is empty")
+        self.dense = {name: _dense_source(f"{where}: dense.{name}", entry) for name, entry in self.dense.items()}
+        for name, sequence in self.sequence.items():
+            self._check_sequence(f"{where}: sequence.{name}", sequence)
+        for key, dotted in self.feature_columns().items():
+            table, _, column = dotted.partition(".")
+            if table not in ("interactions", "items", "users") or not column:
+                raise InputError(f"{where}: {key} is '{dotted}', expected interactions.NAME, items.NAME or users.NAME")
+            if not getattr(self, table).files:
+                raise InputError(f"{where}: {key} needs {table}.files, which is empty")
         for name, source in self.sparse.items():
             if source.encoding not in _ENCODINGS:
                 raise InputError(f"{where}: sparse.{name}.encoding is '{source.encoding}', not vocabulary or hash")
             if source.encoding == "hash" and source.num_buckets < 1:
                 raise InputError(f"{where}: sparse.{name}.num_buckets is {source.num_buckets}, must be 1 or more")
+            if source.embedding_dim < 0 or source.embedding_dim % 4:
+                raise InputError(
+                    f"{where}: sparse.{name}.embedding_dim is {source.embedding_dim}, must be a multiple of 4, "
+                    "or 0 for ranker.embedding_dim"
+                )
         split = self.split
         for key in ("validation_fraction", "test_fraction"):
             if not 0 < getattr(split, key) < 0.5:
@@ -165,3 +201,50 @@ class DatasetRecipe:
             raise InputError(f"{where}: items.text is {self.items.text}, expected distinct names other than {ITEM_ID}")
         if split.num_folds == 1 or split.num_folds < 0 or split.num_folds > 100:
             raise InputError(f"{where}: split.num_folds is {split.num_folds}, expected 0 or 2 to 100")
+
+    def feature_columns(self) -> dict[str, str]:
+        """Recipe key -> the column it names, such as "sparse.genres" -> "items.genres"."""
+        columns = {f"sparse.{name}": source.column for name, source in self.sparse.items()}
+        columns |= {f"dense.{name}": source.column for name, source in self.dense.items()}
+        return columns | {f"sequence.{name}": one.column for name, one in self.sequence.items() if one.column}
+
+    def _check_sequence(self, where: str, sequence: SequenceSource) -> None:
+        of = self.sparse.get(sequence.of)
+        if of is None:
+            raise InputError(f"{where}.of is '{sequence.of}', not one of the sparse features {', '.join(self.sparse)}")
+        if of.separator:
+            raise InputError(f"{where}.of is '{sequence.of}', which has several values a row; name one with a single")
+        if sequence.max_length < 1:
+            raise InputError(f"{where}.max_length is {sequence.max_length}, must be 1 or more")
+        if sequence.column:
+            if sequence.label:
+                raise InputError(f"{where}: label and column exclude each other; give one")
+            return
+        if sequence.separator:
+            raise InputError(f"{where}: separator splits the strings of a column; give column too")
+        if of.column.startswith("users."):
+            raise InputError(f"{where}.of is '{sequence.of}', the same in all of a user's rows; name one of the items")
+        sequence.label = sequence.label or self.history_label
+        if sequence.label not in ("*", *self.interactions.labels):
+            labels = ", ".join(self.interactions.labels)
+            raise InputError(f"{where}.label is '{sequence.label}', not one of {labels} or '*' for all rows")
+
+
+def _dense_source(where: str, entry: Any) -> DenseSource:
+    """The source of one entry of `dense`: a column's name, a mapping, or a source that is checked again."""
+    source = DenseSource(column=entry) if isinstance(entry, str) else entry
+    if isinstance(source, Mapping):
+        known = [one.name for one in fields(DenseSource)]
+        for key in source:
+            if key not in known:
+                near = get_close_matches(str(key), known, n=1)
+                hint = f"did you mean '{near[0]}'?" if near else f"expected {', '.join(known)}"
+                raise InputError(f"{where}: no key '{key}'; {hint}")
+        source = DenseSource(**source)
+    if not isinstance(source, DenseSource):
+        raise InputError(f"{where} is {entry!r}, expected a column such as items.price, or column, transform, missing")
+    if source.transform not in TRANSFORMS:
+        raise InputError(f"{where}.transform is '{source.transform}', expected one of {', '.join(TRANSFORMS)}")
+    if source.missing not in _MISSING:
+        raise InputError(f"{where}.missing is '{source.missing}', expected {' or '.join(_MISSING)}")
+    return source

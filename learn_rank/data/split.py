@@ -9,6 +9,7 @@ import duckdb
 from learn_rank.data.recipe import DatasetRecipe
 from learn_rank.data.source import first_row, literal, quote, sql_errors
 from learn_rank.errors import InputError
+from learn_rank.progress import note
 from learn_rank.schema import ITEM_ID, SPLITS, TIMESTAMP, USER_ID
 
 MIN_POSITIVES = 3  # of a user, to leave one out for the test and one for validation
@@ -35,6 +36,7 @@ def split_rows(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe) -> 
     connection.execute("ALTER TABLE interactions ADD COLUMN fold TINYINT")
     connection.execute(f"UPDATE interactions SET fold = CASE split WHEN 'train' THEN {fold} ELSE -1 END")
     facts["splits"] = _split_facts(connection, recipe)
+    _note_labels_of_one_class(connection, recipe)
     for entity in (USER_ID, ITEM_ID):
         facts[f"new_test_{entity[:-3]}s"] = first_row(
             connection,
@@ -119,11 +121,32 @@ def _split_facts(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe) -
             raise InputError(f"dataset '{recipe.name}': the {name} split is empty; change dataset.split")
         if latest is not None and start < latest and not recipe.split.leave_one_out:
             raise InputError(
-                f"dataset '{recipe.name}': the {name} split starts at {start} ms, before an earlier split ends at "
-                f"{latest} ms; a row may not be trained on what comes after it is evaluated; change dataset.split"
+                f"dataset '{recipe.name}': the {name} split starts at {_date(connection, start)}, before an earlier "
+                f"split ends, at {_date(connection, latest)}; a row may not be trained on what comes after it is "
+                "evaluated; change dataset.split"
             )
         latest = end
         facts[name] = {
             "rows": rows, "users": users, "items": items, "start_ms": start, "end_ms": end, "positive_share": positives,
         }  # fmt: skip
     return facts
+
+
+def _note_labels_of_one_class(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe) -> None:
+    """One line for each label that is 0, or 1, in every training row: said here, before any training."""
+    for label in recipe.interactions.labels:
+        column = quote("label." + label)
+        low, high = first_row(
+            connection, f"SELECT min({column}), max({column}) FROM interactions WHERE split = 'train'"
+        )
+        if low == high:
+            note(
+                f"dataset '{recipe.name}': label '{label}' is {low:.0f} in every training row; no ranker can be "
+                "trained on it: check interactions.labels and interactions.where"
+            )
+
+
+def _date(connection: duckdb.DuckDBPyConnection, milliseconds: int) -> str:
+    """Such as "2024-01-31 09:05:00 UTC (1706691900000 ms)"."""
+    when = first_row(connection, f"SELECT strftime(make_timestamp({milliseconds} * 1000), '%Y-%m-%d %H:%M:%S')")[0]
+    return f"{when} UTC ({milliseconds} ms)"

@@ -21,6 +21,7 @@ from learn_rank.data.recipe import (
     DatasetRecipe,
     InteractionsSource,
     ItemsSource,
+    SequenceSource,
     SparseSource,
     SplitOptions,
     UsersSource,
@@ -164,6 +165,7 @@ def synthetic_recipe(directory: Path) -> DatasetRecipe:
             "brand": SparseSource(column="items.brand"),
         },
         dense={"price": "items.price"},
+        sequence={"history": SequenceSource(of="item_id")},
         split=SplitOptions(validation_fraction=0.1, test_fraction=0.15),
         notes=["The data is generated, with a content signal planted in the item texts: it shows that the parts work "
                "together, not what LEARN does on a real log."],

@@ -46,7 +46,6 @@ from learn_rank.evaluation.steps import (
     whole_hashes,
 )
 from learn_rank.hashing import hash_ids
-from learn_rank.memory import resident_bytes
 from learn_rank.progress import note, progress_bar
 
 _PARTITION_ROWS = 1 << 16  # about what caches hold
@@ -74,14 +73,13 @@ def make_plan(inputs: Inputs) -> Plan:
     """Partitions, batches and whether to spill, from the number of rows and the memory limit."""
     layout, options, num_rows = inputs.layout, inputs.options, inputs.source.num_rows
     threads = num_threads(options)
-    in_use = 0 if inputs.source.table is not None else resident_bytes()
     map_bytes = IdMap.size_bytes(inputs.items.source.num_rows) if inputs.items.source is not None else 0
     state_bytes = layout.state_bytes * (threads + 2)  # one per thread, the sum, and what the bootstrap makes of it
-    fixed = in_use + map_bytes + state_bytes
+    fixed = map_bytes + state_bytes
     available = options.limit_bytes - fixed
     if available < _LEAST_BYTES:
         raise InputError(
-            f"memory_limit={options.memory_limit}: the process, the map of items and the sums of all slices take "
+            f"memory_limit={options.memory_limit}: the map of items and the sums of all slices take "
             f"{fixed / 2**20:.0f} MiB; set at least {(fixed + 2 * _LEAST_BYTES) >> 20}MiB"
             + (", or bootstrap_samples=0" if state_bytes > _LEAST_BYTES else "")
         )

@@ -15,7 +15,7 @@ from learn_rank.artifact import file_fingerprint
 from learn_rank.errors import InputError
 from learn_rank.evaluation.binding import Binding, Segments, bind, check_id_type, name_column
 from learn_rank.evaluation.engine import run
-from learn_rank.evaluation.kernel import UAUC
+from learn_rank.evaluation.kernel import UAUC, WUAUC
 from learn_rank.evaluation.options import EvaluateOptions
 from learn_rank.evaluation.predictions import Predictions, open_predictions
 from learn_rank.evaluation.results import Results, few_user_note
@@ -25,6 +25,9 @@ from learn_rank.evaluation.steps import Inputs, Part
 from learn_rank.io import open_parquet, parquet_files
 
 SCHEMA_VERSION = 2
+_BLOCK = (
+    "label", "treatment", "overall", "segments", "cells", "control", "calibration", "distribution", "excluded",
+)  # fmt: skip
 
 
 def evaluate(
@@ -134,12 +137,25 @@ def make_report(
     }
 
 
+def add_comparison(report: dict[str, Any], other: dict[str, Any]) -> None:
+    """Puts the top of another report, of the same arms by other scores, among a report's further comparisons."""
+    block = {name: other[name] for name in _BLOCK} | {"treatment": report["treatment"]}
+    if other["control"]:
+        block["control"] = other["control"] | {"arm": report["control"]["arm"]}
+    report["further"].append(block)
+
+
 def user_auc(
-    user_ids: npt.NDArray[np.generic], labels: npt.NDArray[np.generic], scores: npt.NDArray[np.floating]
+    user_ids: npt.NDArray[np.generic],
+    labels: npt.NDArray[np.generic],
+    scores: npt.NDArray[np.floating],
+    *,
+    is_weighted: bool = False,
 ) -> float:
     """UAUC of [B] rows: the plain mean of AUC over users with both classes, ties one half.
 
-    InputError: a NaN score, a label other than 0 or 1, no user with both classes.
+    is_weighted: WUAUC instead, where a user counts as often as it has rows. InputError: a NaN score, a label other than
+    0 or 1, no user with both classes.
 
     >>> user_auc(np.array([7, 7, 7, 8]), np.array([1, 0, 0, 1]), np.array([0.5, 0.5, 0.9, 0.1]))
     0.25
@@ -150,7 +166,7 @@ def user_auc(
     arrays = {"user": user_ids, "label": labels, "score": scores}
     inputs = open_inputs(arrays, user_segments=None, item_segments=None, options=options)
     state, _ = run(inputs)
-    found = compare_means(state.moments[0, UAUC, 0, 0], 0, options.confidence).baseline
+    found = compare_means(state.moments[0, WUAUC if is_weighted else UAUC, 0, 0], 0, options.confidence).baseline
     if found is None:
         raise InputError(
             f"user_auc: none of {state.users_per_segment.sum()} users has both a positive and a negative row"

@@ -111,6 +111,27 @@ def reliability_plot(calibration: dict[str, Any]) -> Markup:
     return _plot(axis, axis, "".join(parts), unscale=(lambda value: value**2) if scale is math.sqrt else float)
 
 
+def range_plot(
+    rates: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], suggestion: float | None
+) -> Markup:
+    """Training loss over the power of ten of a rising learning rate, with a line at the suggestion.
+
+    What rises far above the first loss runs off the top.
+    """
+    powers = [math.log10(rate) for rate in rates]
+    low, first = min(smoothed), smoothed[0]
+    margin = 0.1 * (first - low) or 0.1 * abs(first) or 1.0
+    x, y = _axis(powers[0], powers[-1]), _axis(low - 2 * margin, first + 3 * margin)
+    parts = [
+        _line(list(zip(powers, values, strict=True)), x, y, role)
+        for role, values in (("baseline", losses), ("treatment", smoothed))
+    ]
+    if suggestion is not None:
+        place = x.place(math.log10(suggestion))
+        parts.append(f'<line class="mean treatment" x1="{place}%" x2="{place}%" y1="0" y2="100%"/>')
+    return _plot(x, y, "".join(parts))
+
+
 def _top(calibration: dict[str, Any]) -> float:
     curves = calibration["reliability"].values()
     return max(value for curve in curves for value in (*curve["mean_predicted"], *curve["observed_rate"]))

@@ -90,7 +90,9 @@ class EvaluateOptions:
     seed: int = field(default=0, metadata={"help": "of the bootstrap"})
     segments: SegmentOptions = field(default_factory=SegmentOptions)
     threads: int = field(default=0, metadata={"help": "0: one per core"})
-    memory_limit: str = field(default="2GiB", metadata={"help": "of the whole process; larger data goes to disk"})
+    memory_limit: str = field(
+        default="2GiB", metadata={"help": "of what the process holds more than before; larger data goes to disk"}
+    )
     spill_dir: str = field(default="", metadata={"help": "folder for that; empty: the system's temporary folder"})
 
     def __post_init__(self) -> None:

@@ -59,6 +59,18 @@ def format_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def format_levels(report: dict[str, Any]) -> str:
+    """UAUC and WUAUC of each ranker for every label, one aligned line each: rankers side by side."""
+    wording = Wording.of(report)
+    roles = ["baseline"] + ["treatment"] * (report["treatment"] is not None)
+    lines = [["label", "scored", *(f"{metric} {report[role]}" for metric in ("UAUC", "WUAUC") for role in roles)]]
+    for block in comparisons(report):
+        found = block["overall"]
+        levels = [wording.level(found[metric][role]) for metric in ("uauc", "wuauc") for role in roles]
+        lines.append([label_text(block["label"]), count_text(found["num_users_scored"]), *levels])
+    return "\n".join(aligned(lines))
+
+
 def _slice_lines(report: dict[str, Any], table: Table) -> list[str]:
     if table.unit:
         header = ["segment", "share", "rows", "scored", "baseline", *(f"{title} pp " for title in table.titles)]

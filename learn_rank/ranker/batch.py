@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -25,9 +26,9 @@ _PREFETCH_BATCHES = 8
 class RankerBatch:
     """B rows of a log, ready for the ranker.
 
-    sparse: table rows of F features. dense [B, num_dense] float32. ranking_label, cvr_label [B] float32 in {0, 1};
-    cvr_weight [B] float32, 0 where a row does not count in the CVR loss. user_row, item_row [B] int64 store rows, -1
-    where there is no vector; None without stores; always on the CPU, where the stores are.
+    sparse: table rows of F features, then of the sequences. dense [B, num_dense] float32. ranking_label, cvr_label [B]
+    float32 in {0, 1}; cvr_weight [B] float32, 0 where a row does not count in the CVR loss. user_row, item_row [B]
+    int64 store rows, -1 where there is no vector; None without stores; always on the CPU, where the stores are.
     """
 
     sparse: KeyedJaggedTensor
@@ -67,8 +68,8 @@ class BatchReader:
 
     Memory does not grow with the split: it holds one block of the rows that are shuffled together, 65,536 rows being
     decoded, and the batches made ahead. A row of a block takes 4 bytes per table row and dense value, 8 per list
-    feature and 8 more, 16 with stores. Measured with 26 single-valued, 2 list and 13 dense features, batches of 4096
-    rows, above what the imports take: blocks of 1,000,000 rows 460 MB, of 100,000 rows 260 MB.
+    feature or sequence and 8 more, 16 with stores. Measured with 26 single-valued, 2 list and 13 dense features,
+    batches of 4096 rows, above what the imports take: blocks of 1,000,000 rows 460 MB, of 100,000 rows 260 MB.
     """
 
     def __init__(
@@ -99,14 +100,15 @@ class BatchReader:
         return -(-largest_share // self._batch_rows)
 
     def training(
-        self, *, seed: int, epoch: int, shuffle_rows: int, skip: int = 0
+        self, *, seed: int, epoch: int, shuffle_rows: int, skip: int = 0, negative_share: float = 1.0
     ) -> Generator[RankerBatch, None, None]:
         """This rank's batches of an epoch, the first `skip` left out; the same for the same arguments and world_size.
 
         Row groups are shuffled and laid one after another. Each rank has an equal share of these rows, but for one row,
         in equally many batches. `shuffle_rows` rows of a share, rounded up to whole batches, are shuffled together as
-        one block; the row groups before the block of the first batch wanted are not read. InputError: batches of one
-        row where shares are unequal.
+        one block; the row groups before the block of the first batch wanted are not read. A batch then keeps, by
+        chance, negative_share of its rows with ranking label 0. InputError: batches of one row where shares are
+        unequal.
         """
         if self._batch_rows == 1 and self.num_rows % self._world_size:
             raise InputError(
@@ -125,10 +127,14 @@ class BatchReader:
             plan = [sizes[at : at + block_batches] for at in range(0, len(sizes), block_batches)][first_block:]
             blocks = self._blocks(slices, [sum(rows) for rows in plan])
             for number, (block, rows) in enumerate(zip(blocks, plan, strict=True), first_block):
-                shuffled = np.random.default_rng([seed, epoch, self._rank, number]).permutation(len(block))
+                generator = np.random.default_rng([seed, epoch, self._rank, number])
+                shuffled = generator.permutation(len(block))
+                is_kept = None
+                if negative_share < 1:  # drawn for the whole block: a batch is the same whatever was skipped
+                    is_kept = generator.random(len(block)) < negative_share
                 skipped = max(skip - number * block_batches, 0)
                 for index in np.split(shuffled, np.cumsum(rows)[:-1])[skipped:]:
-                    yield self._batch(block, index)
+                    yield self._batch(block, index, is_kept, negative_share)
 
         return prefetch(batches(), _PREFETCH_BATCHES)
 
@@ -174,7 +180,18 @@ class BatchReader:
             )
         block.append(rows, store_rows)
 
-    def _batch(self, block: RowBlock, index: Int64Array) -> RankerBatch:
+    def _batch(
+        self,
+        block: RowBlock,
+        index: Int64Array,
+        is_kept: npt.NDArray[np.bool_] | None = None,
+        negative_share: float = 1.0,
+    ) -> RankerBatch:
+        """The rows numbered by index; of those with ranking label 0 only the ones kept, which are a negative_share."""
+        if is_kept is not None:
+            kept = is_kept[index] | (block.labels(index)[0].numpy() == 1)
+            # batch normalisation takes two rows
+            index = index[kept] if np.count_nonzero(kept) > 1 else index[:2]
         user_row = item_row = None
         if self._frozen is not None:
             user_row, item_row = block.store_rows(index)
@@ -185,7 +202,13 @@ class BatchReader:
             dense=block.dense(index),
             ranking_label=ranking_label,
             cvr_label=cvr_label,
-            cvr_weight=ranking_label if self._cvr_space == "clicks" else torch.ones(len(index)),
+            cvr_weight=ranking_label if self._cvr_space == "clicks" else _weights(ranking_label, negative_share),
             user_row=None if user_row is None else torch.from_numpy(user_row),
             item_row=None if item_row is None else torch.from_numpy(item_row),
         )
+
+
+def _weights(ranking_label: torch.Tensor, negative_share: float) -> torch.Tensor:
+    """[B]: how many rows of the log each row stands for."""
+    ones = torch.ones(len(ranking_label))
+    return ones if negative_share == 1 else torch.where(ranking_label == 1, ones, 1 / negative_share)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from learn_rank.ranker.columns import Int64Array, LogRows, Ragged
+from learn_rank.ranker.columns import Int64Array, LogRows, Ragged, keyed_features
 from learn_rank.schema import FeatureSet
 
 _INT32_ROWS = 1 << 31
@@ -23,12 +23,12 @@ class RowBlock:
     """
 
     def __init__(self, features: FeatureSet, capacity: int, *, with_store_rows: bool) -> None:
-        self._features = features
+        self._keys = list(keyed_features(features))
+        self._is_list = [feature.is_list for feature in features.sparse] + [True] * len(features.sequences)
         largest = max((feature.num_embeddings for feature in features.sparse), default=0)
         dtype: type[np.signedinteger] = np.int32 if largest <= _INT32_ROWS else np.int64
-        num_single = sum(not feature.is_list for feature in features.sparse)
-        self._single = np.empty((capacity, num_single), dtype)
-        self._lists = [_Lists(capacity, dtype) for feature in features.sparse if feature.is_list]
+        self._single = np.empty((capacity, self._is_list.count(False)), dtype)
+        self._lists = [_Lists(capacity, dtype) for _ in range(self._is_list.count(True))]
         self._dense = np.empty((capacity, len(features.dense)), np.float32)
         self._labels = np.empty((capacity, 2), np.float32)
         self._store_rows = np.empty((capacity, 2 if with_store_rows else 0), np.int64)
@@ -59,15 +59,15 @@ class RowBlock:
         self._num_rows += rows.num_rows
 
     def sparse(self, index: Int64Array) -> KeyedJaggedTensor:
-        """Table rows of the B rows numbered by index, feature by feature.
+        """Table rows of the B rows numbered by index, by the keys of `keyed_features`.
 
-        sparse.user_id   [7, 3]             keys     user_id, genres
-        sparse.genres    [[1, 4, 2], []]    values   7, 3,  1, 4, 2
-                                            lengths  1, 1,  3, 0
+        sparse.user_id      [7, 3]             keys     user_id, genres, sequence.past
+        sparse.genres       [[1, 4, 2], []]    values   7, 3,  1, 4, 2,  9, 8, 9
+        sequence.past       [[9], [8, 9]]      lengths  1, 1,  3, 0,     1, 2
         """
         single = iter(self._single.take(index, 0, mode="clip").T)  # [single-valued features, B]
         lists = iter([column.take(index) for column in self._lists])
-        columns = [next(lists) if feature.is_list else _Gathered(next(single)) for feature in self._features.sparse]
+        columns = [next(lists) if is_list else _Gathered(next(single)) for is_list in self._is_list]
         values = np.empty(sum(len(column.values) for column in columns), np.int64)
         lengths = self._ones_of(len(columns) * len(index))
         if self._lists:
@@ -79,7 +79,7 @@ class RowBlock:
             if column.lengths is not None:
                 its_lengths.copy_(torch.from_numpy(column.lengths))
         return KeyedJaggedTensor(
-            keys=[feature.name for feature in self._features.sparse],
+            keys=self._keys,
             values=torch.from_numpy(values),
             lengths=lengths,  # [F * B]
         )

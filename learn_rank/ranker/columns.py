@@ -14,10 +14,39 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from learn_rank.errors import InputError
 from learn_rank.io import require_columns
-from learn_rank.schema import DENSE_PREFIX, FOLD, ITEM_ID, SPARSE_PREFIX, TIMESTAMP, USER_ID, FeatureSet, SparseFeature
+from learn_rank.schema import (
+    DENSE_PREFIX,
+    FOLD,
+    ITEM_ID,
+    SEQUENCE_PREFIX,
+    SPARSE_PREFIX,
+    TIMESTAMP,
+    USER_ID,
+    FeatureSet,
+    SequenceFeature,
+    SparseFeature,
+)
 
 Array = npt.NDArray[np.generic]
 Int64Array = npt.NDArray[np.int64]
+
+
+def keyed_features(features: FeatureSet) -> dict[str, SparseFeature]:
+    """Keys of a batch's table rows, in order -> the feature in whose table the rows are.
+
+    Those are the sparse features by their names, then the sequences, each after SEQUENCE_PREFIX. InputError: a sequence
+    of what is no single-valued sparse feature.
+    """
+    keyed = {feature.name: feature for feature in features.sparse}
+    for sequence in features.sequences:
+        feature = keyed.get(sequence.of)
+        if feature is None or feature.is_list:
+            single = ", ".join(one.name for one in features.sparse if not one.is_list)
+            raise InputError(
+                f"features.json: sequence '{sequence.name}' is of '{sequence.of}', expected one of {single}"
+            )
+        keyed[SEQUENCE_PREFIX + sequence.name] = feature
+    return keyed
 
 
 def feature_columns(features: FeatureSet, *, with_ids: bool) -> list[str]:
@@ -25,13 +54,15 @@ def feature_columns(features: FeatureSet, *, with_ids: bool) -> list[str]:
     ids = [USER_ID, ITEM_ID, TIMESTAMP, FOLD] if with_ids else []
     sparse = [SPARSE_PREFIX + feature.name for feature in features.sparse]
     labels = dict.fromkeys([features.ranking_label, features.cvr_label])
-    return [*ids, *labels, *sparse, *(DENSE_PREFIX + name for name in features.dense)]
+    sequences = [SEQUENCE_PREFIX + sequence.name for sequence in features.sequences]
+    return [*ids, *labels, *sparse, *sequences, *(DENSE_PREFIX + name for name in features.dense)]
 
 
 def check_schema(schema: pa.Schema, features: FeatureSet, columns: list[str], *, where: str) -> None:
     """InputError for a column that is missing or of a type that cannot be what features.json says."""
     require_columns(schema.names, columns, where=where)
     lists = {SPARSE_PREFIX + feature.name: feature.is_list for feature in features.sparse}
+    lists |= {SEQUENCE_PREFIX + sequence.name: True for sequence in features.sequences}
     for name in columns:
         kind = schema.field(name).type
         if name in lists:
@@ -59,7 +90,8 @@ class Ragged(NamedTuple):
 class LogRows:
     """B rows of a log that the model may see: one array or Ragged per feature, in the order of the feature set.
 
-    single: [B] of each feature with one table row per interaction; lists: of those with a list. dense [B] each.
+    single: [B] of each feature with one table row per interaction; lists: of those with a list, then of the sequences.
+    dense [B] each.
     """
 
     num_rows: int
@@ -73,35 +105,40 @@ class LogRows:
 def checked_rows(rows: pa.RecordBatch, features: FeatureSet, *, path: Path, first_row: int) -> LogRows:
     """The features and labels of some rows; InputError naming file, column and row for one the model must not see.
 
-    Those are nulls, labels outside {0, 1}, dense values that are NaN or infinite as float32, and table rows out of
-    range: the fused kernel would print a line and train row 0 instead. first_row is the number of the first of these
-    rows in the file.
+    Those are nulls, labels outside {0, 1}, dense values that are NaN or infinite as float32, sequences that are too
+    long, and table rows out of range: the fused kernel would print a line and train row 0 instead. first_row is the
+    number of the first of these rows in the file.
     """
     part = _Part(dict(zip(rows.schema.names, rows.columns, strict=True)), path, first_row)
     for name in (USER_ID, ITEM_ID, TIMESTAMP, FOLD):
         if name in part.columns:
             part.column(name, "a value in every row")
+    keyed = keyed_features(features)
+    lists = [part.ragged(SPARSE_PREFIX + feature.name, feature) for feature in features.sparse if feature.is_list]
+    lists += [part.sequence(one, keyed[one.of]) for one in features.sequences]
     return LogRows(
         num_rows=len(rows),
         single=[part.single(feature) for feature in features.sparse if not feature.is_list],
-        lists=[part.ragged(feature) for feature in features.sparse if feature.is_list],
+        lists=lists,
         dense=[part.dense(DENSE_PREFIX + name) for name in features.dense],
         ranking_label=part.label(features.ranking_label),
         cvr_label=part.label(features.cvr_label),
     )
 
 
-def hide_values(sparse: KeyedJaggedTensor, features: tuple[SparseFeature, ...], share: float) -> KeyedJaggedTensor:
+def hide_values(sparse: KeyedJaggedTensor, features: FeatureSet, share: float) -> KeyedJaggedTensor:
     """The same features; in a random share of the rows each value becomes, by a coin, its feature's unknown (last) row.
 
     Every id of the training window is known, so without this nothing would ever train the unknown row, and the ranker
-    would never learn what to lean on when a new user or item comes (DropoutNet, Volkovs et al. 2017).
+    would never learn what to lean on when a new user or item comes (DropoutNet, Volkovs et al. 2017). The values of a
+    sequence are hidden like any other, each by its own coin: later, a user's past also holds items never seen.
     """
     values = sparse.values()
-    unknown = torch.tensor([feature.num_embeddings - 1 for feature in features], device=values.device)
+    keyed = keyed_features(features)
+    unknown = torch.tensor([feature.num_embeddings - 1 for feature in keyed.values()], device=values.device)
     counts = torch.tensor(sparse.length_per_key(), device=values.device)
     num_rows, lengths = sparse.stride(), sparse.lengths()
-    is_hit = (torch.rand(num_rows, device=values.device) < share).repeat(len(features))  # [F * B], as lengths
+    is_hit = (torch.rand(num_rows, device=values.device) < share).repeat(len(keyed))  # [F * B], as lengths
     is_hidden = is_hit.repeat_interleave(lengths) & (torch.rand(len(values), device=values.device) < 0.5)
     hidden = torch.where(is_hidden, unknown.repeat_interleave(counts), values)
     return KeyedJaggedTensor(keys=sparse.keys(), values=hidden, lengths=lengths)
@@ -127,8 +164,8 @@ class _Part:
             raise self._error(name, bad, values[bad], expected)
         return values
 
-    def ragged(self, feature: SparseFeature) -> Ragged:
-        name, expected = SPARSE_PREFIX + feature.name, _table_rows_of(feature)
+    def ragged(self, name: str, feature: SparseFeature) -> Ragged:
+        expected = _table_rows_of(feature)
         column = self.column(name, "a list, empty if there are no values")
         offsets = _integers(column.offsets)
         offsets = offsets - offsets[0]
@@ -141,6 +178,16 @@ class _Part:
             found = values[bad].as_py()
             raise self._error(name, row, "null" if found is None else found, expected)
         return Ragged(_integers(values), offsets)
+
+    def sequence(self, sequence: SequenceFeature, of: SparseFeature) -> Ragged:
+        name = SEQUENCE_PREFIX + sequence.name
+        ragged = self.ragged(name, of)
+        lengths = np.diff(ragged.offsets)
+        if len(lengths) and lengths.max() > sequence.max_length:
+            row = _first(lengths > sequence.max_length)
+            expected = f"at most {sequence.max_length}; run `learn-rank prepare` again"
+            raise self._error(name, row, f"{lengths[row]} values long", expected)
+        return ragged
 
     def dense(self, name: str) -> npt.NDArray[np.float32]:
         expected = "a finite number; fill it in the recipe"

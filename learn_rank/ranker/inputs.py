@@ -17,7 +17,8 @@ from learn_rank.errors import InputError
 from learn_rank.io import open_parquet, parquet_files, read_batches, require_columns, to_numpy
 from learn_rank.progress import note
 from learn_rank.ranker.frozen import FrozenVectors
-from learn_rank.ranker.options import FrozenOptions, RankerOptions
+from learn_rank.ranker.options import CLICK, CONVERSION, FrozenOptions, RankerOptions
+from learn_rank.ranker.tasks import tasks_of
 from learn_rank.schema import FEATURES, FeatureSet
 
 _STORE = "store "
@@ -26,7 +27,10 @@ _LABEL_ROWS = 1 << 18  # read at a time
 
 @dataclass(frozen=True)
 class RankerInputs:
-    """frozen is None in the baseline. fingerprints: of features and vocabularies, and of each store if there are."""
+    """features: those that the ranker reads, without sequences that it does not. frozen is None in the baseline.
+
+    fingerprints: of features and vocabularies, and of each store if there are.
+    """
 
     prepared: Path
     features: FeatureSet
@@ -43,15 +47,12 @@ class RankerInputs:
 
 
 def open_inputs(prepared: Path, stores: Path | None, options: RankerOptions) -> RankerInputs:
-    """Opens prepared/ and, with options.use_learn, stores/; the baseline ignores stores."""
-    features = FeatureSet.read(prepared / FEATURES)
-    vocabularies = prepared / "vocabularies"
-    fingerprints = {
-        "features": fingerprint(
-            features=file_fingerprint(prepared / FEATURES),
-            vocabularies=file_fingerprint(vocabularies) if vocabularies.is_dir() else None,
-        )
-    }
+    """Opens prepared/ and, with options.use_learn, stores/; the baseline ignores stores.
+
+    InputError: no stores where they are needed, no sequences where the ranker reads them.
+    """
+    features = read_features(prepared / FEATURES, options)
+    fingerprints = {"features": features_fingerprint(prepared)}
     frozen = None
     if options.use_learn:
         if stores is None:
@@ -61,6 +62,32 @@ def open_inputs(prepared: Path, stores: Path | None, options: RankerOptions) -> 
         frozen = FrozenVectors(stores, num_folds=features.num_folds, shuffle_seed=options.shuffle_seed)
         fingerprints |= {f"{_STORE}{name}": value for name, value in frozen.fingerprints.items()}
     return RankerInputs(prepared, features, frozen, fingerprints)
+
+
+def read_features(path: Path, options: RankerOptions) -> FeatureSet:
+    """The features that a ranker of these options reads of features.json: without sequences where it reads none.
+
+    InputError: there are none where it reads them.
+    """
+    features = FeatureSet.read(path)
+    if not options.reads_sequences:
+        return replace(features, sequences=())
+    if not features.sequences:
+        why = "use_sequences=true" if options.use_sequences else f"backbone={options.backbone}"
+        raise InputError(
+            f"{path}: {why} reads behaviour sequences, but there are none; add one to the dataset recipe, "
+            "`sequence: {history: {of: item_id, max_length: 50}}`, then run `learn-rank prepare` again"
+        )
+    return features
+
+
+def features_fingerprint(prepared: Path) -> str:
+    """Of features.json and the vocabularies."""
+    vocabularies = prepared / "vocabularies"
+    return fingerprint(
+        features=file_fingerprint(prepared / FEATURES),
+        vocabularies=file_fingerprint(vocabularies) if vocabularies.is_dir() else None,
+    )
 
 
 def check_fingerprints(
@@ -90,29 +117,64 @@ def check_fingerprints(
         on_main(partial(note, f"{directory}: {name} {found} is accepted in place of {trained}"))
 
 
-def check_labels(path: Path, features: FeatureSet, options: RankerOptions) -> None:
+def check_labels(path: Path, features: FeatureSet, options: RankerOptions) -> dict[str, int]:
     """InputError, before any training, if a label that is to be learnt has one class in the training rows.
 
-    Reads until both classes of both labels have been seen: all of the split only where one is missing.
+    Reads until both classes of every label have been seen: all of the split only where one is missing, or where a task
+    knows conversions of clicks alone: then the facts returned say how many conversions have no click, as does a note.
     """
-    ranking, cvr, space = features.ranking_label, features.cvr_label, options.cvr_space
-    num_rows = num_clicks = num_counted = num_conversions = 0
-    for clicks, conversions in _labels(path, ranking, cvr):
-        counted = clicks if space == "clicks" else np.ones_like(clicks)
-        num_rows += len(clicks)
-        num_clicks += int(clicks.sum())
-        num_counted += int(counted.sum())
-        num_conversions += int((counted & conversions).sum())
-        if 0 < num_clicks < num_rows and (not options.use_learn or 0 < num_conversions < num_counted):
-            return
-    if not 0 < num_clicks < num_rows:
-        raise InputError(
-            f"{path}: ranking label '{ranking}' is 1 in {num_clicks} of {num_rows} rows; it needs both classes to train"
+    tasks_of(features, options)  # refuses
+    labels = _LabelCounts()
+    for clicks, conversions in _labels(path, features.ranking_label, features.cvr_label):
+        labels.add(clicks, conversions)
+        if options.task == CLICK and not labels.missing_class(features, options):
+            return {}
+    missing = labels.missing_class(features, options)
+    if missing:
+        raise InputError(f"{path}: {missing}")
+    if options.task == CLICK:
+        return {}
+    without_click = labels.conversions - labels.clicked_conversions
+    if without_click:
+        note(
+            f"{path}: {without_click} of {labels.conversions} rows with '{features.cvr_label}' have no "
+            f"'{features.ranking_label}'; task={options.task} counts no conversion there"
         )
-    raise InputError(
-        f"{path}: CVR label '{cvr}' is 1 in {num_conversions} of {num_counted} {space}; it needs both classes to train "
-        "the adaptor, choose another cvr_space or CVR label"
-    )
+    return {"num_conversions_without_click": without_click}
+
+
+@dataclass
+class _LabelCounts:
+    rows: int = 0
+    clicks: int = 0
+    conversions: int = 0
+    clicked_conversions: int = 0
+
+    def add(self, clicks: npt.NDArray[np.bool_], conversions: npt.NDArray[np.bool_]) -> None:
+        self.rows += len(clicks)
+        self.clicks += int(clicks.sum())
+        self.conversions += int(conversions.sum())
+        self.clicked_conversions += int((clicks & conversions).sum())
+
+    def missing_class(self, features: FeatureSet, options: RankerOptions) -> str:
+        """Which label cannot be learnt for want of a class, and what to do; empty if all can."""
+        ranking, cvr, task = features.ranking_label, features.cvr_label, options.task
+        if task != CONVERSION and not 0 < self.clicks < self.rows:
+            found = f"{self.clicks} of {self.rows} rows"
+            return f"ranking label '{ranking}' is 1 in {found}; it needs both classes to train"
+        if task != CLICK and not 0 < self.clicked_conversions < self.clicks:
+            found = f"{self.clicked_conversions} of {self.clicks} rows with '{ranking}'"
+            return f"CVR label '{cvr}' is 1 in {found}; it needs both classes to train task={task}, choose another"
+        is_clicks = options.cvr_space == "clicks"
+        counted = self.clicks if is_clicks else self.rows
+        positives = self.clicked_conversions if is_clicks else self.conversions
+        if options.use_learn and options.use_fusion and not 0 < positives < counted:
+            found = f"{positives} of {counted} {options.cvr_space}"
+            return (
+                f"CVR label '{cvr}' is 1 in {found}; it needs both classes to train the adaptor, choose another "
+                "cvr_space or CVR label"
+            )
+        return ""
 
 
 def _labels(path: Path, *names: str) -> Iterator[list[npt.NDArray[np.bool_]]]:

@@ -2,44 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from learn_rank import checkpoint
-from learn_rank.adaptor import LearnAdaptor, cvr_loss
-from learn_rank.ranker.backbones import Features, Widths, build_backbone
+from learn_rank.adaptor import LearnAdaptor, RawVectors, cvr_loss
+from learn_rank.errors import InputError
+from learn_rank.ranker.backbones import Features, Widths
 from learn_rank.ranker.batch import RankerBatch
 from learn_rank.ranker.frozen import FrozenVectors, LearnVectors
-from learn_rank.ranker.options import RankerOptions
-from learn_rank.ranker.tables import build_tables, pooled_embeddings
+from learn_rank.ranker.lookup import look_up
+from learn_rank.ranker.options import CLICK, RankerOptions
+from learn_rank.ranker.tables import build_tables, table_dim
+from learn_rank.ranker.tasks import WHOLE_LOG, Sampling, build_heads, task_logits, task_losses, tasks_of
 from learn_rank.schema import FeatureSet
 
 
 class RankerOutput(NamedTuple):
-    """logit [B] of the ranking label; cvr_logit [B] of the adaptor, None in the baseline."""
+    """logits [T, B] of the tasks in the order of `tasks_of`; cvr_logit [B] of the adaptor, None in the baseline."""
 
-    logit: torch.Tensor
+    logits: torch.Tensor
     cvr_logit: torch.Tensor | None
+
+    @property
+    def logit(self) -> torch.Tensor:
+        """[B]: of the first task, by which the ranker ranks."""
+        return self.logits[0]
 
 
 class RankerLoss(NamedTuple):
-    """total = ranking + cvr_loss_weight * cvr; scalars, cvr None in the baseline."""
+    """total = ranking + cvr_loss_weight * cvr, ranking = the weighted sum of tasks; scalars, cvr None in the baseline.
+
+    tasks [1 or 2]: of `task_losses`, without gradient.
+    """
 
     total: torch.Tensor
     ranking: torch.Tensor
     cvr: torch.Tensor | None
+    tasks: torch.Tensor
 
 
 class Ranker(nn.Module):
-    """Sparse, dense and LEARN features -> logit. Without an adaptor it is the baseline, with nothing of LEARN in it."""
+    """Sparse, dense and LEARN features -> logits. Without an adaptor it is the baseline: nothing of LEARN is in it."""
 
-    def __init__(self, tables: EmbeddingBagCollection, *, backbone: nn.Module, adaptor: LearnAdaptor | None) -> None:
+    def __init__(self, tables: nn.Module, *, backbone: nn.Module, adaptor: RawVectors | None) -> None:
         super().__init__()
         self.tables = tables
         self.adaptor = adaptor
@@ -49,52 +60,73 @@ class Ranker(nn.Module):
         self, sparse: KeyedJaggedTensor, dense: torch.Tensor, vectors: LearnVectors | None = None
     ) -> RankerOutput:
         """sparse: B rows of every feature, or padded; dense [B, num_dense]; vectors exactly if there is an adaptor."""
-        pooled = pooled_embeddings(self.tables(sparse), sparse)[: len(dense)]
-        features = Features(dense, pooled)
+        embedded = look_up(self.tables, sparse, len(dense))
+        return self.of_features(Features(dense, embedded.pooled, sequences=embedded.sequences), vectors)
+
+    def of_features(self, features: Features, vectors: LearnVectors | None = None) -> RankerOutput:
+        """All that comes after the lookups."""
         if self.adaptor is None or vectors is None:
-            return RankerOutput(self.backbone(features).float(), None)
+            return RankerOutput(task_logits(self.backbone(features).float()), None)
         learned = self.adaptor(vectors.user, vectors.item, vectors.user_mask, vectors.item_mask)
-        logit = self.backbone(features._replace(learn=learned.features()))
-        return RankerOutput(logit.float(), learned.cvr_logit.float())
+        if isinstance(learned, torch.Tensor):  # without a fusion
+            return RankerOutput(task_logits(self.backbone(features._replace(learn=learned)).float()), None)
+        heads = self.backbone(features._replace(learn=learned.features()))
+        return RankerOutput(task_logits(heads.float()), learned.cvr_logit.float())
 
 
 def build_ranker(features: FeatureSet, options: RankerOptions, frozen: FrozenVectors | None) -> Ranker:
-    """An unsharded ranker whose dense weights depend on options.seed alone; frozen gives the widths of the adaptor."""
+    """An unsharded ranker whose dense weights depend on options.seed alone; frozen gives the widths of the adaptor.
+
+    InputError: labels or features that options.task or options.backbone cannot work with.
+    """
+    tasks_of(features, options)  # refuses
     torch.manual_seed(options.seed)
     adaptor = None
     if frozen is not None:
         adaptor = _build_adaptor(options, frozen)
+    dims = {feature.name: table_dim(feature, options.embedding_dim) for feature in features.sparse}
     widths = Widths(
         dense=len(features.dense),
-        sparse=(options.embedding_dim,) * len(features.sparse),
+        sparse=tuple(dims.values()),
         learn=0 if adaptor is None else adaptor.feature_dim,
+        sequences=tuple(dims[sequence.of] for sequence in features.sequences),
+        names=tuple(dims),
     )
-    backbone = build_backbone(widths, options)
-    return Ranker(build_tables(features.sparse, options.embedding_dim), backbone=backbone, adaptor=adaptor)
+    backbone = build_heads(widths, options)
+    return Ranker(build_tables(features, options.embedding_dim), backbone=backbone, adaptor=adaptor)
 
 
 def load_adaptor(checkpoint_dir: Path, options: RankerOptions, frozen: FrozenVectors) -> LearnAdaptor:
     """The adaptor of a trained ranker at its best epoch, for scoring; options are those it was trained with.
 
-    InputError: no finished checkpoint, or one of another shape.
+    InputError: no finished checkpoint, or one of another shape or without an adaptor.
     """
     adaptor = _build_adaptor(options, frozen)
+    if not isinstance(adaptor, LearnAdaptor):
+        raise InputError(f"{checkpoint_dir}: was trained with use_fusion=false and has no adaptor; train with true")
     weights = adaptor.state_dict()
     checkpoint.load(checkpoint_dir, {"model": {f"adaptor.{name}": value for name, value in weights.items()}},
                     checkpoint.BEST)  # fmt: skip
     return adaptor.eval()
 
 
-def _build_adaptor(options: RankerOptions, frozen: FrozenVectors) -> LearnAdaptor:
+def _build_adaptor(options: RankerOptions, frozen: FrozenVectors) -> RawVectors:
+    vectors: dict[str, Any] = {
+        "normalization": options.normalization,
+        "scale": options.vector_scale,
+        "vector_dropout": options.vector_dropout,
+        "synchronise": True,
+    }
+    if not options.use_fusion:
+        return RawVectors(frozen.user_dim, frozen.item_dim, **vectors)
     return LearnAdaptor(
         frozen.user_dim,
         frozen.item_dim,
         fusion_dim=options.fusion_dim,
+        fusion_inputs=options.fusion_inputs,
         dropout=options.dropout,
-        normalization=options.normalization,
         stop_ranker_gradient=options.stop_ranker_gradient,
-        vector_dropout=options.vector_dropout,
-        synchronise=True,
+        **vectors,
     )
 
 
@@ -103,19 +135,26 @@ def ranker_loss(
     batch: RankerBatch,
     *,
     cvr_loss_weight: float,
+    task: str = CLICK,
+    task_weights: Sequence[float] = (1.0, 1.0),
+    sampling: Sampling = WHOLE_LOG,
     total_rows: torch.Tensor | None = None,
+    total_clicks: torch.Tensor | None = None,
     total_cvr_weight: torch.Tensor | None = None,
 ) -> RankerLoss:
-    """BCE(ranking label) + cvr_loss_weight * CVR loss, each a mean over the rows that count.
+    """The weighted losses of the tasks + cvr_loss_weight * the adaptor's CVR loss, each a mean over its rows.
 
-    total_rows and total_cvr_weight replace the divisors: with several processes whose gradients are averaged, pass the
-    sum over all of them / num_processes.
+    total_rows, total_clicks and total_cvr_weight replace the divisors: with several processes whose gradients are
+    averaged, pass the sum over all of them / num_processes.
     """
-    if total_rows is None:
-        ranking = F.binary_cross_entropy_with_logits(output.logit, batch.ranking_label)
-    else:
-        ranking = F.binary_cross_entropy_with_logits(output.logit, batch.ranking_label, reduction="sum") / total_rows
+    losses = task_losses(
+        output.logits, batch, task, sampling=sampling, total_rows=total_rows, total_clicks=total_clicks
+    )
+    ranking = losses[0]
+    if len(losses) > 1:
+        ranking = torch.stack([weight * loss for weight, loss in zip(task_weights, losses, strict=True)]).sum()
+    tasks = torch.stack(losses).detach()
     if output.cvr_logit is None:
-        return RankerLoss(ranking, ranking, None)
+        return RankerLoss(ranking, ranking, None, tasks)
     cvr = cvr_loss(output.cvr_logit, batch.cvr_label, batch.cvr_weight, total_weight=total_cvr_weight)
-    return RankerLoss(ranking + cvr_loss_weight * cvr, ranking, cvr)
+    return RankerLoss(ranking + cvr_loss_weight * cvr, ranking, cvr, tasks)

@@ -23,12 +23,16 @@ _SHOWN_RANKS, _SHOWN_TABLES = 16, 8
 
 @dataclass(frozen=True)
 class TableSize:
-    """row_bytes: weights and optimizer state of a row. A replica also holds a dense gradient, gradient_row_bytes."""
+    """row_bytes: weights and optimizer state of a row. A replica also holds a dense gradient, gradient_row_bytes.
+
+    can_replicate: False for a table that a sequence shares. TorchRec 1.8's replicas sum what is to stay unpooled.
+    """
 
     name: str
     num_rows: int
     row_bytes: int
     gradient_row_bytes: int = 0
+    can_replicate: bool = True
 
     @property
     def num_bytes(self) -> int:
@@ -59,7 +63,7 @@ def plan_tables(
     auto, largest table first: data_parallel up to data_parallel_rows; row_wise from row_wise_rows on, or where no
     single rank has room; else table_wise on the rank with the fewest bytes so far. If that does not fit, all row_wise,
     which is the most even. Any other sharding holds for all tables, but for those with too few rows to give each rank
-    some: they stay whole. InputError, which ends with the advice: no room.
+    some and those that cannot be replicated: they stay whole. InputError, which ends with the advice: no room.
     """
     for wanted in (AUTO, ROW_WISE) if sharding == AUTO else (sharding,):
         plan: Plan = {}
@@ -158,8 +162,8 @@ def _choices(
     whole = [] if emptiest is None else [Place(TABLE_WISE, emptiest)]
     # TorchRec 1.8 fails on a rank that holds no row of a table that is split
     split = [Place(ROW_WISE)] if all(bytes_per_rank(table, Place(ROW_WISE), world_size)) else []
-    replica = [Place(DATA_PARALLEL)]
+    replica = [Place(DATA_PARALLEL)] if table.can_replicate else []
     if wanted != AUTO:
-        return {TABLE_WISE: whole, ROW_WISE: split or whole, DATA_PARALLEL: replica}[wanted]
+        return {TABLE_WISE: whole, ROW_WISE: split or whole, DATA_PARALLEL: replica or whole}[wanted]
     is_large = table.num_rows >= row_wise_rows and world_size > 1
     return (replica if table.num_rows <= data_parallel_rows else []) + (split + whole if is_large else whole + split)

@@ -1,8 +1,9 @@
-"""Probabilities of a split from a trained ranker, one per row, in file order."""
+"""Probabilities of a split from a trained ranker, one per row and task, in file order."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import nn
 
@@ -24,6 +26,7 @@ from learn_rank.ranker.inputs import RankerInputs, check_fingerprints, open_inpu
 from learn_rank.ranker.model import build_ranker
 from learn_rank.ranker.options import FrozenOptions, RankerOptions
 from learn_rank.ranker.sharding import shard
+from learn_rank.ranker.tasks import tasks_of
 from learn_rank.schema import (
     FEATURES,
     ITEM_ID,
@@ -32,7 +35,9 @@ from learn_rank.schema import (
     USER_ID,
     VALUE,
     FeatureSet,
+    Task,
     predictions_schema,
+    score_columns,
 )
 
 
@@ -44,28 +49,39 @@ def write_predictions(
     *,
     accept_stores: Collection[str] = (),
     frozen: FrozenOptions | None = None,
-) -> dict[str, dict[str, int]]:
-    """Writes directory/{validation,test}.parquet in `predictions_schema` and returns their numbers of rows.
+) -> dict[str, Any]:
+    """Writes directory/{validation,test}.parquet in `predictions_schema`; returns their numbers of rows and the tasks.
 
-    arms: name -> folder of a trained ranker; one column of probabilities each. stores is None if all are baselines.
+    arms: name -> folder of a trained ranker, all of one task; a column of probabilities each, and one per further task.
+    stores is None if all are baselines. Where a task knows conversions of clicks alone, the facts say how many have no
+    click.
     """
     features = FeatureSet.read(prepared / FEATURES)
-    num_rows = {}
+    tasks = _tasks(arms, features)
+    values = [VALUE] if features.has_value else []
+    facts: dict[str, Any] = {"num_rows": {}, "tasks": [asdict(task) for task in tasks]}
+    if any(task.given for task in tasks):
+        facts["num_conversions_without_click"] = {}
     with process_group():
         for split in SPLITS[1:]:
             path = prepared / "interactions" / f"{split}.parquet"
-            values = [VALUE] if features.has_value else []
             table = read_table(path, [USER_ID, ITEM_ID, TIMESTAMP, *features.labels, *values])
             user_type, item_type = table.schema.field(USER_ID).type, table.schema.field(ITEM_ID).type
+            click, conversion = table[features.ranking_label], table[features.cvr_label]
+            for label in {task.label for task in tasks} - set(features.labels):
+                table = table.append_column(label, pc.bit_wise_and(click, conversion))
             for arm, folder in arms.items():
-                scores = predict(prepared, stores, folder, split, accept_stores=accept_stores, frozen=frozen)
-                table = table.append_column(arm, pa.array(scores))
+                scores = predict_tasks(prepared, stores, folder, split, accept_stores=accept_stores, frozen=frozen)
+                for column, probabilities in zip(score_columns(arm, tasks), scores, strict=True):
+                    table = table.append_column(column, pa.array(probabilities))
             schema = predictions_schema(
-                features.labels, tuple(arms), user_type, item_type, has_value=features.has_value
+                features.labels, tuple(arms), tasks, user_type, item_type, has_value=features.has_value
             )
             on_main(partial(write_table, directory / f"{split}.parquet", table, schema))
-            num_rows[split] = len(table)
-    return {"num_rows": num_rows}
+            facts["num_rows"][split] = len(table)
+            if any(task.given for task in tasks):
+                facts["num_conversions_without_click"][split] = pc.sum(pc.greater(conversion, click)).as_py()
+    return facts
 
 
 def predict(
@@ -78,7 +94,24 @@ def predict(
     accept_stores: Collection[str] = (),
     frozen: FrozenOptions | None = None,
 ) -> npt.NDArray[np.float32]:
-    """[N] probabilities of the ranking label for the N rows of a split, by the best epoch's weights.
+    """[N] probabilities of the first task, by which the ranker ranks: the first row of `predict_tasks`."""
+    probabilities: npt.NDArray[np.float32] = predict_tasks(
+        prepared, stores, checkpoint_dir, split, batch_rows=batch_rows, accept_stores=accept_stores, frozen=frozen
+    )[0]
+    return probabilities
+
+
+def predict_tasks(
+    prepared: Path,
+    stores: Path | None,
+    checkpoint_dir: Path,
+    split: str,
+    *,
+    batch_rows: int = 8192,
+    accept_stores: Collection[str] = (),
+    frozen: FrozenOptions | None = None,
+) -> npt.NDArray[np.float32]:
+    """[T, N] probabilities of the tasks of `tasks_of` for the N rows of a split, by the best epoch's weights.
 
     Works on any number of ranks, whatever number trained; every rank gets all rows. InputError: no finished checkpoint,
     or one trained on other features, or on other stores whose fingerprints are not in accept_stores. frozen says where
@@ -129,7 +162,7 @@ def score(
     bf16: bool,
     description: str,
 ) -> npt.NDArray[np.float32]:
-    """[N] probabilities of all rows of the reader's file, in file order, on every rank."""
+    """[T, N] probabilities of all rows of the reader's file, in file order, on every rank."""
     model.eval()
     parts = []
     bar = progress_bar(total=reader.num_rows, description=description, unit="row", is_shown=process.is_main)
@@ -137,10 +170,24 @@ def score(
         for batch in reader.in_order():
             vectors = None if frozen is None else batch.vectors(frozen, process.device)
             batch = batch.to(process.device)
-            parts.append(torch.sigmoid(model(batch.sparse, batch.dense, vectors).logit).cpu().numpy())
+            parts.append(torch.sigmoid(model(batch.sparse, batch.dense, vectors).logits).cpu().numpy())
             bar.update(batch.num_rows * process.world_size)
-    scores = np.empty(reader.num_rows, np.float32)
-    for rank, part in enumerate(gather_equal(np.concatenate(parts), process.device)):
+    mine = np.concatenate(parts, axis=1)
+    scores = np.empty((len(mine), reader.num_rows), np.float32)
+    for rank, part in enumerate(gather_equal(mine, process.device)):
         first, end = reader.scoring_range(rank)
-        scores[first:end] = part
+        scores[:, first:end] = part
     return scores
+
+
+def _tasks(arms: Mapping[str, Path], features: FeatureSet) -> tuple[Task, ...]:
+    """The tasks of all rankers; InputError if two differ: they could not be compared."""
+    found = {arm: trained_options(folder)[0] for arm, folder in arms.items()}
+    first, *others = found
+    for arm in others:
+        if found[arm].task != found[first].task:
+            raise InputError(
+                f"{arms[arm]}: was trained with task={found[arm].task}, but {first} with task={found[first].task}; "
+                "train both with one ranker.task"
+            )
+    return tasks_of(features, found[first])

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torch import nn
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 
 from learn_rank.distributed import Process
@@ -32,12 +35,14 @@ class ShardedRanker:
     """A ranker on its ranks.
 
     optimizer: of tables and dense part, with the state that checkpoints hold. plan: where the tables are, for people.
+    weights: name of a table -> of its weights in the model's parameters and state.
     """
 
     model: DistributedModelParallel
     dense_optimizer: KeyedOptimizerWrapper
     optimizer: CombinedOptimizer
     plan: str
+    weights: dict[str, str]
 
     def zero_grad(self) -> None:
         """Forgets the gradients of the last step."""
@@ -47,10 +52,15 @@ class ShardedRanker:
         """Updates everything that its backward has not updated: all but the tables with a fused kernel."""
         self.optimizer.step()
 
-    def scale_learning_rates(self, factor: float) -> None:
-        """Sets every learning rate to `factor` times its option; call it before the backward, which updates tables."""
+    def scale_learning_rates(self, factor: float, *, tables: float | None = None) -> None:
+        """Sets every learning rate to `factor` times its option, the tables' to `tables` times theirs if it is given.
+
+        Call it before the backward, which updates tables.
+        """
+        dense = {id(group) for group in self.dense_optimizer.param_groups}
         for group in self.optimizer.param_groups:
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+            scale = factor if tables is None or id(group) in dense else tables
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * scale
         self.model.fused_optimizer.step()  # updates nothing: hands the learning rates to the kernels
 
 
@@ -61,7 +71,12 @@ def shard(ranker: Ranker, options: RankerOptions, sparse: tuple[SparseFeature, .
     SGD, and puts data-parallel tables under the dense optimizer instead of row-wise Adagrad. InputError, before any
     table is allocated: they do not fit.
     """
-    sizes = [table_size(feature, options.embedding_dim) for feature in sparse]
+    collections = _collections(ranker)
+    unpooled = {name for one in collections if one.is_unpooled for name in one.weights}
+    sizes = [
+        table_size(feature, options.embedding_dim, can_replicate=table_name(feature) not in unpooled)
+        for feature in sparse
+    ]
     plan = plan_tables(
         sizes,
         memory_budgets(process),
@@ -70,27 +85,31 @@ def shard(ranker: Ranker, options: RankerOptions, sparse: tuple[SparseFeature, .
         data_parallel_rows=options.data_parallel_rows,
         advice=_ADVICE,
     )
-    sharder = EmbeddingBagCollectionSharder(
-        fused_params={
-            "optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-            "learning_rate": options.sparse_learning_rate,
-            "eps": _EPS,
-        }
-    )
-    module_plan = torchrec_plan(ranker.tables, plan, sharder, process)
+    sharders = [
+        sharder(
+            fused_params={
+                "optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+                "learning_rate": options.sparse_learning_rate,
+                "eps": _EPS,
+            }
+        )
+        for sharder in (EmbeddingBagCollectionSharder, EmbeddingCollectionSharder)
+    ]
+    module_plans = {}
+    for one in collections:
+        its_plan = {name: plan[name] for name in one.weights}
+        module_plans[one.path] = torchrec_plan(one.module, its_plan, sharders[one.is_unpooled], process)
     _quieten_torchrec()
-    model = DistributedModelParallel(
-        ranker, device=process.device, plan=ShardingPlan({TABLES: module_plan}), sharders=[sharder]
-    )
-    _fill_tables(model, sparse, options.seed)
-    weights = {_weight(name): name for name in plan}
+    model = DistributedModelParallel(ranker, device=process.device, plan=ShardingPlan(module_plans), sharders=sharders)
+    weights = {table: name for one in collections for table, name in one.weights.items()}
+    _fill_tables(model, weights, sparse, options.seed)
     parameters = dict(model.named_parameters())
     dense_optimizer = KeyedOptimizerWrapper(
-        {name: parameter for name, parameter in parameters.items() if name not in weights},
+        {name: parameter for name, parameter in parameters.items() if name not in weights.values()},
         lambda dense: torch.optim.AdamW(dense, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True),
     )
     optimizers = [(TABLES, model.fused_optimizer), ("dense", dense_optimizer)]
-    replicas = {name: table for name, table in weights.items() if plan[table].sharding == DATA_PARALLEL}
+    replicas = {weights[table]: table for table, place in plan.items() if place.sharding == DATA_PARALLEL}
     if replicas:
         replica_optimizer = KeyedOptimizerWrapper(
             {name: parameters[name] for name in replicas},
@@ -100,19 +119,35 @@ def shard(ranker: Ranker, options: RankerOptions, sparse: tuple[SparseFeature, .
         )
         optimizers.append((TABLES, replica_optimizer))
     described = describe_plan(sizes, plan, process.world_size)
-    return ShardedRanker(model, dense_optimizer, CombinedOptimizer(optimizers), described)
+    return ShardedRanker(model, dense_optimizer, CombinedOptimizer(optimizers), described, weights)
 
 
-def _fill_tables(model: nn.Module, sparse: tuple[SparseFeature, ...], seed: int) -> None:
+@dataclass(frozen=True)
+class _Collection:
+    """Tables that TorchRec shards as one module. weights: name of a table -> of its weights in the ranker."""
+
+    path: str
+    module: nn.Module
+    weights: dict[str, str]
+    is_unpooled: bool
+
+
+def _collections(ranker: nn.Module) -> list[_Collection]:
+    found = []
+    for path, module in ranker.named_modules():
+        is_unpooled = isinstance(module, EmbeddingCollection)
+        if is_unpooled or isinstance(module, EmbeddingBagCollection):
+            kind = "embeddings" if is_unpooled else "embedding_bags"
+            weights = {table: f"{path}.{kind}.{table}.weight" for table in getattr(module, kind)}
+            found.append(_Collection(path, module, weights, is_unpooled))
+    return found
+
+
+def _fill_tables(model: nn.Module, weights: Mapping[str, str], sparse: tuple[SparseFeature, ...], seed: int) -> None:
     state = model.state_dict()
     for number, feature in enumerate(sparse):
-        for first_row, rows in local_shards(state[_weight(table_name(feature))]):
+        for first_row, rows in local_shards(state[weights[table_name(feature)]]):
             fill_rows(rows, first_row=first_row, seed=seed, table=number)
-
-
-def _weight(table: str) -> str:
-    """Name of a table's weights in the model's parameters and state."""
-    return f"{TABLES}.embedding_bags.{table}.weight"
 
 
 def _quieten_torchrec() -> None:

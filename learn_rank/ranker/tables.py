@@ -3,39 +3,64 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from learn_rank.errors import InputError
+from learn_rank.ranker.columns import keyed_features
+from learn_rank.ranker.lookup import SequenceTables
 from learn_rank.ranker.plan import TableSize
-from learn_rank.schema import SparseFeature
+from learn_rank.schema import FeatureSet, SparseFeature
 
 _INIT_ROWS = 65_536
+_META = torch.device("meta")
 
 
-def build_tables(sparse: tuple[SparseFeature, ...], embedding_dim: int) -> EmbeddingBagCollection:
-    """A collection without memory: sharding allocates each rank's part alone. It sums; `pooled_embeddings` averages."""
-    if not sparse:
+def build_tables(features: FeatureSet, embedding_dim: int) -> nn.Module:
+    """Collections without memory: sharding allocates each rank's part alone. For `look_up`.
+
+    One collection that sums, as `pooled_embeddings` wants it; with sequences, SequenceTables.
+    """
+    if not features.sparse:
         raise InputError("features.json: no sparse features; add at least one to the dataset recipe")
-    return EmbeddingBagCollection(
-        device=torch.device("meta"),
-        tables=[
-            EmbeddingBagConfig(
+    keys: dict[str, list[str]] = {}  # of those whose rows are in a table
+    for key, feature in keyed_features(features).items():
+        keys.setdefault(feature.name, []).append(key)
+    pooled = [feature for feature in features.sparse if len(keys[feature.name]) == 1]
+    if not features.sequences:
+        return _bags(pooled, embedding_dim)
+    unpooled: dict[int, list[EmbeddingConfig]] = {}
+    for feature in features.sparse:
+        if feature not in pooled:
+            width = table_dim(feature, embedding_dim)
+            config = EmbeddingConfig(
                 name=table_name(feature),
-                feature_names=[feature.name],
+                feature_names=keys[feature.name],
                 num_embeddings=feature.num_embeddings,
-                embedding_dim=embedding_dim,
-                pooling=PoolingType.SUM,
+                embedding_dim=width,
             )
-            for feature in sparse
-        ],
+            unpooled.setdefault(width, []).append(config)
+    return SequenceTables(
+        _bags(pooled, embedding_dim) if pooled else None,
+        {width: EmbeddingCollection(tables=tables, device=_META) for width, tables in unpooled.items()},
+        names=[feature.name for feature in features.sparse],
+        sequences=features.sequences,
     )
+
+
+def table_dim(feature: SparseFeature, embedding_dim: int) -> int:
+    """Width of a feature's table: its own or, where that is 0, the ranker's. InputError: no multiple of 4."""
+    width = feature.embedding_dim or embedding_dim
+    if width % 4:
+        raise InputError(f"embedding_dim of '{feature.name}' is {width}, expected a multiple of 4 (fbgemm kernels)")
+    return width
 
 
 def table_name(feature: SparseFeature) -> str:
@@ -43,9 +68,10 @@ def table_name(feature: SparseFeature) -> str:
     return f"{feature.name}_table" if hasattr(nn.ModuleDict, feature.name) else feature.name
 
 
-def table_size(feature: SparseFeature, embedding_dim: int) -> TableSize:
+def table_size(feature: SparseFeature, embedding_dim: int, *, can_replicate: bool = True) -> TableSize:
     """Bytes of float32 weights and of row-wise Adagrad's one number per row; a replica also has a dense gradient."""
-    return TableSize(table_name(feature), feature.num_embeddings, 4 * embedding_dim + 4, 4 * embedding_dim)
+    row_bytes = 4 * table_dim(feature, embedding_dim)
+    return TableSize(table_name(feature), feature.num_embeddings, row_bytes + 4, row_bytes, can_replicate)
 
 
 def pad_rows(sparse: KeyedJaggedTensor, num_rows: int) -> KeyedJaggedTensor:
@@ -63,19 +89,6 @@ def pad_rows(sparse: KeyedJaggedTensor, num_rows: int) -> KeyedJaggedTensor:
     return KeyedJaggedTensor(keys=sparse.keys(), values=sparse.values(), lengths=lengths.flatten())
 
 
-def pooled_embeddings(summed: KeyedTensor, sparse: KeyedJaggedTensor) -> torch.Tensor:
-    """[B, F * D] in the order of sparse.keys(): the mean over the rows of a list, zeros for an empty list.
-
-    The key order of a sharded result depends on the plan, so it is regrouped. The mean is taken here because TorchRec
-    1.8 with PoolingType.MEAN divides by the lengths of another feature once tables are sharded in two ways, some by
-    table and some by rows.
-    """
-    names = sparse.keys()
-    values = KeyedTensor.regroup([summed], [names])[0]  # [B, F * D]
-    lengths = sparse.lengths().view(len(names), -1).T.clamp(min=1)  # [B, F]
-    return (values.view(len(values), len(names), -1) / lengths.unsqueeze(2)).flatten(1)
-
-
 @torch.no_grad()
 def fill_rows(shard: torch.Tensor, *, first_row: int, seed: int, table: int) -> None:
     """Initial rows first_row .. of a table, normal with standard deviation 1 / sqrt(D) / 4, in place.
@@ -91,3 +104,19 @@ def fill_rows(shard: torch.Tensor, *, first_row: int, seed: int, table: int) -> 
         taken = min(len(rows), len(shard) - done)
         shard[done : done + taken].copy_(rows[:taken])
         done += taken
+
+
+def _bags(sparse: Sequence[SparseFeature], embedding_dim: int) -> EmbeddingBagCollection:
+    return EmbeddingBagCollection(
+        device=_META,
+        tables=[
+            EmbeddingBagConfig(
+                name=table_name(feature),
+                feature_names=[feature.name],
+                num_embeddings=feature.num_embeddings,
+                embedding_dim=table_dim(feature, embedding_dim),
+                pooling=PoolingType.SUM,
+            )
+            for feature in sparse
+        ],
+    )

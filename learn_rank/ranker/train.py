@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import math
+import os
 import time
-from collections.abc import Callable, Collection
-from contextlib import closing
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,30 +18,31 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from learn_rank import checkpoint
-from learn_rank.distributed import Process, on_main, process_group, sum_over_ranks
+from learn_rank.distributed import Process, on_main, process_group
 from learn_rank.errors import InputError
 from learn_rank.io import read_table
-from learn_rank.progress import note, progress_bar
+from learn_rank.progress import note
 from learn_rank.ranker.batch import BatchReader, RankerBatch
-from learn_rank.ranker.columns import hide_values
+from learn_rank.ranker.feedback import Feedback
 from learn_rank.ranker.inputs import RankerInputs, check_fingerprints, check_labels, open_inputs
-from learn_rank.ranker.model import build_ranker, ranker_loss
-from learn_rank.ranker.options import FrozenOptions, RankerOptions
+from learn_rank.ranker.model import build_ranker
+from learn_rank.ranker.options import LOSS, FrozenOptions, RankerOptions
 from learn_rank.ranker.predict import score
 from learn_rank.ranker.progress import Progress
 from learn_rank.ranker.saver import Saver, open_saver
 from learn_rank.ranker.sharding import ShardedRanker, shard
-from learn_rank.ranker.tables import pad_rows
+from learn_rank.ranker.step import DivergedError, train_step
+from learn_rank.ranker.tables import table_dim
+from learn_rank.ranker.tasks import tasks_of
+from learn_rank.ranker.warm_start import fill_from_earlier
 from learn_rank.scalars import Scalars
 from learn_rank.schedule import learning_rate_factor
 from learn_rank.schema import USER_ID
+from learn_rank.trackers import open_trackers, require_trackers
 
-__all__ = ["RankerOptions", "ValidationMetric", "train"]
+__all__ = ["DivergedError", "RankerOptions", "ValidationMetric", "train"]
 
-logger = logging.getLogger(__name__)
-_LOG_STEPS = 20
-
-# (user_ids [N], labels [N] in {0, 1}, probabilities [N]) -> a number, larger is better; None where undefined
+# (user_ids [N], labels [N] in {0, 1}, probabilities [N]) -> a number; None where undefined
 ValidationMetric = Callable[[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.float32]], float | None]
 
 
@@ -54,7 +55,7 @@ class _Run:
     ranker: ShardedRanker
     progress: Progress
     saver: Saver
-    scalars: Scalars
+    feedback: Feedback
 
 
 def train(
@@ -64,28 +65,31 @@ def train(
     options: RankerOptions,
     *,
     validation_metric: ValidationMetric,
+    further_metrics: Mapping[str, ValidationMetric] | None = None,
     accept_stores: Collection[str] = (),
     frozen: FrozenOptions | None = None,
 ) -> dict[str, Any]:
-    """Trains until the validation metric stops rising and returns what was found; checkpoints are in `directory`.
+    """Trains until the validation metric stops getting better and returns what was found; checkpoints: `directory`.
+
+    validation_metric: what options.monitor names, of which less is better for the loss, more for all else;
+    further_metrics, by name, are shown and kept beside it.
 
     Called again on the folder of a killed run, it goes on from the last checkpoint, and on the same number of ranks
     ends with the same bits as an uninterrupted run. On another number of ranks an epoch under way is divided anew, so
-    that some of its rows are seen twice and as many not at all. All ranks call it together. InputError: training labels
-    of one class, values that the model must not see, a loss that is not finite, a full disk when an epoch is to be
-    saved, a folder of other options or features, or of other stores whose fingerprints are not in accept_stores.
-    frozen says where the stores' vectors lie, which changes no bit of the result.
+    that some of its rows are seen twice and as many not at all. All ranks call it together. frozen says where the
+    stores' vectors lie, which changes no bit of the result.
+
+    A loss that diverges ends the training: `diverged` in the result says where, and the best epoch before stays. It is
+    a DivergedError if no epoch was finished. InputError: training labels of one class, values that the model must not
+    see, a full disk when an epoch is to be saved, a folder of other options or features, or of other stores whose
+    fingerprints are not in accept_stores.
     """
+    require_trackers(options.trackers)
     inputs = open_inputs(prepared, stores, options)
-    with process_group() as process:
-        return _train(
-            inputs.placed(frozen or FrozenOptions(), process),
-            directory,
-            options,
-            process,
-            validation_metric,
-            accept_stores,
-        )
+    metrics = {options.monitor: validation_metric, **(further_metrics or {})}
+    with process_group() as process, _deterministic(options.deterministic):
+        placed = inputs.placed(frozen or FrozenOptions(), process)
+        return _train(placed, directory, options, process, metrics, accept_stores)
 
 
 def _train(
@@ -93,12 +97,12 @@ def _train(
     directory: Path,
     options: RankerOptions,
     process: Process,
-    metric: ValidationMetric,
+    metrics: Mapping[str, ValidationMetric],
     accept_stores: Collection[str],
 ) -> dict[str, Any]:
     if options.batch_size % process.world_size:
         raise InputError(f"batch_size is {options.batch_size}, expected a multiple of {process.world_size} ranks")
-    on_main(lambda: check_labels(inputs.split("train"), inputs.features, options))
+    label_facts = on_main(lambda: check_labels(inputs.split("train"), inputs.features, options))
     train_reader, validation_reader = (_reader(inputs, split, options, process) for split in ("train", "validation"))
     num_steps = options.epochs * train_reader.num_training_batches
     if options.warmup_steps >= num_steps:
@@ -108,24 +112,44 @@ def _train(
         note(f"tables\n{ranker.plan}")
     _group_gradients(ranker.model)
     progress = _resume(directory, ranker, inputs, options, accept_stores)
+    diverged = None
     with (
         Scalars(directory / "tensorboard" if process.is_main else None, first_step=progress.global_step + 1) as scalars,
         open_saver(
             directory, process, keep=options.checkpoint_keep, in_background=options.checkpoint_background
         ) as saver,
+        open_trackers(
+            options.trackers if process.is_main else (),
+            directory / "trackers",
+            run_name=directory.name.strip(".").removesuffix(".partial"),
+            config=asdict(options),
+        ) as trackers,
     ):
-        run = _Run(inputs, options, num_steps, process, ranker, progress, saver, scalars)
-        while not progress.is_finished(epochs=options.epochs, patience=options.patience):
-            _train_epoch(run, train_reader)
-            _finish_epoch(run, _validate(run, validation_reader, metric))
+        feedback = Feedback(
+            options, [scalars, *trackers], num_rows=train_reader.num_rows, num_steps=num_steps, is_shown=process.is_main
+        )
+        run = _Run(inputs, options, num_steps, process, ranker, progress, saver, feedback)
+        try:
+            while not progress.is_finished(epochs=options.epochs, patience=options.patience):
+                _train_epoch(run, train_reader)
+                _finish_epoch(run, _validate(run, validation_reader, metrics))
+        except DivergedError as error:
+            if not progress.best_epoch:
+                raise
+            diverged = f"{error}; epoch {progress.best_epoch} is kept"
     return {
         "best_epoch": progress.best_epoch,
         "validation": progress.history[progress.best_epoch - 1]["validation"],
         "num_steps": progress.global_step,
         "num_rows": train_reader.num_rows,
-        "num_table_parameters": options.embedding_dim * sum(f.num_embeddings for f in inputs.features.sparse),
+        **label_facts,
+        "num_table_parameters": sum(
+            table_dim(one, options.embedding_dim) * one.num_embeddings for one in inputs.features.sparse
+        ),
         "num_dense_parameters": sum(p.numel() for p in ranker.dense_optimizer.params.values()),
         "history": progress.history,
+        "diverged": diverged,
+        **({"warm_start": progress.warm_start} if progress.warm_start else {}),
     }
 
 
@@ -134,99 +158,81 @@ def _train_epoch(run: _Run, reader: BatchReader) -> None:
     options, process, progress = run.options, run.process, run.progress
     run.ranker.model.train()
     batches = reader.training(
-        seed=options.seed, epoch=progress.epoch, shuffle_rows=options.shuffle_rows, skip=progress.step
+        seed=options.seed,
+        epoch=progress.epoch,
+        shuffle_rows=options.shuffle_rows,
+        skip=progress.step,
+        negative_share=options.negative_share,
     )
-    bar = progress_bar(
-        total=reader.num_rows,
-        description=f"train epoch {progress.epoch + 1}/{options.epochs}",
-        unit="row",
-        is_shown=process.is_main,
-    )
-    bar.initial = bar.n = progress.rows
-    last_save = last_log = time.monotonic()
-    last_rows = progress.rows
-    with closing(batches), bar:
+    last_save = time.monotonic()
+    with closing(batches), run.feedback.epoch(progress):
         for batch in batches:
             # a save that failed in the background fails on all ranks: the next one raises it, on all of them
             is_due = time.monotonic() - last_save >= options.checkpoint_seconds or run.saver.has_failed
-            save_is_due = _train_step(run, batch, save_is_due=process.is_main and is_due)
-            bar.update(progress.rows - bar.n)
-            if progress.global_step % _LOG_STEPS == 0:
-                elapsed = time.monotonic() - last_log
-                run.scalars.add(progress.global_step, {"train/rows_per_second": (progress.rows - last_rows) / elapsed})
-                last_log, last_rows = time.monotonic(), progress.rows
+            save_is_due = _step(run, batch, save_is_due=process.is_main and is_due)
             if save_is_due or (options.checkpoint_steps and progress.global_step % options.checkpoint_steps == 0):
                 _save(run, is_best=False, is_required=False)
                 last_save = time.monotonic()
 
 
-def _train_step(run: _Run, batch: RankerBatch, *, save_is_due: bool) -> bool:
-    """One step on this rank's batch; tells every rank whether rank 0 says that a checkpoint is due."""
-    options, progress, frozen = run.options, run.progress, run.inputs.frozen
-    device, world_size = run.process.device, run.process.world_size
+def _step(run: _Run, batch: RankerBatch, *, save_is_due: bool) -> bool:
+    """One step, counted; tells every rank whether rank 0 says that a checkpoint is due."""
+    options, progress = run.options, run.progress
     # a seed per step: a resumed run drops and hides the same without generator states in its checkpoint
     torch.manual_seed(_step_seed(options.seed, progress.global_step, run.process.rank))
-    batch = batch.to(device)
-    sparse = hide_values(batch.sparse, run.inputs.features.sparse, options.unknown_share)
-    mine = torch.tensor([float(save_is_due), float(batch.num_rows)], device=device)
-    due, num_rows, cvr_weight = sum_over_ranks(torch.cat([mine, batch.cvr_weight.sum().view(1)])).unbind()
     factor = learning_rate_factor(
         progress.global_step, schedule=options.schedule, warmup_steps=options.warmup_steps, num_steps=run.num_steps
     )
     run.ranker.scale_learning_rates(factor)
-    sparse = pad_rows(sparse, math.ceil(num_rows.item() / world_size))  # ranks differ by a row at most
-    with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
-        output = run.ranker.model(sparse, batch.dense, None if frozen is None else batch.vectors(frozen, device))
-    # gradients are averaged over ranks, so each divides by its share of all rows and all weights
-    loss = ranker_loss(
-        output,
-        batch,
-        cvr_loss_weight=options.cvr_loss_weight,
-        total_rows=None if world_size == 1 else num_rows / world_size,
-        total_cvr_weight=cvr_weight / world_size,
-    )
-    cvr = torch.zeros_like(loss.ranking) if loss.cvr is None else loss.cvr
-    means = sum_over_ranks(torch.stack([loss.ranking.detach(), cvr.detach()])) / world_size
-    ranking_mean, cvr_mean = means.tolist()
-    if not (math.isfinite(ranking_mean) and math.isfinite(cvr_mean)):
-        raise InputError(
-            f"loss is {ranking_mean} (CVR loss {cvr_mean}) at step {progress.global_step + 1}; lower learning_rate "
-            f"({options.learning_rate}) or sparse_learning_rate ({options.sparse_learning_rate})"
-        )
-    run.ranker.zero_grad()
-    loss.total.backward()  # updates the tables
-    run.ranker.step()
-    progress.add_step(int(num_rows), ranking_mean, cvr_mean)
-    if progress.global_step % _LOG_STEPS == 0:
-        values = {"train/loss": ranking_mean, "train/learning_rate": options.learning_rate * factor}
-        run.scalars.add(progress.global_step, values | ({} if frozen is None else {"train/cvr_loss": cvr_mean}))
-    return bool(due > 0)
+    try:
+        found = train_step(run.ranker, batch, run.inputs, options, run.process, flag=save_is_due)
+    except DivergedError as error:
+        raise _diverged(run, str(error), step=progress.global_step + 1)
+    progress.add_step(found.num_rows, found.loss, found.cvr_loss)
+    run.feedback.add_step(progress, found, rate_factor=factor)
+    if progress.has_diverged(options.loss_limit):
+        what = f"loss has risen from {progress.first_loss:.4g} to {progress.recent_loss:.4g}, beyond loss_limit"
+        raise _diverged(run, what, step=progress.global_step)
+    return found.num_flags > 0
 
 
-def _validate(run: _Run, reader: BatchReader, metric: ValidationMetric) -> float:
+def _validate(run: _Run, reader: BatchReader, metrics: Mapping[str, ValidationMetric]) -> dict[str, float]:
+    """The metrics by name; options.monitor's is there, of the others those that are defined."""
     scores = score(
         run.ranker.model, reader, run.inputs.frozen, run.process, bf16=run.options.bf16, description="validate"
     )
-    ranking_label = run.inputs.features.ranking_label
+    if not np.isfinite(scores).all():
+        raise _diverged(run, "probabilities of validation rows are not finite", step=run.progress.global_step)
+    task = tasks_of(run.inputs.features, run.options)[0]
 
-    def compute() -> float:
-        table = read_table(run.inputs.split("validation"), [USER_ID, ranking_label])
-        value = metric(table[USER_ID].to_numpy(), table[ranking_label].to_numpy(), scores)
+    def compute() -> dict[str, float]:
+        table = read_table(run.inputs.split("validation"), [USER_ID, task.label, *filter(None, [task.given])])
+        is_counted = table[task.given].to_numpy() == 1 if task.given else np.ones(len(table), np.bool_)
+        users, labels = (table[name].to_numpy()[is_counted] for name in (USER_ID, task.label))
+        found = {name: metric(users, labels, scores[0, is_counted]) for name, metric in metrics.items()}
+        value = found[run.options.monitor]
         if value is None or not math.isfinite(value):
             path = run.inputs.split("validation")
             raise InputError(f"{path}: validation metric is {value}; it needs users with labels of both classes")
-        return float(value)
+        return {name: float(value) for name, value in found.items() if value is not None}
 
     return on_main(compute)
 
 
-def _finish_epoch(run: _Run, validation: float) -> None:
-    progress = run.progress
-    record = progress.finish_epoch(validation)
-    run.scalars.add(progress.global_step, {"validation/metric": validation})
-    if run.process.is_main:
-        logger.info("epoch %d: loss %.5f, validation %.5f", progress.epoch, record["loss"], validation)
+def _finish_epoch(run: _Run, found: dict[str, float]) -> None:
+    progress, monitor = run.progress, run.options.monitor
+    further = {name: value for name, value in found.items() if name != monitor}
+    progress.finish_epoch(found[monitor], further)
+    run.feedback.add_epoch(progress, further)
     _save(run, is_best=progress.best_epoch == progress.epoch, is_required=True)
+
+
+def _diverged(run: _Run, what: str, *, step: int) -> DivergedError:
+    options = run.options
+    return DivergedError(
+        f"{what} at step {step}; lower learning_rate ({options.learning_rate}) or sparse_learning_rate "
+        f"({options.sparse_learning_rate}), or set gradient_clip"
+    )
 
 
 def _save(run: _Run, *, is_best: bool, is_required: bool) -> None:
@@ -246,22 +252,50 @@ def _resume(
     options: RankerOptions,
     accept_stores: Collection[str],
 ) -> Progress:
-    """The progress of the latest checkpoint, with weights and optimizer state loaded; a new one without checkpoint."""
+    """The progress of the latest checkpoint, with weights and optimizer state loaded; a new one without checkpoint.
+
+    A new one starts from options.init_from, if there is one.
+    """
     meta = checkpoint.read_meta(directory)
+    progress = Progress(lower_is_better=options.monitor == LOSS)
+    if meta is None and not options.init_from:
+        return progress
+    ranker.dense_optimizer.init_state()  # Adam makes its state in the first step; there is nothing to load into before
+    state = _state(ranker)
     if meta is None:
-        return Progress()
+        progress.warm_start = fill_from_earlier(state, ranker.weights, inputs, options)
+        on_main(lambda: note(_describe(progress.warm_start, options)))
+    else:
+        _check_meta(meta, directory, inputs, options, accept_stores)
+        checkpoint.load(directory, state)
+        progress = Progress(**meta["progress"])
+    ranker.model.load_state_dict(state["model"])
+    ranker.optimizer.load_state_dict(state["optimizer"])
+    return progress
+
+
+def _check_meta(
+    meta: dict[str, Any], directory: Path, inputs: RankerInputs, options: RankerOptions, accept_stores: Collection[str]
+) -> None:
     for name, value in options.of_weights().items():
         if meta["options"].get(name) != value:
             raise InputError(
                 f"{directory}: was trained with {name}={meta['options'].get(name)}, not {value}; use another folder"
             )
     check_fingerprints(inputs, meta, directory, accept_stores=accept_stores)
-    ranker.dense_optimizer.init_state()  # Adam makes its state in the first step; there is nothing to load into before
-    state = _state(ranker)
-    checkpoint.load(directory, state)
-    ranker.model.load_state_dict(state["model"])
-    ranker.optimizer.load_state_dict(state["optimizer"])
-    return Progress(**meta["progress"])
+
+
+def _describe(warm_start: dict[str, Any], options: RankerOptions) -> str:
+    rows = [
+        f"{name} {found['carried']:,} rows ({found['new']:,} new, {found['dropped']:,} dropped)"
+        for name, found in warm_start["features"].items()
+    ]
+    notes = [f"goes on from {options.init_from}: {', '.join(rows)}"]
+    if warm_start["stores_differ"]:
+        notes.append("its vectors were others, which must come from the same towers")
+    if warm_start["transforms_differ"]:
+        notes.append("its dense values were transformed as fitted on its own training rows")
+    return "; ".join(notes)
 
 
 def _state(ranker: ShardedRanker) -> dict[str, Any]:
@@ -277,6 +311,20 @@ def _group_gradients(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, DistributedDataParallel):
             module.reducer._push_all_rebuilt_params()
+
+
+@contextmanager
+def _deterministic(is_wanted: bool) -> Iterator[None]:
+    if not is_wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it starts
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _reader(inputs: RankerInputs, split: str, options: RankerOptions, process: Process) -> BatchReader:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from learn_rank.cli import stages
+from learn_rank.cli import stages, validation
 from learn_rank.cli.main import main
 
 SMALL = [
@@ -74,7 +74,7 @@ def test_an_unfinished_run_is_kept_until_its_refreshed_stores_are_accepted(
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     shutil.rmtree(copy / "train" / "learn")
-    plain_metric, calls = stages.validation_uauc, []
+    plain_metric, calls = validation.validation_uauc, []
 
     def interrupting(*rows: Any) -> float | None:
         calls.append(rows)
@@ -83,7 +83,7 @@ def test_an_unfinished_run_is_kept_until_its_refreshed_stores_are_accepted(
         return plain_metric(*rows)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(stages, "validation_uauc", interrupting)
+        patch.setattr(validation, "validation_uauc", interrupting)
         stage("train", copy)
     unfinished = copy / "train" / ".learn.partial"
     assert json.loads((unfinished / "pointers.json").read_text())["latest"] == "checkpoint-1"

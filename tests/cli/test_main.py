@@ -121,3 +121,26 @@ def test_a_recipe_file_of_ones_own_is_read_with_its_overrides(tmp_path) -> None:
     assert config.dataset.interactions.user_id == "uid"
     assert config.dataset.sparse["u"].column == "interactions.u"
     assert config.dataset.ranking_label == "click"
+
+
+def test_a_recipe_may_name_transforms_and_sequences_and_the_command_line_may_change_them(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "interactions: {files: log.parquet, labels: {click: clicked}}\n"
+        "items: {files: items.parquet}\n"
+        "sparse: {item: {column: interactions.i, embedding_dim: 32}}\n"
+        "dense:\n  price: {column: items.price, transform: log, missing: refuse}\n  year: items.year\n"
+        "sequence: {history: {of: item}}\n"
+    )
+    overrides = ["dataset.sequence.history.max_length=20", "dataset.dense.price.transform=quantile"]
+    recipe = load("run", [f"dataset={path}", "run_dir=x", *overrides]).dataset
+    assert recipe.sparse["item"].embedding_dim == 32
+    assert [(one.column, one.transform, one.missing) for one in recipe.dense.values()] == [
+        ("items.price", "quantile", "refuse"),
+        ("items.year", "standard", "impute"),
+    ]
+    history = recipe.sequence["history"]
+    assert (history.of, history.label, history.max_length) == ("item", "click", 20)
+    path.write_text(path.read_text().replace("of: item", "feature: item"))
+    with pytest.raises(InputError, match="feature"):
+        load("run", [f"dataset={path}", "run_dir=x"])

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from learn_rank.cli.main import main
-from learn_rank.memory import resident_bytes
 
 SMALL = [
     "demo.num_users=300", "demo.num_items=200", "demo.num_interactions=8000", "encoder.dim=16", "align.width=16",
@@ -109,12 +108,6 @@ def test_stages_run_alone_and_evaluation_of_the_runs_files_gives_the_same_number
     )
     assert one["overall"] == other["overall"]
     assert one["segments"] == other["segments"]
-    demo(run)
-
-
-def test_memory_that_training_left_behind_is_not_the_evaluations(run: Path) -> None:
-    assert resident_bytes() > 300 << 20  # torch is in this process
-    demo(run, "evaluate.memory_limit=300MiB")
     demo(run)
 
 

@@ -87,6 +87,15 @@ def test_a_user_who_is_new_in_test_takes_the_unknown_row(raw: Path, out: Path, r
     assert [(r["sparse.user_id"], r["sparse.gender"]) for r in rows] == [(3, 2), (3, 2)]
 
 
+def test_a_feature_may_have_a_table_of_its_own_width(raw: Path, out: Path, recipe_of: RecipeOf) -> None:
+    sparse = {
+        "user_id": SparseSource(column="interactions.uid", embedding_dim=8),
+        "gender": SparseSource(column="users.gender"),
+    }
+    prepare(recipe_of(raw, sparse=sparse), out, PrepareOptions())
+    assert [feature.embedding_dim for feature in FeatureSet.read(out / "features.json").sparse] == [8, 0]
+
+
 def test_hashed_features_use_buckets_for_any_value_and_a_row_of_their_own_for_missing(
     raw: Path, out: Path, recipe_of: RecipeOf
 ) -> None:
@@ -276,14 +285,35 @@ def test_a_label_outside_0_and_1_is_refused(raw: Path, out: Path, recipe_of: Rec
         prepare(recipe, out, PrepareOptions())
 
 
+def test_features_of_one_value_or_of_rare_ones_are_named(
+    raw: Path, out: Path, recipe_of: RecipeOf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewrite(raw / "users.parquet", "gender", lambda _: ["f", "f", "f"])
+    sparse = {
+        "user_id": SparseSource(column="interactions.uid"),
+        "gender": SparseSource(column="users.gender"),
+        "rare": SparseSource(column="items.title", min_count=100),
+        "drama": SparseSource(column="items.genres", separator="|", min_count=5),  # one value, in half of the rows
+    }
+    prepare(recipe_of(raw, sparse=sparse), out, PrepareOptions())
+    assert "in the training rows: sparse.gender, sparse.rare; they can tell" in capsys.readouterr().err
+
+
 def test_a_missing_file_column_or_expression_column_is_named(raw: Path, out: Path, recipe_of: RecipeOf) -> None:
     recipe = recipe_of(raw)
     recipe.interactions.user_id = "uidd"
-    with pytest.raises(InputError, match=r"log\.parquet: no column 'uidd'; did you mean 'uid'"):
+    with pytest.raises(
+        InputError, match=r"log\.parquet: interactions\.user_id: no column 'uidd'; did you mean 'uid'\? It has uid, "
+    ):
         prepare(recipe, out, PrepareOptions())
     recipe = recipe_of(raw)
     recipe.interactions.labels = {"like": "starz >= 4"}
     with pytest.raises(InputError, match=r"labels\.like = 'starz >= 4'.*starz"):
+        prepare(recipe, out, PrepareOptions())
+    recipe = recipe_of(raw, sparse={"year": SparseSource(column="items.yaer")})
+    with pytest.raises(
+        InputError, match=r"items\.parquet: sparse\.year: no column 'yaer'; did you mean 'year'\? It has"
+    ):
         prepare(recipe, out, PrepareOptions())
     recipe.interactions.files = "nothing.parquet"
     with pytest.raises(InputError, match=r"nothing\.parquet: no such file"):
@@ -322,7 +352,7 @@ def test_a_truncated_parquet_is_named(raw: Path, out: Path, recipe_of: RecipeOf)
 def test_a_text_field_that_is_no_column_or_not_sql_is_named(raw: Path, out: Path, recipe_of: RecipeOf) -> None:
     recipe = recipe_of(raw)
     recipe.items.text = ["titel"]
-    with pytest.raises(InputError, match=r"items\.parquet: no column 'titel'; did you mean 'title'"):
+    with pytest.raises(InputError, match=r"items\.parquet: items\.text\[0\]: no column 'titel'; did you mean 'title'"):
         prepare(recipe, out, PrepareOptions())
     recipe.items.text = ["upper(titel) AS title"]
     with pytest.raises(InputError, match=r"items\.parquet: items\.text 'upper\(titel\)'.*titel"):
@@ -341,12 +371,34 @@ def test_an_empty_split_is_refused(raw: Path, out: Path, recipe_of: RecipeOf) ->
         prepare(recipe_of(raw, split=options), out, PrepareOptions())
 
 
-def test_training_rows_later_than_the_evaluation_are_refused(raw: Path, out: Path, recipe_of: RecipeOf) -> None:
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        (("validation", "test", "train"), r"validation split starts at 1970-01-01 00:01:40 UTC \(100000 ms\), before"),
+        (("test", "train", "validation"), r"test split starts at 1970-01-01 00:01:40 UTC \(100000 ms\), before an"),
+        (("train", "test", "validation"), r"before an earlier split ends, at 1970-01-01 00:01:59 UTC \(119000 ms\)"),
+    ],
+)
+def test_rows_evaluated_before_the_training_ends_are_refused(
+    raw: Path, out: Path, recipe_of: RecipeOf, order: tuple[str, str, str], message: str
+) -> None:
     table = pq.read_table(raw / "log.parquet")
-    period = pa.array(["validation"] * 5 + ["test"] * 5 + ["train"] * 10)
+    period = pa.array([name for name, rows in zip(order, (5, 5, 10), strict=True) for _ in range(rows)])
     pq.write_table(table.append_column("period", period), raw / "log.parquet")
-    with pytest.raises(InputError, match="the validation split starts at 100000 ms, before an earlier split ends"):
+    with pytest.raises(InputError, match=message):
         prepare(recipe_of(raw, split=SplitOptions(column="period")), out, PrepareOptions())
+
+
+def test_a_label_of_one_class_in_training_is_said_by_prepare(
+    raw: Path, out: Path, recipe_of: RecipeOf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_of(raw)
+    recipe.interactions.labels = {"like": "stars >= 4", "late": '"at" >= 112', "shown": "1"}
+    prepare(recipe, out, PrepareOptions())
+    notes = [line for line in capsys.readouterr().err.splitlines() if "every training row" in line]
+    assert len(notes) == 2
+    assert "dataset 'tiny': label 'late' is 0 in every training row; no ranker can be trained on it" in notes[0]
+    assert "label 'shown' is 1 in every training row" in notes[1]
 
 
 def test_an_unexpected_split_name_is_refused(raw: Path, out: Path, recipe_of: RecipeOf) -> None:
@@ -362,6 +414,10 @@ def test_an_unexpected_split_name_is_refused(raw: Path, out: Path, recipe_of: Re
         ({"ranking_label": "lik"}, "ranking_label is 'lik', not one of like"),
         ({"sparse": {"g": SparseSource(column="gender")}}, "sparse.g is 'gender', expected interactions.NAME"),
         ({"sparse": {"g": SparseSource(column="users.gender", encoding="one_hot")}}, "not vocabulary or hash"),
+        (
+            {"sparse": {"g": SparseSource(column="users.gender", embedding_dim=6)}},
+            "embedding_dim is 6, must be a multi",
+        ),
         ({"split": SplitOptions(test_fraction=0.7)}, "split.test_fraction is 0.7"),
         ({"split": SplitOptions(test_start="2024-01-01")}, "give both"),
         ({"split": SplitOptions(num_folds=1)}, "num_folds is 1"),

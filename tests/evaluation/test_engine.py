@@ -109,7 +109,6 @@ def _spill(monkeypatch):
     """Makes 1 MiB the memory that a run may use."""
     monkeypatch.setattr(engine, "_LEAST_BYTES", 1)
     monkeypatch.setattr(state.Layout, "state_bytes", 0)
-    monkeypatch.setattr(engine, "resident_bytes", lambda: 0)
     monkeypatch.setattr(engine, "_MIN_BATCH", 1000)
     monkeypatch.setattr(engine, "_MAX_BATCH", 2000)
 
@@ -231,7 +230,6 @@ from pathlib import Path
 import numpy as np
 from learn_rank.evaluation import EvaluateOptions, engine, evaluate
 engine._LEAST_BYTES, engine._MIN_BATCH, engine._MAX_BATCH = 1, 1000, 1000
-engine.resident_bytes = lambda: 0
 tally = engine._tally
 def paused(*args):
     print("spilled", flush=True)
@@ -274,10 +272,10 @@ def test_a_spill_folder_that_is_not_there_is_refused_only_if_it_is_needed(log, e
         _found(log, memory_limit="1MiB", spill_dir=str(tmp_path / "absent"))
 
 
-def test_a_memory_limit_below_what_the_process_takes_is_refused_with_one_that_would_do(log, tmp_path):
+def test_a_memory_limit_below_what_the_sums_take_is_refused_with_one_that_would_do(log, tmp_path):
     path = tmp_path / "log.parquet"
     pq.write_table(log, path)
-    with pytest.raises(InputError, match=r"memory_limit=64MiB: the process.* take \d+ MiB; set at least (\d+)MiB") as e:
+    with pytest.raises(InputError, match=r"memory_limit=64MiB: the map of .* set at least (\d+)MiB$") as e:
         _found(path, memory_limit="64MiB")
     enough = str(e.value).rsplit(" ", 1)[1]
     assert _found(path, memory_limit=enough)["overall"]["num_rows"] == log.num_rows

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from learn_rank.ranker.block import RowBlock
 from learn_rank.ranker.columns import LogRows, checked_rows
-from learn_rank.schema import FeatureSet, SparseFeature
+from learn_rank.schema import FeatureSet, SequenceFeature, SparseFeature
 
 SPARSE = (
     SparseFeature("genres", 5, is_list=True),
@@ -22,6 +22,8 @@ SPARSE = (
     SparseFeature("item_id", 10),
 )
 FEATURES = FeatureSet(SPARSE, ("age", "price"), ("click", "buy"), "click", "buy", "click", has_value=False, num_folds=0)
+SEQUENCES = (SequenceFeature("likes", "item_id", max_length=3), SequenceFeature("rare", "user_id", max_length=3))
+WITH_SEQUENCES = replace(FEATURES, sequences=SEQUENCES)
 
 
 def log(num_rows: int, seed: int) -> pa.Table:
@@ -39,6 +41,8 @@ def log(num_rows: int, seed: int) -> pa.Table:
             "sparse.user_id": rng.integers(10, size=num_rows),
             "sparse.tags": lists(1 << 40),
             "sparse.item_id": rng.integers(10, size=num_rows),
+            "sequence.likes": lists(10),
+            "sequence.rare": lists(10),
             "dense.age": rng.random(num_rows).astype(np.float32),
             "dense.price": rng.random(num_rows).astype(np.float32),
         }
@@ -51,29 +55,36 @@ def checked(table: pa.Table, features: FeatureSet = FEATURES) -> LogRows:
 
 
 def test_keyed_jagged_tensor_worked_example() -> None:
-    features = replace(FEATURES, sparse=(SPARSE[1], SPARSE[0]), dense=())
-    table = pa.table({"sparse.user_id": [7, 3], "sparse.genres": [[1, 4, 2], []], "click": [0, 1], "buy": [0, 0]})
+    past = (SequenceFeature("past", "user_id", max_length=2),)
+    features = replace(FEATURES, sparse=(SPARSE[1], SPARSE[0]), dense=(), sequences=past)
+    columns = {"sparse.user_id": [7, 3], "sparse.genres": [[1, 4, 2], []], "sequence.past": [[9], [8, 9]]}
+    table = pa.table(columns | {"click": [0, 1], "buy": [0, 0]})
     block = RowBlock(features, 2, with_store_rows=False)
     block.append(checked(table, features), None)
     sparse = block.sparse(np.array([0, 1]))
-    assert sparse.keys() == ["user_id", "genres"]
-    assert sparse.values().tolist() == [7, 3, 1, 4, 2]
-    assert sparse.lengths().tolist() == [1, 1, 3, 0]
-    assert block.sparse(np.array([1])).values().tolist() == [3]
+    assert sparse.keys() == ["user_id", "genres", "sequence.past"]
+    assert sparse.values().tolist() == [7, 3, 1, 4, 2, 9, 8, 9]
+    assert sparse.lengths().tolist() == [1, 1, 3, 0, 1, 2]
+    assert block.sparse(np.array([1])).values().tolist() == [3, 8, 9]
     assert block.dense(np.array([1, 0])).shape == (2, 0)
 
 
-@given(sizes=st.lists(st.integers(1, 20), min_size=1, max_size=5), num_used=st.integers(0, 5), seed=st.integers(0, 99))
-def test_rows_in_any_order_equal_a_plain_loop(sizes: list[int], num_used: int, seed: int) -> None:
+@given(
+    sizes=st.lists(st.integers(1, 20), min_size=1, max_size=5),
+    num_used=st.integers(0, 5),
+    seed=st.integers(0, 99),
+    features=st.sampled_from([FEATURES, WITH_SEQUENCES]),
+)
+def test_rows_in_any_order_equal_a_plain_loop(sizes: list[int], num_used: int, seed: int, features: FeatureSet) -> None:
     rng = np.random.default_rng(seed)
     table = log(sum(sizes), seed)
     stores = rng.integers(-1, 99, size=(2, len(table)))
-    block = RowBlock(FEATURES, len(table), with_store_rows=True)
+    block = RowBlock(features, len(table), with_store_rows=True)
     for _ in range(2):  # the second time over what was there before
         block.clear()
         first = 0
         for size in sizes:
-            block.append(checked(table.slice(first, size)), tuple(stores[:, first : first + size]))
+            block.append(checked(table.slice(first, size), features), tuple(stores[:, first : first + size]))
             first += size
     assert len(block) == len(table)
     index = rng.permutation(len(table))[: max(len(table) - num_used, 1)]
@@ -84,6 +95,10 @@ def test_rows_in_any_order_equal_a_plain_loop(sizes: list[int], num_used: int, s
         expected = column if feature.is_list else [[value] for value in column]
         found = [values.tolist() for values in sparse[feature.name].to_dense()]
         assert found == expected
+    for sequence in features.sequences:
+        name = f"sequence.{sequence.name}"
+        assert [values.tolist() for values in sparse[name].to_dense()] == [row[name] for row in rows]
+    assert len(sparse.keys()) == len(SPARSE) + len(features.sequences)
     assert block.dense(index).tolist() == [[row["dense.age"], row["dense.price"]] for row in rows]
     assert block.labels(index).tolist() == [[row["click"] for row in rows], [row["buy"] for row in rows]]
     assert block.store_rows(index).tolist() == stores[:, index].tolist()

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from learn_rank.errors import InputError
 from learn_rank.ranker.block import RowBlock
-from learn_rank.ranker.columns import LogRows, check_schema, checked_rows, hide_values
-from learn_rank.schema import FeatureSet, SparseFeature
+from learn_rank.ranker.columns import (
+    LogRows,
+    check_schema,
+    checked_rows,
+    feature_columns,
+    hide_values,
+    keyed_features,
+)
+from learn_rank.schema import FeatureSet, SequenceFeature, SparseFeature
 
 SPARSE = (SparseFeature("user_id", 10), SparseFeature("genres", 5, is_list=True))
 FEATURES = FeatureSet(SPARSE, ("age",), ("click",), "click", "click", "click", has_value=False, num_folds=0)
+WITH_PAST = replace(FEATURES, sequences=(SequenceFeature("past", "user_id", max_length=3),))
 
 
 def table(**changes: pa.Array) -> pa.Table:
@@ -28,8 +38,8 @@ def table(**changes: pa.Array) -> pa.Table:
     return pa.table(columns | changes)
 
 
-def check(rows: pa.Table) -> LogRows:
-    return checked_rows(rows.to_batches()[0], FEATURES, path=Path("train.parquet"), first_row=100)
+def check(rows: pa.Table, features: FeatureSet = FEATURES) -> LogRows:
+    return checked_rows(rows.to_batches()[0], features, path=Path("train.parquet"), first_row=100)
 
 
 def test_columns_become_arrays() -> None:
@@ -45,6 +55,43 @@ def test_columns_become_arrays() -> None:
 def test_a_slice_of_a_list_column_keeps_its_own_values() -> None:
     ((values, offsets),) = check(table().slice(1, 2)).lists
     assert (values.tolist(), offsets.tolist()) == ([0], [0, 0, 1])
+
+
+def test_sequences_stand_behind_the_lists() -> None:
+    past = pa.array([[9, 8, 9], [], [0]], pa.list_(pa.int64()))
+    assert feature_columns(WITH_PAST, with_ids=False)[-3:] == ["sparse.genres", "sequence.past", "dense.age"]
+    genres, (values, offsets) = check(table(**{"sequence.past": past}), WITH_PAST).lists
+    assert genres.values.tolist() == [1, 4, 2, 0]
+    assert (values.tolist(), offsets.tolist()) == ([9, 8, 9, 0], [0, 3, 3, 4])
+    assert len(check(table(**{"sequence.past": past})).lists) == 1  # features that do not name it do not read it
+
+
+@pytest.mark.parametrize(
+    ("past", "message"),
+    [
+        ([[9], [], [0, 1, 2, 3]], "'sequence.past', row 102 is 4 values long, expected at most 3; run `learn-rank pre"),
+        ([[9], [10], []], "'sequence.past', row 101 is 10, expected 0 to 9"),
+        ([[9], [1, None], []], "'sequence.past', row 101 is null, expected 0 to 9"),
+        ([None, [1], []], "'sequence.past', row 100 is null, expected a list"),
+    ],
+)
+def test_a_sequence_that_the_model_must_not_see_is_refused_with_its_row(past: list, message: str) -> None:
+    rows = table(**{"sequence.past": pa.array(past, pa.list_(pa.int64()))})
+    with pytest.raises(InputError, match=f"train.parquet: column {message}"):
+        check(rows, WITH_PAST)
+
+
+def test_a_sequence_column_that_is_no_list_is_refused_before_reading() -> None:
+    schema = table(**{"sequence.past": [1, 2, 3]}).schema
+    with pytest.raises(InputError, match=r"'sequence.past' is int64, expected list<int64>; run `learn-rank prepare`"):
+        check_schema(schema, WITH_PAST, schema.names, where="train.parquet")
+
+
+@pytest.mark.parametrize("of", ["genres", "author"])
+def test_a_sequence_is_of_a_single_valued_feature(of: str) -> None:
+    features = replace(FEATURES, sequences=(SequenceFeature("past", of, max_length=3),))
+    with pytest.raises(InputError, match=f"sequence 'past' is of '{of}', expected one of user_id"):
+        keyed_features(features)
 
 
 @pytest.mark.parametrize("kind", [pa.int8(), pa.int32(), pa.uint16(), pa.int64()])
@@ -126,7 +173,7 @@ def test_hidden_values_become_the_unknown_row_of_their_feature_in_a_share_of_the
     block = RowBlock(FEATURES, 4000, with_store_rows=False)
     block.append(check(rows), None)
     sparse = block.sparse(np.arange(4000))
-    hidden = hide_values(sparse, SPARSE, 0.4)
+    hidden = hide_values(sparse, FEATURES, 0.4)
     assert torch.equal(hidden.lengths(), sparse.lengths())
     users, genres = hidden["user_id"].values(), hidden["genres"].values()
     assert set(users.tolist()) == {3, 9}
@@ -134,4 +181,19 @@ def test_hidden_values_become_the_unknown_row_of_their_feature_in_a_share_of_the
     assert (users == 9).float().mean().item() == pytest.approx(0.2, abs=0.03)
     is_hit = (users == 9) | (genres.view(-1, 2) == 4).any(1)
     assert is_hit.float().mean().item() == pytest.approx(0.4 * (1 - 0.5**3), abs=0.03)
-    assert torch.equal(hide_values(sparse, SPARSE, 0.0).values(), sparse.values())
+    assert torch.equal(hide_values(sparse, FEATURES, 0.0).values(), sparse.values())
+
+
+def test_values_of_a_sequence_are_hidden_each_by_its_own_coin() -> None:
+    torch.manual_seed(0)
+    lengths = torch.tensor([1, 2, 10] * 4000).view(4000, 3).T.flatten()
+    sparse = KeyedJaggedTensor(
+        ["user_id", "genres", "sequence.past"], torch.ones(13 * 4000, dtype=torch.long), lengths=lengths
+    )
+    hidden = hide_values(sparse, WITH_PAST, 0.4)
+    past = hidden["sequence.past"].values()
+    assert set(past.tolist()) == {1, 9}  # user_id's unknown row
+    is_hidden = (past == 9).view(4000, 10)
+    assert is_hidden.any(1).float().mean().item() == pytest.approx(0.4, abs=0.03)
+    assert is_hidden.float().mean().item() == pytest.approx(0.2, abs=0.02)
+    assert set(hidden["genres"].values().tolist()) == {1, 4}

@@ -48,6 +48,13 @@ def test_one_label_for_both_needs_both_classes_once(features: FeatureSet, tmp_pa
         (LEARN, [([0, 1], [0, 0]), ([0], [0])], r"CVR label 'purchase' is 1 in 0 of 3 impressions"),
         (CLICKS, [([0, 1], [0, 1]), ([1], [1])], r"CVR label 'purchase' is 1 in 2 of 2 clicks"),
         (LEARN, [([0, None], [0, 1])], r"0\.parquet: column 'click': 1 null values"),
+        (
+            RankerOptions(task="conversion", use_learn=False),
+            [([0, 1, 1], [1, 1, 1])],
+            "is 1 in 2 of 2 rows with 'click'",
+        ),
+        (RankerOptions(task="esmm", use_learn=False), [([0, 1, 0], [1, 0, 1])], "is 1 in 0 of 1 rows with 'click'"),
+        (RankerOptions(task="mmoe", use_learn=False), [([1, 1], [0, 1])], "ranking label 'click' is 1 in 2 of 2 rows"),
     ],
 )
 def test_a_label_that_cannot_be_learnt_is_refused_with_its_counts(
@@ -56,3 +63,24 @@ def test_a_label_that_cannot_be_learnt_is_refused_with_its_counts(
     parts = [(pa.array(clicks, pa.int8()), pa.array(purchases, pa.int8())) for clicks, purchases in parts]
     with pytest.raises(InputError, match=message):
         check_labels(write(tmp_path / "train", *parts), features, options)
+
+
+def test_a_conversion_ranker_needs_no_rows_without_a_click(features: FeatureSet, tmp_path: Path) -> None:
+    path = write(tmp_path / "train", ([1, 1], [0, 1]))
+    assert check_labels(path, features, RankerOptions(task="conversion")) == {"num_conversions_without_click": 0}
+
+
+@pytest.mark.parametrize("task", ["conversion", "esmm", "mmoe"])
+def test_conversions_without_a_click_are_counted_in_all_files_and_said(
+    features: FeatureSet, tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "train", ([0, 1, 1, 0], [0, 0, 1, 1]), ([0, 0, 1], [1, 0, 1]))
+    assert check_labels(path, features, RankerOptions(task=task)) == {"num_conversions_without_click": 2}
+    assert "2 of 4 rows with 'purchase' have no 'click'" in capsys.readouterr().err
+
+
+def test_a_ranker_of_clicks_says_nothing_of_conversions(
+    features: FeatureSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check_labels(write(tmp_path / "train", ([0, 1, 0], [0, 1, 1])), features, LEARN) == {}
+    assert not capsys.readouterr().err

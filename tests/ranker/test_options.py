@@ -27,9 +27,21 @@ def test_options_are_a_structured_config() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"backbone": "dnc"}, "backbone 'dnc' is unknown; did you mean 'dcnv2'"),
+        ({"backbone": "dcn"}, "backbone 'dcn' is unknown; did you mean 'dcnv2'"),
         ({"cvr_space": "click"}, "cvr_space is 'click', expected one of impressions, clicks"),
+        ({"task": "ctr"}, "task is 'ctr', expected one of click, conversion, esmm, mmoe"),
+        ({"task_weights": [1.0]}, r"task_weights is \[1.0\], expected two numbers above 0"),
+        ({"task_weights": [1.0, 0.0]}, r"task_weights is \[1.0, 0.0\], expected two numbers above 0"),
+        ({"num_experts": 0}, "num_experts is 0, expected at least 1"),
+        (
+            {"task": "mmoe", "backbone": "dlrm"},
+            "task=mmoe puts its experts in the backbone's place; leave out backbone",
+        ),
         ({"embedding_dim": 6}, "embedding_dim is 6, expected a multiple of 4"),
+        ({"mask_blocks": -1}, "mask_blocks is -1, expected at least 0"),
+        ({"mask_ratio": 0.0}, "mask_ratio is 0.0, expected more than 0"),
+        ({"fusion_heads": 0}, "fusion_heads is 0, expected at least 1"),
+        ({"attention_dims": [36, 0]}, r"attention_dims is \[36, 0\], expected positive widths"),
         ({"epochs": 0}, "epochs is 0, expected at least 1"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0, expected more than 0"),
         ({"learning_rate": float("nan")}, "learning_rate is nan, expected more than 0"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -98,6 +100,12 @@ def test_a_plan_is_told_rank_by_rank() -> None:
     lines = describe_plan(many, plan(many, [GIB] * 40), 40).split("\n")
     assert lines[0].endswith("t06 (row_wise), t07 (row_wise), 22 more")
     assert lines[-1] == "and 24 more ranks"
+
+
+def test_a_table_that_cannot_be_replicated_stays_whole() -> None:
+    tables = [replace(one, can_replicate=one.name != "a") for one in sizes(a=50, b=40)]
+    assert plan(tables, [GIB, GIB], "data_parallel") == {"a": Place("table_wise", 0), "b": Place("data_parallel")}
+    assert plan(tables, [GIB, GIB], replicated=50) == {"a": Place("table_wise", 0), "b": Place("data_parallel")}
 
 
 # Laws

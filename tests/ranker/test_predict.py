@@ -50,7 +50,8 @@ def test_predictions_of_all_arms_stand_beside_ids_and_labels(log, directory: Pat
     options = RankerOptions(hidden_dims=[8], batch_size=512, epochs=1, use_learn=False)
     train(log.prepared, None, baseline, options, validation_metric=lambda *_: 0.5)
     facts = write_predictions(log.prepared, log.stores, {"baseline": baseline, "learn": directory}, tmp_path)
-    assert facts == {"num_rows": {"validation": 1001, "test": 1001}}
+    assert facts["num_rows"] == {"validation": 1001, "test": 1001}
+    assert facts["tasks"] == [{"name": "click", "label": "click", "given": ""}]
     written = pq.read_table(tmp_path / "test.parquet")
     assert written.column_names == ["user_id", "item_id", "timestamp", "click", "purchase", "baseline", "learn"]
     ids = written.column_names[:5]

@@ -15,11 +15,12 @@ from learn_rank import checkpoint
 from learn_rank.distributed import Process, process_group
 from learn_rank.errors import InputError
 from learn_rank.ranker.batch import BatchReader
+from learn_rank.ranker.lookup import pooled_embeddings
 from learn_rank.ranker.model import build_ranker, ranker_loss
 from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.plan import local_shards
 from learn_rank.ranker.sharding import ShardedRanker, shard
-from learn_rank.ranker.tables import build_tables, fill_rows, pad_rows, pooled_embeddings
+from learn_rank.ranker.tables import build_tables, fill_rows, pad_rows
 from learn_rank.schema import FeatureSet, SparseFeature
 
 OPTIONS = RankerOptions(use_learn=False, hidden_dims=[8], embedding_dim=8)
@@ -202,6 +203,6 @@ def test_tables_that_fit_nowhere_are_refused(features: FeatureSet) -> None:
         shard(build_ranker(replace(features, sparse=sparse), OPTIONS, None), OPTIONS, sparse, process)
 
 
-def test_a_ranker_without_sparse_features_is_refused() -> None:
+def test_a_ranker_without_sparse_features_is_refused(features: FeatureSet) -> None:
     with pytest.raises(InputError, match="no sparse features"):
-        build_tables((), 16)
+        build_tables(replace(features, sparse=()), 16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -249,6 +250,104 @@ def test_a_diverging_loss_names_its_step(log, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"loss is .* at step \d+; lower learning_rate"):
         train(log.prepared, log.stores, tmp_path, options, validation_metric=auc)
     assert checkpoint.read_meta(tmp_path) is None
+
+
+def test_deterministic_mode_holds_while_training_and_changes_no_bit_on_cpus(log, trained, tmp_path: Path) -> None:
+    seen = []
+
+    def watching(*rows: np.ndarray) -> float:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return auc(*rows)
+
+    options = small(deterministic=True)
+    facts = train(log.prepared, log.stores, tmp_path, options, validation_metric=watching)
+    assert seen == [True] * 3
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert facts == trained[1]
+    assert_equal_bits(log.saved_tensors(tmp_path, options), log.saved_tensors(trained[0], small()))
+
+
+def exploding_after(steps: int, monkeypatch: pytest.MonkeyPatch, factor: float = 1e30) -> None:
+    """Has learning rates explode once so many steps are done."""
+    monkeypatch.setattr(
+        "learn_rank.ranker.train.learning_rate_factor", lambda step, **_: factor if step >= steps else 1.0
+    )
+
+
+def test_when_the_loss_diverges_the_best_epoch_before_stays_and_predicts(
+    log, trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exploding_after(15, monkeypatch)
+    facts = train(log.prepared, log.stores, tmp_path, small(checkpoint_steps=1), validation_metric=auc)
+    assert re.match(r"loss is nan .*at step 17; lower learning_rate .*; epoch 1 is kept$", facts["diverged"])
+    assert (facts["best_epoch"], len(facts["history"])) == (1, 1)
+    assert facts["history"][0] == trained[1]["history"][0]
+    assert checkpoint.read_meta(tmp_path, checkpoint.BEST)["progress"]["global_step"] == 12
+    assert trained[1]["diverged"] is None
+    scores = predict(log.prepared, log.stores, tmp_path, "validation")
+    assert auc(scores, log.table("validation")["click"].to_numpy(), scores) == facts["validation"]
+
+
+def test_weights_that_explode_in_the_last_step_of_an_epoch_are_not_its_best(
+    log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exploding_after(23, monkeypatch)
+    facts = train(log.prepared, log.stores, tmp_path, small(), validation_metric=auc)
+    assert "probabilities of validation rows are not finite at step 24" in facts["diverged"]
+    assert facts["best_epoch"] == 1
+
+
+def test_a_loss_that_rises_beyond_the_limit_is_as_good_as_infinite(
+    log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exploding_after(24, monkeypatch, factor=3e3)
+    options = small(epochs=6, patience=6)
+    facts = train(log.prepared, log.stores, tmp_path, options, validation_metric=auc)
+    assert re.match(r"loss has risen from 0\.\d+ to .*, beyond loss_limit at step \d+; lower", facts["diverged"])
+    assert len(facts["history"]) == 2
+
+
+def test_the_epoch_with_the_lowest_validation_loss_is_best_where_that_is_monitored(log, tmp_path: Path) -> None:
+    losses, further = iter([0.6, 0.5, 0.55]), iter([0.1, 0.2, 0.3])
+    facts = train(
+        log.prepared,
+        log.stores,
+        tmp_path,
+        small(monitor="loss"),
+        validation_metric=lambda *_: next(losses),
+        further_metrics={"auc": lambda *_: next(further), "uauc": lambda *_: None},
+    )
+    assert (facts["best_epoch"], facts["validation"]) == (2, 0.5)
+    assert [record["validation_auc"] for record in facts["history"]] == [0.1, 0.2, 0.3]
+    assert "uauc" not in facts["history"][0]  # where it is undefined
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("validation/loss")] == pytest.approx([0.6, 0.5, 0.55])
+    assert [event.value for event in events.Scalars("validation/auc")] == pytest.approx([0.1, 0.2, 0.3])
+
+
+def test_a_tracker_gets_what_tensorboard_gets(log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="learn-rank[trackers] is not installed")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    options = small(epochs=2, trackers=["mlflow"])
+    train(log.prepared, log.stores, tmp_path / "learn", options, validation_metric=auc)
+    run = mlflow.MlflowClient().get_run((tmp_path / "learn" / "trackers" / "mlflow.id").read_text())
+    events = EventAccumulator(str(tmp_path / "learn" / "tensorboard"))
+    events.Reload()
+    assert run.data.metrics.keys() == set(events.Tags()["scalars"])
+    for name, value in run.data.metrics.items():
+        assert value == pytest.approx(events.Scalars(name)[-1].value)
+    assert (run.info.run_name, run.data.params["backbone"]) == ("learn", "dcnv2")
+    assert options.of_weights() == small(epochs=2).of_weights()
+
+
+def test_a_line_per_epoch_says_how_it_went(log, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = iter([0.6, 0.5])
+    train(log.prepared, log.stores, tmp_path, small(epochs=2), validation_metric=lambda *_: next(metrics))
+    lines = capsys.readouterr().err.splitlines()
+    assert re.search(r"epoch 1/2: loss 0\.\d{4}; validation uauc 0\.6000, the best so far; [\d,]+ rows/s", lines[-2])
+    assert re.search(r"epoch 2/2: loss 0\.\d{4}; validation uauc 0\.5000; best: 1; [\d,]+ rows/s", lines[-1])
 
 
 def with_train(log, root: Path, change: Callable[[pa.Table], pa.Table]) -> Path:

@@ -30,9 +30,12 @@ OPTIONS = RankerOptions(
     cvr_space="clicks",
     vector_dropout=0.0,
     unknown_share=0.0,
+    positive_weight=1.5,
+    gradient_clip=0.05,
 )
 _TORCHRUN = """
 import json, sys
+from dataclasses import replace
 from pathlib import Path
 import numpy as np
 from sklearn.metrics import roc_auc_score
@@ -54,6 +57,9 @@ with process_group(timeout_seconds=60) as process:
         if process.is_main:
             (root / f"{name}.json").write_text(json.dumps(facts))
             np.save(root / f"{name}.npy", scores)
+    # batches of which each rank leaves out what it draws
+    sampled = replace(options, negative_share=0.3, batch_size=500, epochs=2, schedule="linear")
+    train(prepared, stores, root / "sampled", sampled, validation_metric=metric)
 """
 
 
@@ -114,3 +120,14 @@ def test_a_checkpoint_of_two_ranks_predicts_the_same_on_one(log, runs: tuple[Pat
     np.testing.assert_allclose(on_one, np.load(root / f"{name}.npy"), atol=1e-5)
     trained_on_one = predict(log.prepared, log.stores, root / "one", "test")
     np.testing.assert_allclose(on_one, trained_on_one, atol=1e-3)
+
+
+def test_ranks_that_leave_out_negatives_of_their_own_learn_the_probabilities_of_the_log(
+    log, runs: tuple[Path, dict[str, Any]]
+) -> None:
+    meta = checkpoint.read_meta(runs[0] / "sampled")
+    assert meta is not None
+    clicked = log.table("train")["click"].to_numpy().mean()
+    assert meta["progress"]["global_step"] == 12
+    scores = predict(log.prepared, log.stores, runs[0] / "sampled", "validation")
+    assert float(np.mean(scores)) == pytest.approx(clicked, abs=0.08)

@@ -9,14 +9,25 @@ from torch import nn
 
 from learn_rank.errors import InputError
 from learn_rank.ranker.backbones.dcnv2 import DCNv2
+from learn_rank.ranker.backbones.deepfm import DeepFM
+from learn_rank.ranker.backbones.din import DIN
 from learn_rank.ranker.backbones.dlrm import DLRM
 from learn_rank.ranker.backbones.features import Features, SequenceEmbeddings, Widths
+from learn_rank.ranker.backbones.finalmlp import FinalMLP
+from learn_rank.ranker.backbones.masknet import MaskNet
 from learn_rank.ranker.options import RankerOptions, nearest
 
 __all__ = ["Features", "SequenceEmbeddings", "Widths", "build_backbone"]
 
 Build = Callable[[Widths, RankerOptions], nn.Module]
-_BUILDS: dict[str, Build] = {"dcnv2": DCNv2, "dlrm": DLRM}
+_BUILDS: dict[str, Build] = {
+    "dcnv2": DCNv2,
+    "deepfm": DeepFM,
+    "din": DIN,
+    "dlrm": DLRM,
+    "finalmlp": FinalMLP,
+    "masknet": MaskNet,
+}
 
 
 def build_backbone(widths: Widths, options: RankerOptions) -> nn.Module:

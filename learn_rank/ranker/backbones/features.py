@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -38,9 +39,11 @@ class Features(NamedTuple):
     learn: torch.Tensor | None = None
     sequences: tuple[SequenceEmbeddings, ...] = ()
 
-    def concatenated(self) -> torch.Tensor:
-        """[B, Widths.total]: all of them side by side, sequences as their means."""
-        parts = [self.dense, self.sparse, *(sequence.mean() for sequence in self.sequences)]
+    def concatenated(self, pooled: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+        """[B, Widths.total]: all of them side by side; sequences as pooled, [B, D] each, or else as their means."""
+        if pooled is None:
+            pooled = [sequence.mean() for sequence in self.sequences]
+        parts = [self.dense, self.sparse, *pooled]
         return torch.cat(parts if self.learn is None else [*parts, self.learn], dim=1)
 
 
@@ -48,18 +51,27 @@ class Features(NamedTuple):
 class Widths:
     """dense: number of dense features. sparse: embedding width of each sparse feature; sequences: of each sequence.
 
-    learn: width of the adaptor's features, 0 in the baseline.
+    learn: width of the adaptor's features, 0 in the baseline. names: of the sparse features.
     """
 
     dense: int
     sparse: tuple[int, ...]
     learn: int = 0
     sequences: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
         """Width of `Features.concatenated()`."""
         return self.dense + sum(self.sparse) + sum(self.sequences) + self.learn
+
+    def place(self, name: str) -> slice:
+        """Where the embedding of a sparse feature is in `Features.sparse`; InputError if there is no such feature."""
+        if name not in self.names:
+            raise InputError(f"'{name}' is no sparse feature, expected one of {', '.join(self.names)}")
+        number = self.names.index(name)
+        first = sum(self.sparse[:number])
+        return slice(first, first + self.sparse[number])
 
     def field_dim(self, backbone: str) -> int:
         """The one width of all sparse features, for a backbone that multiplies them; InputError if they differ."""

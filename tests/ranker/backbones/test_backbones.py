@@ -1,10 +1,11 @@
-"""Backbones: shapes, the formula of DCNv2, which inputs reach the logit, and a user's own."""
+"""Backbones: shapes, each one's formula worked by hand, which inputs reach the logit, and a user's own."""
 
 from __future__ import annotations
 
 import sys
 import types
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 import torch
@@ -13,6 +14,10 @@ from torch import nn
 from learn_rank.errors import InputError
 from learn_rank.ranker.backbones import Features, SequenceEmbeddings, Widths, build_backbone
 from learn_rank.ranker.backbones.dcnv2 import DCNv2
+from learn_rank.ranker.backbones.deepfm import DeepFM
+from learn_rank.ranker.backbones.din import DIN
+from learn_rank.ranker.backbones.finalmlp import FinalMLP
+from learn_rank.ranker.backbones.masknet import MaskNet
 from learn_rank.ranker.options import BACKBONES, RankerOptions
 
 B, F, D, L = 6, 3, 4, 5
@@ -59,6 +64,104 @@ def test_dcnv2_logit_worked_from_its_formula() -> None:
     torch.testing.assert_close(backbone(Features(torch.zeros(B, 0), x)), expected)
 
 
+def test_deepfm_logit_worked_pair_by_pair() -> None:
+    torch.manual_seed(0)
+    widths = Widths(2, (D,) * F, 3, (D,))
+    features = random_features(widths)
+    backbone = DeepFM(widths, OPTIONS)
+    x = features.concatenated()
+    logits = backbone.first_order(x) + backbone.deep(x)
+    for row in range(B):
+        fields = list(features.sparse[row].split(D))
+        fields.append(features.sequences[0].values[row].sum(0) / max(row, 1))  # `row` entries, zeros behind them
+        numbers = [*features.dense[row], *features.learn[row]]
+        fields += [number * backbone.vectors.weight[:, k] for k, number in enumerate(numbers)]
+        pairs = sum(one @ other for one, other in combinations(fields, 2))
+        torch.testing.assert_close(backbone(features)[row], logits[row, 0] + pairs)
+
+
+@pytest.mark.parametrize("num_blocks", [0, 2])
+def test_masknet_logit_worked_from_its_formula(num_blocks: int) -> None:
+    torch.manual_seed(0)
+    widths = Widths(2, (D, 8, 8), 3)
+    backbone = MaskNet(widths, replace(OPTIONS, mask_blocks=num_blocks, mask_ratio=1.5))
+    nn.init.normal_(backbone.norm.scale)
+    nn.init.normal_(backbone.norm.shift)
+    features = random_features(widths)
+    x = features.concatenated()
+
+    def normalised(values: torch.Tensor) -> torch.Tensor:
+        mean, variance = values.mean(1, keepdim=True), values.var(1, keepdim=True, unbiased=False)
+        return (values - mean) / (variance + 1e-5).sqrt()
+
+    fields = torch.cat([normalised(field) for field in x[:, 2:].split([D, 8, 8, 3], 1)], 1)
+    hidden = torch.cat([x[:, :2], fields * backbone.norm.scale + backbone.norm.shift], 1)
+
+    def block(number: int, masked: torch.Tensor) -> torch.Tensor:
+        one = backbone.blocks[number]
+        first, last = one.mask[0], one.mask[2]
+        assert first.out_features == round(1.5 * masked.shape[1])
+        mask = (x @ first.weight.T + first.bias).relu() @ last.weight.T + last.bias
+        return normalised((mask * masked) @ one.linear.weight.T).relu()
+
+    top = torch.cat([block(0, hidden), block(1, hidden)], 1) if num_blocks else block(1, block(0, hidden))
+    torch.testing.assert_close(backbone(features), backbone.head(top).squeeze(1))
+
+
+def test_din_weighs_a_sequence_by_its_activation_unit_and_sums() -> None:
+    torch.manual_seed(0)
+    widths = Widths(2, (D,) * F, 3, (D, 8))
+    backbone = DIN(widths, replace(OPTIONS, attention_dims=[7]))
+    for parameter in backbone.parameters():
+        nn.init.normal_(parameter)  # PReLU's slopes too
+    features = random_features(widths)
+    interests = []
+    for unit, sequence in zip(backbone.units, features.sequences, strict=True):
+        first, slope, last = unit.mlp[0], unit.mlp[1].weight, unit.mlp[2]
+        rows = []
+        for row, target in enumerate(sequence.target):
+            total = torch.zeros_like(target)
+            for value in sequence.values[row, :row]:  # `row` values
+                hidden = first.weight @ torch.cat([value, target, value - target, value * target]) + first.bias
+                hidden = hidden.clamp(min=0) + slope * hidden.clamp(max=0)
+                total = total + (last.weight @ hidden + last.bias) * value
+            rows.append(total)
+        interests.append(torch.stack(rows))
+    x = torch.cat([features.dense, features.sparse, *interests, features.learn], 1)
+    torch.testing.assert_close(backbone(features), backbone.top(x).squeeze(1), atol=1e-3, rtol=1e-4)
+    assert [type(layer) for layer in backbone.top] == [nn.Linear, nn.PReLU] * 2 + [nn.Linear]
+
+
+@pytest.mark.parametrize("gates", [[], ["item", "user"]])
+def test_finalmlp_logit_worked_from_its_formula(gates: list[str]) -> None:
+    torch.manual_seed(0)
+    widths = Widths(2, (D, 8, D), 3, names=("user", "genres", "item"))
+    backbone = FinalMLP(widths, replace(OPTIONS, gate_features=gates, fusion_heads=2))
+    features = random_features(widths)
+    x = features.concatenated()
+    places = {"user": slice(0, D), "item": slice(D + 8, D + 8 + D)}
+    outputs = []
+    for number in range(2):
+        gate = backbone.gates[number]
+        context = features.sparse[:, places[gates[number]]] if gates else gate.vector.expand(B, D)
+        outputs.append(backbone.streams[number](2 * gate.mlp(context).sigmoid() * x))
+    logits = backbone.linear(torch.cat(outputs, 1)).squeeze(1)
+    for head in range(2):  # hidden_dims[-1] = 4: two numbers each
+        first, second = (output[:, 2 * head : 2 * head + 2] for output in outputs)
+        logits = logits + ((first @ backbone.bilinear[head]) * second).sum(1)
+    torch.testing.assert_close(backbone(features), logits)
+
+
+def test_what_finalmlp_cannot_do_is_said() -> None:
+    widths = Widths(0, (D, D), names=("user", "item"))
+    with pytest.raises(InputError, match=r"fusion_heads is 3, expected a divisor of the last of hidden_dims, 4"):
+        FinalMLP(widths, replace(OPTIONS, fusion_heads=3))
+    with pytest.raises(InputError, match=r"gate_features is \['user'\], expected two sparse features or none"):
+        FinalMLP(widths, replace(OPTIONS, gate_features=["user"]))
+    with pytest.raises(InputError, match="'author' is no sparse feature, expected one of user, item"):
+        FinalMLP(widths, replace(OPTIONS, gate_features=["user", "author"]))
+
+
 def test_the_mean_of_a_sequence_ignores_what_is_behind_its_end() -> None:
     features = random_features(Widths(0, (D,), 0, (D,)))
     sequence = features.sequences[0]
@@ -88,13 +191,14 @@ def test_a_backbone_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
         build_backbone(widths, replace(OPTIONS, backbone="no_rankers:build"))
 
 
-def test_a_product_of_embeddings_needs_equal_widths() -> None:
-    with pytest.raises(InputError, match=r"dlrm multiplies embeddings .* are 4, 8 wide; leave out"):
-        build_backbone(Widths(0, (4, 8)), replace(OPTIONS, backbone="dlrm"))
+@pytest.mark.parametrize("name", ["deepfm", "dlrm"])
+def test_a_product_of_embeddings_needs_equal_widths(name: str) -> None:
+    with pytest.raises(InputError, match=rf"{name} multiplies embeddings .* are 4, 8 wide; leave out"):
+        build_backbone(Widths(0, (4, 8)), replace(OPTIONS, backbone=name))
 
 
 def test_an_unknown_backbone_names_the_nearest() -> None:
     with pytest.raises(InputError, match="backbone 'dcn' is unknown; did you mean 'dcnv2'"):
         RankerOptions(backbone="dcn")
-    with pytest.raises(InputError, match="expected one of dcnv2, dlrm"):
+    with pytest.raises(InputError, match="expected one of dcnv2, deepfm, din, dlrm"):
         RankerOptions(backbone="transformer")

@@ -1,0 +1,187 @@
+"""This package's backbones beside the same models of other libraries: test AUC, and the time to get there.
+
+    python benchmarks/bench_backbones.py run=RUN dir=DIR [seeds=3] [threads=1] [out=benchmarks/results]
+
+RUN is a run directory: `learn-rank prepare dataset=ml_1m dataset.root=DATA run_dir=RUN`. Same rows, features, embedding
+width, MLPs and batches for both sides of a pair; both choose among three learning rates and the epoch by validation AUC
+(ours that of the tables, theirs that of everything, which dense Adam trains). Trainings of a pair take turns. Time is
+processor time of the process, scoring of the validation rows included, data already in memory for the peers and read
+from Parquet by ours. FinalMLP needs a checkout of FuxiCTR in LEARN_RANK_FUXICTR; hosts that are not installed are left
+out by name.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from host_log import Log, read_features
+from host_rankers import BATCH_ROWS, CHECKOUT, DIM, HIDDEN, HOSTS, FuxiCTR
+from sklearn.metrics import roc_auc_score
+
+from learn_rank.artifact import installed_versions, read_manifest, write_json, write_text
+from learn_rank.evaluation import EvaluateOptions, evaluate
+from learn_rank.evaluation.statistics import interval_key
+from learn_rank.ranker.options import RankerOptions
+from learn_rank.ranker.predict import predict
+from learn_rank.ranker.train import train
+
+PEERS = {**HOSTS, "FuxiCTR FinalMLP": ("fuxictr", FuxiCTR, "FinalMLP")}
+PAIRS = {"dcnv2": "FuxiCTR DCNv2", "finalmlp": "FuxiCTR FinalMLP", "deepfm": "DeepCTR-Torch DeepFM"}
+RATES = {"ours": (0.03, 0.1, 0.2), "peer": (3e-4, 1e-3, 3e-3)}
+MAX_EPOCHS, PATIENCE = 10, 2
+
+
+def train_ours(run: Path, folder: Path, backbone: str, rate: float, seed: int) -> dict[str, Any]:
+    """Validation AUC and seconds so far after each epoch; the test scores of the best."""
+    marks: list[tuple[float, float]] = []
+
+    def auc(_: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> float:
+        marks.append((time.process_time() - start, float(roc_auc_score(labels, scores))))
+        return marks[-1][1]
+
+    options = RankerOptions(
+        backbone=backbone, use_learn=False, embedding_dim=DIM, hidden_dims=list(HIDDEN), batch_size=BATCH_ROWS,
+        num_cross_layers=3, sparse_learning_rate=rate, epochs=MAX_EPOCHS, patience=PATIENCE, monitor="auc", seed=seed,
+        unknown_share=0.0, checkpoint_seconds=86_400,
+    )  # fmt: skip
+    start = time.process_time()
+    train(run / "prepare", None, folder / "train", options, validation_metric=auc)
+    scores = predict(run / "prepare", None, folder / "train", "test")
+    shutil.rmtree(folder / "train")
+    return {"marks": marks, "scores": scores}
+
+
+def train_peer(log: Log, name: str, rate: float, seed: int) -> dict[str, Any]:
+    """The same of another library's model."""
+    _, make, model = PEERS[name]
+    host = make(log, model, rate, seed)
+    validation, marks, best, scores, spent = log.splits["validation"], [], -1.0, np.empty(0), 0.0
+    for epoch in range(1, MAX_EPOCHS + 1):
+        start = time.process_time()
+        host.train_epoch(log.splits["train"], seed * 100 + epoch)
+        found = float(roc_auc_score(validation.label, host.predict(validation)))
+        spent += time.process_time() - start
+        marks.append((spent, found))
+        if found > best:
+            best, best_epoch, scores = found, epoch, host.predict(log.splits["test"])
+        elif epoch - best_epoch >= PATIENCE:
+            break
+    return {"marks": marks, "scores": scores}
+
+
+def trained(run: Path, log: Log, folder: Path, pair: tuple[str, str], side: str, rate: float, seed: int) -> dict:
+    """A training of one side of the pair, from the folder if it is there."""
+    place = folder / f"{pair[0]}-{side}" / f"rate-{rate:g}-seed-{seed}"
+    if not (place / "result.json").is_file():
+        place.mkdir(parents=True, exist_ok=True)
+        is_ours = side == "ours"
+        result = train_ours(run, place, pair[0], rate, seed) if is_ours else train_peer(log, pair[1], rate, seed)
+        np.save(place / "scores.npy", result.pop("scores"))
+        write_json(place / "result.json", {**result, "rate": rate})
+    found: dict[str, Any] = json.loads((place / "result.json").read_text())
+    best = max(auc for _, auc in found["marks"])
+    print(f"{pair[0]}, {side}, rate {rate:g}, seed {seed}: validation AUC {best:.4f}, {found['marks'][-1][0]:.0f} s in "
+          f"{len(found['marks'])} epochs", flush=True)  # fmt: skip
+    return found | {"best": best, "scores": np.load(place / "scores.npy")}
+
+
+def compare(run: Path, log: Log, folder: Path, pair: tuple[str, str], seeds: int) -> str:
+    """A line of the table."""
+    sides = ("ours", "peer")
+    first = {
+        side: max(
+            (trained(run, log, folder, pair, side, rate, 0) for rate in RATES[side]), key=lambda found: found["best"]
+        )
+        for side in sides
+    }
+    results: dict[str, list[dict[str, Any]]] = {side: [first[side]] for side in sides}
+    for seed in range(1, seeds):
+        for side in sides:
+            results[side].append(trained(run, log, folder, pair, side, first[side]["rate"], seed))
+    labels = log.splits["test"].label.astype(np.int8)
+    users = np.asarray(log.splits["test"].ids.column("user_id").combine_chunks())
+    deltas = []
+    for ours, peer in zip(results["ours"], results["peer"], strict=True):
+        columns = {"user_id": users, "item_id": users, "label": labels, "peer": peer["scores"], "ours": ours["scores"]}
+        options = EvaluateOptions(label="label", baseline="peer", treatment="ours", threads=1)
+        auc = evaluate(columns, options=options)["overall"]["auc"]
+        deltas.append([auc["delta_pp"], *auc[interval_key(options.confidence)]])
+    aucs = {side: np.mean([roc_auc_score(labels, one["scores"]) for one in results[side]]) for side in sides}
+    # to a quality that both reach: the worse of their best epochs
+    target = min(one["best"] for side in sides for one in results[side])
+    seconds = {side: np.mean([_time_to(one["marks"], target) for one in results[side]]) for side in sides}
+    epoch = {side: np.mean([one["marks"][-1][0] / len(one["marks"]) for one in results[side]]) for side in sides}
+    delta, low, high = np.mean(deltas, axis=0)
+    rows = len(log.splits["train"]) / 1000
+    return (
+        f"| {pair[0]} | {pair[1]} | {aucs['ours']:.4f} | {aucs['peer']:.4f} | {delta:+.2f} ({low:+.2f} to {high:+.2f}) "
+        f"| {rows / epoch['ours']:.0f} | {rows / epoch['peer']:.0f} ({epoch['peer'] / epoch['ours']:.2f}) "
+        f"| {seconds['ours']:.0f} | {seconds['peer']:.0f} ({seconds['peer'] / seconds['ours']:.2f}) "
+        f"| {results['ours'][0]['rate']:g}, {results['peer'][0]['rate']:g} |"
+    )
+
+
+def _time_to(marks: list[tuple[float, float]], target: float) -> float:
+    return next(seconds for seconds, auc in marks if auc >= target)
+
+
+def _pairs() -> Iterator[tuple[tuple[str, str], str]]:
+    """Each pair, and why it cannot be compared here."""
+    for backbone, peer in PAIRS.items():
+        why = ""
+        if importlib.util.find_spec(PEERS[peer][0]) is None:
+            why = f"{peer}: not installed"
+        elif peer.endswith("FinalMLP") and CHECKOUT not in os.environ:
+            why = f"{peer}: {CHECKOUT} names no checkout"
+        yield (backbone, peer), why
+
+
+def main() -> None:
+    given = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    torch.set_num_threads(threads := int(given.get("threads", 1)))
+    run, folder, seeds = Path(given["run"]).resolve(), Path(given["dir"]).resolve(), int(given.get("seeds", 3))
+    recipe = read_manifest(run / "prepare", stage="prepare").options["recipe"]
+    log = read_features(run)
+    lines = [
+        "| ours | peer | test AUC ours | peer | difference, pp | 1000 rows/s ours | peer (times ours' time) "
+        "| seconds to the same validation AUC, ours | peer (times) | chosen rates |",
+        "|---" * 10 + "|",
+    ]
+    left_out = []
+    for pair, why in _pairs():
+        if why:
+            left_out.append(why)
+            continue
+        lines.append(compare(run, log, folder, pair, seeds))
+        print(lines[-1], flush=True)
+    versions = installed_versions()
+    text = "\n\n".join([
+        f"# Backbones beside their peers: {recipe['name']}",
+        f"`python benchmarks/bench_backbones.py run=RUN dir=DIR seeds={seeds} threads={threads}`",
+        f"{platform.machine()}, {threads} thread(s), torch {versions['torch']}. Means over {seeds} seeds. Difference "
+        "of test AUC with the mean of the seeds' paired 95 % intervals, clustered by user. Embeddings of "
+        f"{DIM}, MLPs {'-'.join(map(str, HIDDEN))}, batches of {BATCH_ROWS}. Processor time; a pair's trainings take "
+        "turns. Rates: of the tables (ours), of all (peer), by validation AUC of seed 0.",
+        "\n".join(lines),
+        *(["Left out: " + "; ".join(left_out) + "."] if left_out else []),
+    ]) + "\n"  # fmt: skip
+    out = Path(given.get("out", "benchmarks/results"))
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / f"backbones_{recipe['name']}.md", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    main()

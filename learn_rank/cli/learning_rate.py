@@ -1,0 +1,75 @@
+"""find-learning-rate: what the range test found, as JSON, as a page and on the terminal."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from learn_rank.artifact import Manifest, read_manifest, write_json, write_text
+from learn_rank.cli.config import RunConfig
+from learn_rank.cli.folders import fingerprint_of, folder, stage_on_ranks
+from learn_rank.cli.stages import store_fingerprints
+
+if TYPE_CHECKING:
+    from learn_rank.ranker.range_test import Sweep
+
+_STAGE = "find-learning-rate"
+_SCHEMA_VERSION = 1
+
+
+def find_learning_rate(config: RunConfig) -> None:
+    """Canonical tables (and stores) -> lr.json and lr.html, of the first of the run's arms; also under torchrun."""
+    from learn_rank.distributed import on_main
+    from learn_rank.ranker.range_test import find_learning_rates
+
+    prepared, stores, directory = (folder(config, name) for name in ("prepare", "export", _STAGE))
+    arm = config.arms[0]
+    options = replace(
+        config.ranker, use_learn=arm != "baseline", shuffle_seed=config.ranker.seed if arm == "shuffled" else None
+    )
+    inputs = {"prepare": fingerprint_of(prepared, "prepare")}
+    if options.use_learn:
+        inputs |= store_fingerprints(prepared, stores)
+
+    def work_in(work: Path) -> dict[str, Any]:
+        found = find_learning_rates(
+            prepared, stores if options.use_learn else None, options, config.find, frozen=config.frozen
+        )
+        on_main(lambda: _write(found, work, arm))
+        return {"suggestions": {sweep.option: sweep.suggestion for sweep in found}}
+
+    manifest = Manifest(_STAGE, inputs, {**options.of_weights(), "find": asdict(config.find)})
+    stage_on_ranks(directory, manifest, work_in)
+    on_main(lambda: _print(directory))
+
+
+def _write(found: list[Sweep], work: Path, arm: str) -> None:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    from learn_rank import evaluation
+    from learn_rank.evaluation.figures import range_plot
+
+    write_json(work / "lr.json", {"schema_version": _SCHEMA_VERSION, "sweeps": [asdict(sweep) for sweep in found]})
+    environment = Environment(
+        loader=FileSystemLoader([Path(__file__).parent, Path(evaluation.__file__).parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    plots = [range_plot(sweep.rates, sweep.losses, sweep.smoothed, sweep.suggestion) for sweep in found]
+    page = environment.get_template("learning_rate.html.jinja").render(
+        pairs=list(zip(found, plots, strict=True)), arm=arm
+    )
+    write_text(work / "lr.html", page)
+
+
+def _print(directory: Path) -> None:
+    suggestions = read_manifest(directory, stage=_STAGE).facts["suggestions"]
+    for option, value in suggestions.items():
+        missing = "none: the loss has no lowest point within find.low .. find.high; widen them"
+        print(f"{option:<22} {missing if value is None else f'{value:g}'}")
+    known = [f"ranker.{option}={value:g}" for option, value in suggestions.items() if value is not None]
+    if known:
+        print(f"try      {' '.join(known)}")
+    print(f"curves   {directory / 'lr.html'}")

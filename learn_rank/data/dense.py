@@ -1,0 +1,119 @@
+"""Dense features: what is learned of them in the training window, and the numbers a ranker gets for raw values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from learn_rank.errors import InputError
+
+TRANSFORMS = ("standard", "log", "quantile", "none")
+_MAX_KNOTS = 100
+LARGEST = float(np.finfo(np.float32).max)
+
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class DenseFeature:
+    """A numeric feature as fitted on training values.
+
+        standard   (x - mean) / deviation
+        log        the same of sign(x) log(1 + |x|): for counts, prices, durations, whose tails reach over decades
+        quantile   the normal score of x's rank among the training values: a straight line from knot to knot, of which
+                   there are at most 100, from the smallest value to the largest, and level beyond them. Normal scores
+                   rather than [0, 1]: mean and variance are about 0 and 1, as of the network's other inputs, whatever
+                   the tails (Gorishniy et al. 2021, arXiv 2106.11959)
+        none       x
+
+    Missing values (and NaN, infinities and what float32 cannot hold) become `fill`: 0, which stands for the mean or
+    the median, and under `none` the mean. A feature that is constant or absent in training becomes 0 throughout
+    (under `none` it stays as it is): it can tell nothing.
+    """
+
+    name: str
+    transform: str
+    mean: float = 0.0
+    deviation: float = 0.0
+    knots: tuple[float, ...] = ()  # ascending
+    scores: tuple[float, ...] = ()
+    fill: float = 0.0
+    is_constant: bool = False
+
+    def apply(self, values: npt.ArrayLike) -> Float32Array:
+        """[B] float32, always finite, of [B] raw numbers; NaN stands for a missing one."""
+        raw = np.asarray(values, np.float64)
+        is_number = is_finite(raw)
+        x = np.where(is_number, raw, 0.0)
+        if self.is_constant and self.transform != "none":
+            return np.zeros(len(x), np.float32)
+        if self.transform == "quantile":
+            x = np.interp(x, self.knots, self.scores)
+        elif self.transform != "none":
+            x = (_log(x) if self.transform == "log" else x) - self.mean
+            x = np.clip(x / self.deviation, -LARGEST, LARGEST)
+        return np.where(is_number, x, self.fill).astype(np.float32)
+
+
+def fit(name: str, transform: str, values: npt.ArrayLike) -> DenseFeature:
+    """Learns a feature from the raw values of training rows; missing ones are left out, their order changes no bit."""
+    assert transform in TRANSFORMS
+    raw = np.asarray(values, np.float64)
+    x = np.sort(raw[is_finite(raw)])
+    if transform == "log":
+        x = _log(x)
+    if not len(x) or x[0] == x[-1]:
+        fill = float(x[0]) if len(x) and transform == "none" else 0.0
+        return DenseFeature(name, transform, fill=fill, is_constant=True)
+    if transform == "quantile":
+        knots, scores = _normal_scores(x)
+        return DenseFeature(name, transform, knots=knots, scores=scores)
+    mean, deviation = float(x.mean()), float(x.std())
+    if transform == "none":
+        return DenseFeature(name, transform, fill=mean)
+    # values that differ by less than a square can tell have no deviation
+    return DenseFeature(name, transform, mean=mean, deviation=deviation, is_constant=deviation == 0)
+
+
+def is_finite(values: Float64Array) -> npt.NDArray[np.bool_]:
+    """[B] True for the numbers that a float32 holds: no NaN, no infinity."""
+    return np.abs(values) <= LARGEST
+
+
+def write_dense(path: Path, features: Sequence[DenseFeature]) -> None:
+    """Writes what was fitted; `read_dense` gives the same features, bit by bit."""
+    path.write_text(json.dumps([asdict(feature) for feature in features], indent=2, allow_nan=False) + "\n")
+
+
+def read_dense(path: Path) -> tuple[DenseFeature, ...]:
+    """The fitted features of a prepared log, in the order of its FeatureSet."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; run `learn-rank prepare` first")
+    return tuple(_from_json(fields) for fields in json.loads(path.read_text()))
+
+
+def _from_json(fields: dict[str, Any]) -> DenseFeature:
+    return DenseFeature(**{**fields, "knots": tuple(fields["knots"]), "scores": tuple(fields["scores"])})
+
+
+def _log(x: Float64Array) -> Float64Array:
+    return np.sign(x) * np.log1p(np.abs(x))
+
+
+def _normal_scores(x: Float64Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Knots and their normal scores; rows of equal values share their mean rank.
+
+    sorted values   3, 3, 3, 8        knots 3, 8        mean ranks 1.5 / 4, 3.5 / 4
+    """
+    knots = np.unique(x[np.linspace(0, len(x) - 1, _MAX_KNOTS).astype(np.int64)])
+    ranks = (np.searchsorted(x, knots, "left") + np.searchsorted(x, knots, "right")) / 2 / len(x)
+    normal = NormalDist()
+    return tuple(knots.tolist()), tuple(normal.inv_cdf(rank) for rank in ranks.tolist())

@@ -1,0 +1,45 @@
+"""What the ranker's features are of every known user and item: what scoring by ids alone needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from learn_rank.data.dense import DenseFeature
+from learn_rank.data.features import EncodedFeature, dense_column, sparse_column
+from learn_rank.data.recipe import DatasetRecipe
+from learn_rank.data.write import write_query
+from learn_rank.schema import ITEM_FEATURES, ITEM_ID, USER_FEATURES, USER_ID, entity_features_schema
+
+_ENTITIES = (("users", USER_ID, USER_FEATURES), ("items", ITEM_ID, ITEM_FEATURES))
+_ROW_GROUP_ROWS = 1 << 16
+
+
+def write_entity_features(
+    connection: duckdb.DuckDBPyConnection,
+    recipe: DatasetRecipe,
+    encoded: Sequence[EncodedFeature],
+    dense: Sequence[DenseFeature],
+    directory: Path,
+    types: Mapping[str, pa.DataType],
+) -> None:
+    """Writes {user,item}_features.parquet: the features of users.NAME and items.NAME as prepared rows have them.
+
+    Every user (item) of the file or the log has a row; where the file says nothing, features are unknown and numbers
+    are filled. Features of the log itself are not here: they differ from row to row, or are the ids.
+    """
+    for table, key, file in _ENTITIES:
+        sparse = [one for one in encoded if recipe.sparse[one.feature.name].column.startswith(f"{table}.")]
+        numbers = [one for one in dense if recipe.dense[one.name].column.startswith(f"{table}.")]
+        columns = [f"entities.{key}", *(sparse_column(one) for one in sparse)]
+        columns += [dense_column(one.name, recipe.dense[one.name]) for one in numbers]
+        joins = [f"LEFT JOIN {one.table} ON {one.table}.{one.key} = entities.{key}" for one in sparse]
+        query = (
+            f"SELECT {', '.join(columns)} FROM (SELECT {key} FROM {table} UNION SELECT {key} FROM interactions) "
+            f"AS entities LEFT JOIN {table} ON {table}.{key} = entities.{key} {' '.join(joins)} ORDER BY entities.{key}"
+        )
+        schema = entity_features_schema(key, types[key], [one.feature for one in sparse], [one.name for one in numbers])
+        write_query(connection, query, directory / file, schema, _ROW_GROUP_ROWS, numbers)

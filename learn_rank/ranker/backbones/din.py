@@ -1,0 +1,49 @@
+"""Deep interest network (Zhou et al., arXiv 1706.06978)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from learn_rank.layers import mlp
+from learn_rank.ranker.backbones.features import Features, SequenceEmbeddings, Widths
+from learn_rank.ranker.options import RankerOptions
+
+
+class DIN(nn.Module):
+    """An MLP over all features, in which each behaviour sequence is weighted by how it bears on the row's own value.
+
+    PReLU everywhere, as in the paper's baseline; LEARN features go to the MLP beside the others.
+    """
+
+    def __init__(self, widths: Widths, options: RankerOptions) -> None:
+        super().__init__()
+        self.units = nn.ModuleList(ActivationUnit(width, options.attention_dims) for width in widths.sequences)
+        self.top = mlp(widths.total, options.hidden_dims, 1, dropout=options.dropout, activation=nn.PReLU)
+
+    def forward(self, features: Features) -> torch.Tensor:
+        """Logits [B]."""
+        interests = [unit(sequence) for unit, sequence in zip(self.units, features.sequences, strict=True)]
+        logit: torch.Tensor = self.top(features.concatenated(interests))
+        return logit.squeeze(1)
+
+
+class ActivationUnit(nn.Module):
+    """Sum over the sequence of a(v, t) v, t the row's own value: equation 3, with a = MLP([v, t, v - t, v * t]).
+
+    The weights are not normalised, so that the sum also says how much of the past bears on t; an empty sequence is 0.
+    """
+
+    def __init__(self, width: int, hidden_dims: Sequence[int]) -> None:
+        super().__init__()
+        self.mlp = mlp(4 * width, hidden_dims, 1, activation=nn.PReLU)
+
+    def forward(self, sequence: SequenceEmbeddings) -> torch.Tensor:
+        """[B, D]."""
+        rows, places = sequence.mask.nonzero(as_tuple=True)  # most sequences are far from the longest of the batch
+        values = sequence.values[rows, places]  # [N, D]
+        targets = sequence.target.index_select(0, rows)
+        weights = self.mlp(torch.cat([values, targets, values - targets, values * targets], dim=1))  # [N, 1]
+        return torch.zeros_like(sequence.target).index_add(0, rows, (weights * values).to(sequence.target.dtype))

@@ -1,0 +1,5 @@
+"""Scoring with a trained ranker in a service: `Scorer`. Needs torch, pyarrow and numba; nothing that trains."""
+
+from learn_rank.serving.scorer import Scorer
+
+__all__ = ["Scorer"]

@@ -1,0 +1,103 @@
+"""Ids of users or items -> what their features look up, side by side, as prepared rows have it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from learn_rank.data.dense import DenseFeature
+from learn_rank.serving.files import ENTITIES, ServedDense, ServedModel, ServedSparse, width_of
+from learn_rank.serving.tables import Float32Array, Table
+from learn_rank.store.reader import FrozenStore
+
+
+class Entities:
+    """The known users (items) of a folder. An id that is not known has unknown values, but for what the id itself says.
+
+    places: where parts of a row of these features belong in a row of all features.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: ServedModel,
+        side: str,
+        tables: Mapping[str, Table],
+        dense: Mapping[str, DenseFeature],
+    ) -> None:
+        features = model.of_side(side)
+        self._store = FrozenStore(folder / ENTITIES[side], stage="store") if features else None
+        self.places = _runs([model.places[feature] for feature in features])
+        self._unknown = np.concatenate([np.empty(0, np.float32), *(unknown(one, tables, dense) for one in features)])
+        self._ids: list[tuple[Table, slice]] = []  # features whose value is the id
+        end = 0
+        for feature in features:
+            start, end = end, end + width_of(feature)
+            if isinstance(feature, ServedSparse) and feature.is_id:
+                self._ids.append((tables[feature.name], slice(start, end)))
+
+    def rows(self, ids: pa.Array | pa.ChunkedArray) -> Float32Array:
+        """[N, width of the side's features] of [N] ids. InputError: ids of another type than the log's."""
+        if self._store is None:
+            return np.empty((len(ids), 0), np.float32)
+        found = self._store.rows_of(ids)
+        rows: Float32Array = self._store.vectors(torch.from_numpy(found)).numpy()
+        absent = np.flatnonzero(found < 0)
+        if len(absent):
+            rows[absent] = self._unknown
+            values = ids.take(pa.array(absent)).to_pylist()
+            for table, place in self._ids:
+                rows[absent, place] = table.embed(values)
+        return rows
+
+    def nobody(self) -> Float32Array:
+        """[1, width] of one without an id."""
+        return self._unknown[None]
+
+
+def unknown(
+    feature: ServedSparse | ServedDense, tables: Mapping[str, Table], dense: Mapping[str, DenseFeature]
+) -> Float32Array:
+    """What a feature is where nothing is known of it."""
+    return embedded(feature, None, tables, dense)
+
+
+def embedded(
+    feature: ServedSparse | ServedDense, value: Any, tables: Mapping[str, Table], dense: Mapping[str, DenseFeature]
+) -> Float32Array:
+    """[width] of one raw value."""
+    if isinstance(feature, ServedSparse):
+        vector: Float32Array = tables[feature.name].embed([value])[0]
+        return vector
+    return dense[feature.name].apply([_number(value)])
+
+
+def _number(value: Any) -> float:
+    """NaN for what is no number, as prepare takes it."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return np.nan
+
+
+def _runs(places: Sequence[slice]) -> list[tuple[slice, slice]]:
+    """Slices of a row that holds these places side by side -> where they are; neighbours are moved at once.
+
+    >>> _runs([slice(0, 4), slice(4, 8), slice(20, 24)])
+    [(slice(0, 8, None), slice(0, 8, None)), (slice(8, 12, None), slice(20, 24, None))]
+    """
+    runs: list[tuple[slice, slice]] = []
+    end = 0
+    for place in places:
+        start, end = end, end + place.stop - place.start
+        if runs and runs[-1][1].stop == place.start:
+            mine, its = runs.pop()
+            runs.append((slice(mine.start, end), slice(its.start, place.stop)))
+        else:
+            runs.append((slice(start, end), place))
+    return runs

@@ -1,0 +1,80 @@
+"""Exported programs: looked-up tensors -> logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from learn_rank.artifact import file_checksum
+from learn_rank.errors import InputError
+from learn_rank.serving.files import LOGITS, ONNX, PROGRAM, STAGE, ServedModel
+
+TORCH_BACKEND, ONNX_BACKEND = BACKENDS = ("torch", "onnx")
+
+
+class Program(Protocol):
+    """Inputs in the order of `ServedModel.inputs` -> logits [T, N]."""
+
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor: ...
+
+
+def open_program(folder: Path, model: ServedModel, *, backend: str, bf16: bool, threads: int | None) -> Program:
+    """InputError: no such backend, a program that is not there or not as it was written."""
+    if backend not in BACKENDS:
+        raise InputError(f"backend is '{backend}', expected {' or '.join(BACKENDS)}")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}, expected 1 or more; None leaves it as it is")
+    if backend == ONNX_BACKEND:
+        if bf16:
+            raise InputError("bf16 needs backend=torch")
+        return _OnnxProgram(_checked(folder, ONNX, model), model, threads)
+    return _TorchProgram(_checked(folder, PROGRAM, model), bf16=bf16, threads=threads)
+
+
+class _TorchProgram:
+    def __init__(self, path: Path, *, bf16: bool, threads: int | None) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._module = torch.export.load(path).module()
+        self._bf16 = bf16
+
+    @torch.no_grad()
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
+            logits: torch.Tensor = self._module(*inputs)
+        return logits.float()
+
+
+class _OnnxProgram:
+    def __init__(self, path: Path, model: ServedModel, threads: int | None) -> None:
+        try:
+            runtime: Any = import_module("onnxruntime")
+        except ModuleNotFoundError:
+            raise InputError("backend=onnx needs onnxruntime; pip install 'learn-rank[onnx]', or use backend=torch")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        read = {one.name for one in self._session.get_inputs()}  # what no output depends on is no input
+        self._names = [name if name in read else None for name in model.inputs]
+
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        feed = {
+            name: np.ascontiguousarray(tensor.numpy())
+            for name, tensor in zip(self._names, inputs, strict=True)
+            if name is not None
+        }
+        return torch.from_numpy(self._session.run([LOGITS], feed)[0])
+
+
+def _checked(folder: Path, name: str, model: ServedModel) -> Path:
+    path = folder / name
+    if name not in model.checksums:
+        raise InputError(f"{folder}: was exported without {name}; run `learn-rank {STAGE} onnx=true`")
+    if not path.is_file() or file_checksum(path) != model.checksums[name]:
+        raise InputError(f"{path}: not the file that was written; copy it again, or run `learn-rank {STAGE}` again")
+    return path

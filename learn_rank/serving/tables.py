@@ -1,0 +1,87 @@
+"""Raw values of a sparse feature -> its embeddings, from a trainable table on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from learn_rank.errors import InputError
+from learn_rank.serving.files import ServedSparse
+from learn_rank.store.reader import FrozenStore
+
+Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+UNKNOWN = ""  # key of the unknown row: prepare gives no row to an empty value
+_SINGLE = (str, int, float, np.generic)
+
+
+class Table:
+    """The table of one feature, memory-mapped."""
+
+    def __init__(self, directory: Path, feature: ServedSparse) -> None:
+        self.feature = feature
+        self._store = FrozenStore(directory, stage="store")
+        self._unknown = int(self._store.places_of([feature.num_buckets] if feature.num_buckets else [UNKNOWN])[0])
+
+    def embed(self, values: Sequence[Any]) -> Float32Array:
+        """[N, D]: of each of N raw values the embedding as prepared rows get it; None is a missing value.
+
+        A list feature takes a list, or a string if it has a separator, and is the mean over its distinct rows. What is
+        unknown, empty or missing has the unknown row.
+        """
+        if not self.feature.is_list:
+            return self._vectors(self._places([self._text(value) for value in values]))
+        texts = [self._texts(value) for value in values]
+        places = np.split(self._places([text for one in texts for text in one]), _ends(texts)[:-1])
+        distinct = [np.unique(one) if len(one) else np.array([self._unknown]) for one in places]
+        return np.stack([self._vectors(one).sum(0) / np.float32(len(one)) for one in distinct])
+
+    def _places(self, texts: list[str]) -> Int64Array:
+        buckets = self.feature.num_buckets
+        keys: Sequence[Any] = [bucket_of(text, buckets) for text in texts] if buckets else texts
+        found = self._store.places_of(pa.array(keys, pa.int64() if buckets else pa.string()))
+        return np.where(found < 0, self._unknown, found)
+
+    def _vectors(self, places: Int64Array) -> Float32Array:
+        vectors: Float32Array = self._store.vectors(torch.from_numpy(places)).numpy()
+        return vectors
+
+    def _texts(self, value: Any) -> list[str]:
+        if value is None:
+            return []
+        if self.feature.separator:
+            value = value if isinstance(value, str) else self._text(value)
+            return [part.strip(" ") for part in value.split(self.feature.separator)]
+        if isinstance(value, (list, tuple, np.ndarray)):
+            return [self._text(one) for one in value]
+        return [self._text(value)]
+
+    def _text(self, value: Any) -> str:
+        """A value as prepare writes it."""
+        if value is None:
+            return UNKNOWN
+        if isinstance(value, (bool, np.bool_)):
+            return "true" if value else "false"
+        if not isinstance(value, _SINGLE):
+            raise InputError(
+                f"feature '{self.feature.name}' is a {type(value).__name__} ({value!r}), expected a string or a number"
+            )
+        return str(value)
+
+
+def bucket_of(text: str, num_buckets: int) -> int:
+    """The row of a value under encoding=hash: data.features.hashed; that after the last bucket if it is missing."""
+    if text == UNKNOWN:
+        return num_buckets
+    return int.from_bytes(hashlib.md5(text.encode()).digest()[8:], "little") % num_buckets
+
+
+def _ends(lists: Iterable[Sequence[Any]]) -> Int64Array:
+    return np.cumsum([len(one) for one in lists])
