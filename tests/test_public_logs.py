@@ -20,7 +20,7 @@ FOLDERS = {
     "movietweetings": "movietweetings-100k",
     "ml_100k": "ml-100k",
     "ml_1m": "ml-1m",
-    "kuairand_pure": "kuairand-pure-2w",
+    "kuairand": "kuairand-pure-2w",
     "amazon_scientific": "amazon-scientific",
 }
 # rows of train, validation and test; items in all
@@ -28,7 +28,7 @@ KNOWN = {
     "movietweetings": ((80_000, 10_000, 10_000), 10_506),
     "ml_100k": ((80_000, 10_000, 10_000), 1_682),
     "ml_1m": ((800_157, 23_636, 80_298), 3_883),
-    "kuairand_pure": ((182_663, 22_833, 22_833), 7_583),
+    "kuairand": ((182_663, 22_833, 22_833), 7_583),
 }
 
 
@@ -75,13 +75,13 @@ def test_leaving_the_last_two_purchases_out_is_the_published_split(tmp_path: Pat
 
 
 def test_every_video_without_text_is_described_by_its_side_features(tmp_path: Path) -> None:
-    folder, _ = prepare("kuairand_pure", tmp_path)
+    folder, _ = prepare("kuairand", tmp_path)
     assert read_manifest(folder, stage="prepare").facts["items_without_text"] == 0
     first = pq.read_table(folder / "items.parquet").slice(0, 1).to_pylist()[0]
     assert (first["tag"], first["author"], first["upload_type"]) == ("39", "7349781", "LongImport")
 
 
-@pytest.mark.parametrize("name", ["movietweetings", "kuairand_pure", "ml_1m"])
+@pytest.mark.parametrize("name", ["movietweetings", "kuairand", "ml_1m"])
 def test_no_row_of_a_real_log_sees_its_own_time_or_later(name: str, tmp_path: Path) -> None:
     """A hundred rows of each split against a plain search of the whole log."""
     folder, splits = prepare(name, tmp_path)

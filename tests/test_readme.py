@@ -12,7 +12,9 @@ from learn_rank.cli.config import load
 from learn_rank.cli.main import _COMMANDS
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-RANKERS = (Path(__file__).parents[1] / "docs" / "rankers.md").read_text()
+RANKERS, TRAINING = (
+    (Path(__file__).parents[1] / "docs" / f"{name}.md").read_text() for name in ("rankers", "training")
+)
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -25,6 +27,18 @@ def test_python_examples_run() -> None:
     assert len(found) >= 2
     for block in found:
         exec(compile(block, "README.md", "exec"), {})
+
+
+def test_python_examples_of_the_ranker_run() -> None:
+    pytest.importorskip("torchrec")
+    for block in blocks("python", TRAINING):
+        exec(compile(block, "training.md", "exec"), {})
+
+
+def test_the_recipe_of_all_features_is_accepted(tmp_path: Path) -> None:
+    (recipe,) = blocks("yaml", TRAINING)
+    (tmp_path / "log.yaml").write_text(recipe)
+    assert load("run", [f"dataset={tmp_path / 'log.yaml'}", "run_dir=x"]).dataset.sequence["history"].max_length == 50
 
 
 @pytest.mark.parametrize("block", blocks("python", RANKERS))
@@ -46,7 +60,11 @@ def test_the_recipe_is_accepted(tmp_path: Path) -> None:
 def test_every_learn_rank_command_has_options_that_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shop.yaml").write_text(blocks("yaml")[0])
-    lines = "\n".join([*blocks("bash"), *blocks("bash", RANKERS)]).replace("\\\n", " ").splitlines()
+    lines = (
+        "\n".join([*blocks("bash"), *blocks("bash", RANKERS), *blocks("bash", TRAINING)])
+        .replace("\\\n", " ")
+        .splitlines()
+    )
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("learn-rank ")]
     assert len(commands) >= 2
     for _, *words in commands:
