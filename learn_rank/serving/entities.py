@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,9 @@ class Entities:
         self._store = FrozenStore(folder / ENTITIES[side], stage="store") if features else None
         self.places = _runs([model.places[feature] for feature in features])
         self._unknown = np.concatenate([np.empty(0, np.float32), *(unknown(one, tables, dense) for one in features)])
-        self._ids: list[tuple[Table, slice]] = []  # features whose value is the id
-        end = 0
-        for feature in features:
-            start, end = end, end + width_of(feature)
-            if isinstance(feature, ServedSparse) and feature.is_id:
-                self._ids.append((tables[feature.name], slice(start, end)))
+        ends = list(accumulate((width_of(one) for one in features), initial=0))
+        self._parts = {one: slice(*pair) for one, pair in zip(features, pairwise(ends), strict=True)}
+        self._ids = {one: tables[one.name] for one in features if isinstance(one, ServedSparse) and one.is_id}
 
     def rows(self, ids: pa.Array | pa.ChunkedArray) -> Float32Array:
         """[N, width of the side's features] of [N] ids. InputError: ids of another type than the log's."""
@@ -51,9 +49,13 @@ class Entities:
         if len(absent):
             rows[absent] = self._unknown
             values = ids.take(pa.array(absent)).to_pylist()
-            for table, place in self._ids:
-                rows[absent, place] = table.embed(values)
+            for feature, table in self._ids.items():  # its value is the id
+                rows[absent, self._parts[feature]] = table.embed(values)
         return rows
+
+    def embeddings(self, feature: ServedSparse, ids: pa.Array | pa.ChunkedArray) -> Float32Array:
+        """[N, D] of one feature of [N] ids."""
+        return self.rows(ids)[:, self._parts[feature]]
 
     def nobody(self) -> Float32Array:
         """[1, width] of one without an id."""

@@ -42,6 +42,7 @@ class Lookup:
     def __init__(self, folder: Path, model: ServedModel) -> None:
         self.model = model
         self._tables = {one.name: Table(folder / TABLES / one.name, one) for one in model.sparse}
+        self._sparse = {one.name: one for one in model.sparse}
         self._dense = {one.name: one for one in read_dense(folder / DENSE)}
         self._users, self._items = (Entities(folder, model, side, self._tables, self._dense) for side in (USER, ITEM))
         self._features: dict[str, dict[str, list[ServedSparse | ServedDense]]] = {side: {} for side in SIDES}
@@ -56,6 +57,11 @@ class Lookup:
                 FrozenStore(folder / STORES / name, stage=("export", "store"), shuffle_seed=model.shuffle_seed)
                 for name in ("user", "item")
             )
+
+    @property
+    def features(self) -> dict[str, list[str]]:
+        """Argument of `look_up` -> names of features that it may hold."""
+        return {argument: list(self._features[side]) for side, argument in _GIVEN_IN.items()}
 
     def look_up(
         self,
@@ -120,27 +126,22 @@ class Lookup:
             if name not in names:
                 raise InputError(f"history: no sequence '{name}'{_nearest(name, names)}")
         tensors: list[torch.Tensor] = []
-        places = {one.name: self.model.places[one] for one in self.model.sparse}
         for one in sequences:
-            values = torch.from_numpy(self._embedded_history(one, history.get(one.name, ()), places[one.of]))
+            of = self._sparse[one.of]
+            values = torch.from_numpy(self._past(one, of, history.get(one.name, ())))  # [L, D]
             mask = torch.ones(len(values), dtype=torch.bool)
             if not len(values):
-                values, mask = values.new_zeros(1, values.shape[1]), torch.zeros(1, dtype=torch.bool)
-            target = rows[:, places[one.of]]
+                values, mask = values.new_zeros(1, of.dim), torch.zeros(1, dtype=torch.bool)
+            target = rows[:, self.model.places[of]]
             tensors += [values.expand(len(rows), -1, -1), mask.expand(len(rows), -1), target]
         return tensors
 
-    def _embedded_history(self, sequence: ServedSequence, history: Sequence[Any], place: slice) -> Float32Array:
+    def _past(self, sequence: ServedSequence, of: ServedSparse, history: Sequence[Any]) -> Float32Array:
         """[L, D], oldest first."""
-        if not sequence.of_items:
-            values = [value for value in history if value not in (None, "")]
-            return self._tables[sequence.of].embed(values[-sequence.max_length :])
-        newest = asked_ids(history[-sequence.max_length :])
-        for mine, its in self._items.places:
-            if its.start <= place.start < its.stop:
-                first = mine.start + place.start - its.start
-                return self._items.rows(newest)[:, first : first + place.stop - place.start]
-        raise AssertionError(sequence)
+        if sequence.of_items:
+            return self._items.embeddings(of, asked_ids(history[-sequence.max_length :]))
+        values = [value for value in history if value not in (None, "")]
+        return self._tables[of.name].embed(values[-sequence.max_length :])
 
     def _override(self, row: Float32Array, side: str, values: Mapping[str, Any]) -> None:
         """Sets features of one row from raw values."""

@@ -25,7 +25,8 @@ class Scorer:
     neither TorchRec nor the code that trained it. Its tables and stores are shared by all processes of a host, and it
     may be called from several threads.
 
-    tasks: what it predicts, in order; it ranks by the first.
+    tasks: what it predicts, in order; it ranks by the first. features: what context, user and items may hold; those of
+    context are known to nobody but the caller.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Scorer:
         model = ServedModel.read(folder)
         self.tasks: tuple[Task, ...] = model.tasks
         self._lookup = Lookup(folder, model)
+        self.features: dict[str, list[str]] = self._lookup.features
         self._program = open_program(folder, model, backend=backend, bf16=bf16, threads=threads)
 
     def score(

@@ -140,7 +140,7 @@ class Moody(nn.Module):
 
     def forward(self, features):
         x = features.concatenated()
-        return (self.head(x) if float(x.sum()) > 0 else self.head(-x)).squeeze(1)
+        return (self.head(x) if float(x.detach().sum()) > 0 else self.head(-x)).squeeze(1)
 
 def build(widths, options):
     return Moody(widths)

@@ -150,6 +150,8 @@ def test_raw_values_of_new_users_and_items_score_like_the_known_ones_that_have_t
 def test_what_is_not_given_is_what_is_not_known(single: Any) -> None:
     scorer = Scorer(single.model("learn"))
     items = ["item 1", "item 2"]
+    assert scorer.features["context"] == ["tab", "hour"]
+    assert set(scorer.features["user"]) == {"user_id", "city", "languages", "age"}
     absent = scorer.score(5, items)
     for context in ({}, {"tab": None}, {"tab": 99, "hour": None}, {"hour": "?"}, {"hour": np.nan}):
         np.testing.assert_array_equal(scorer.score(5, items, context=context), absent)
