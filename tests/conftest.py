@@ -15,6 +15,9 @@ from learn_rank.store.reader import FrozenStore
 from learn_rank.store.writer import write_store
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning OpenMP threads make a busy machine's tests time out
+# a tiny model takes longer on two threads, and tests run side by side; sums over threads depend on how many there are,
+# so what runs here and what runs in a process of its own has to have as many
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
