@@ -187,7 +187,8 @@ def main() -> None:
     versions = installed_versions()
     text = "\n\n".join([
         f"# Does LEARN help? {recipe['name']}",
-        f"`python benchmarks/study.py run=RUN dir=DIR seeds={seeds} trials={trials} backbones={','.join(backbones)}`",
+        f"`python benchmarks/study.py run=RUN dir=DIR seeds={seeds} trials={trials} backbones={','.join(backbones)}"
+        f"{' content=CONTENT' if content else ''}`",
         f"{platform.machine()}, {threads} thread(s), torch {versions['torch']}. Test window of {len(window.labels):,} "
         f"rows, means over {seeds} seeds. {HOW} Every arm has the same {trials} trials at seed 0, the best by "
         "validation UAUC; epochs by validation UAUC. Intervals of AUC: the mean of those of the seeds.",
