@@ -27,11 +27,10 @@ import numpy as np
 import torch
 from host_log import Log, read_features
 from host_rankers import BATCH_ROWS, CHECKOUT, DIM, HIDDEN, HOSTS, FuxiCTR
+from lift_tables import read_window
 from sklearn.metrics import roc_auc_score
 
 from learn_rank.artifact import installed_versions, read_manifest, write_json, write_text
-from learn_rank.evaluation import EvaluateOptions, evaluate
-from learn_rank.evaluation.statistics import interval_key
 from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.predict import predict
 from learn_rank.ranker.train import train
@@ -109,23 +108,16 @@ def compare(run: Path, log: Log, folder: Path, pair: tuple[str, str], seeds: int
     for seed in range(1, seeds):
         for side in sides:
             results[side].append(trained(run, log, folder, pair, side, first[side]["rate"], seed))
-    labels = log.splits["test"].label.astype(np.int8)
-    users = np.asarray(log.splits["test"].ids.column("user_id").combine_chunks())
-    deltas = []
-    for ours, peer in zip(results["ours"], results["peer"], strict=True):
-        columns = {"user_id": users, "item_id": users, "label": labels, "peer": peer["scores"], "ours": ours["scores"]}
-        options = EvaluateOptions(label="label", baseline="peer", treatment="ours", threads=1)
-        auc = evaluate(columns, options=options)["overall"]["auc"]
-        deltas.append([auc["delta_pp"], *auc[interval_key(options.confidence)]])
-    aucs = {side: np.mean([roc_auc_score(labels, one["scores"]) for one in results[side]]) for side in sides}
+    window = read_window(run)
+    difference = window.auc_cell(*([one["scores"] for one in results[side]] for side in ("peer", "ours")))
+    aucs = {side: np.mean([roc_auc_score(window.labels, one["scores"]) for one in results[side]]) for side in sides}
     # to a quality that both reach: the worse of their best epochs
     target = min(one["best"] for side in sides for one in results[side])
     seconds = {side: np.mean([_time_to(one["marks"], target) for one in results[side]]) for side in sides}
     epoch = {side: np.mean([one["marks"][-1][0] / len(one["marks"]) for one in results[side]]) for side in sides}
-    delta, low, high = np.mean(deltas, axis=0)
     rows = len(log.splits["train"]) / 1000
     return (
-        f"| {pair[0]} | {pair[1]} | {aucs['ours']:.4f} | {aucs['peer']:.4f} | {delta:+.2f} ({low:+.2f} to {high:+.2f}) "
+        f"| {pair[0]} | {pair[1]} | {aucs['ours']:.4f} | {aucs['peer']:.4f} | {difference} "
         f"| {rows / epoch['ours']:.0f} | {rows / epoch['peer']:.0f} ({epoch['peer'] / epoch['ours']:.2f}) "
         f"| {seconds['ours']:.0f} | {seconds['peer']:.0f} ({seconds['peer'] / seconds['ours']:.2f}) "
         f"| {results['ours'][0]['rate']:g}, {results['peer'][0]['rate']:g} |"

@@ -10,7 +10,6 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from learn_rank.distributed import Process, process_group
 from learn_rank.errors import InputError
@@ -20,7 +19,7 @@ from learn_rank.ranker.inputs import RankerInputs, open_inputs
 from learn_rank.ranker.model import build_ranker
 from learn_rank.ranker.options import FindOptions, FrozenOptions, RankerOptions
 from learn_rank.ranker.sharding import shard
-from learn_rank.ranker.step import DivergedError, train_step
+from learn_rank.ranker.step import DivergedError, open_reader, seed_step, train_step
 
 SWEPT = ("learning_rate", "sparse_learning_rate")
 _BELOW_LOWEST = 10.0  # where the loss is lowest a rate is about to break: the usual choice is a tenth of it
@@ -81,15 +80,7 @@ def suggest(rates: list[float], smoothed: list[float]) -> float | None:
 
 
 def _sweep(option: str, inputs: RankerInputs, options: RankerOptions, find: FindOptions, process: Process) -> Sweep:
-    reader = BatchReader(
-        inputs.split("train"),
-        inputs.features,
-        batch_rows=options.batch_size // process.world_size,
-        frozen=inputs.frozen,
-        cvr_space=options.cvr_space,
-        rank=process.rank,
-        world_size=process.world_size,
-    )
+    reader = open_reader(inputs, "train", options, process)
     ranker = shard(build_ranker(inputs.features, options, inputs.frozen), options, inputs.features.sparse, process)
     ranker.model.train()
     factors = np.geomspace(find.low, find.high, find.steps).tolist()
@@ -100,7 +91,7 @@ def _sweep(option: str, inputs: RankerInputs, options: RankerOptions, find: Find
         for step, (factor, batch) in enumerate(zip(factors, batches, strict=False)):
             is_dense = option == SWEPT[0]
             ranker.scale_learning_rates(factor if is_dense else 1.0, tables=1.0 if is_dense else factor)
-            torch.manual_seed(int(np.random.SeedSequence([options.seed, step, process.rank]).generate_state(1)[0]))
+            seed_step(options.seed, step, process.rank)
             try:
                 losses.append(train_step(ranker, batch, inputs, options, process).loss)
             except DivergedError:

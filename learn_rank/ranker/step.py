@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from learn_rank.distributed import Process, sum_over_ranks
 from learn_rank.errors import InputError
-from learn_rank.ranker.batch import RankerBatch
+from learn_rank.ranker.batch import BatchReader, RankerBatch
 from learn_rank.ranker.columns import hide_values
 from learn_rank.ranker.inputs import RankerInputs
 from learn_rank.ranker.model import ranker_loss
@@ -35,6 +36,24 @@ class StepResult(NamedTuple):
     cvr_loss: float
     num_flags: int
     gradient_norm: float
+
+
+def open_reader(inputs: RankerInputs, split: str, options: RankerOptions, process: Process) -> BatchReader:
+    """Of a split, in batches of this rank's share of options.batch_size."""
+    return BatchReader(
+        inputs.split(split),
+        inputs.features,
+        batch_rows=options.batch_size // process.world_size,
+        frozen=inputs.frozen,
+        cvr_space=options.cvr_space,
+        rank=process.rank,
+        world_size=process.world_size,
+    )
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seeds what a step drops and hides: a resumed run does the same without generator states in its checkpoint."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
 
 
 def train_step(

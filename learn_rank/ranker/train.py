@@ -31,7 +31,7 @@ from learn_rank.ranker.predict import score
 from learn_rank.ranker.progress import Progress
 from learn_rank.ranker.saver import Saver, open_saver
 from learn_rank.ranker.sharding import ShardedRanker, shard
-from learn_rank.ranker.step import DivergedError, train_step
+from learn_rank.ranker.step import DivergedError, open_reader, seed_step, train_step
 from learn_rank.ranker.tables import table_dim
 from learn_rank.ranker.tasks import tasks_of
 from learn_rank.ranker.warm_start import fill_from_earlier
@@ -103,7 +103,9 @@ def _train(
     if options.batch_size % process.world_size:
         raise InputError(f"batch_size is {options.batch_size}, expected a multiple of {process.world_size} ranks")
     label_facts = on_main(lambda: check_labels(inputs.split("train"), inputs.features, options))
-    train_reader, validation_reader = (_reader(inputs, split, options, process) for split in ("train", "validation"))
+    train_reader, validation_reader = (
+        open_reader(inputs, split, options, process) for split in ("train", "validation")
+    )
     num_steps = options.epochs * train_reader.num_training_batches
     if options.warmup_steps >= num_steps:
         raise InputError(f"warmup_steps is {options.warmup_steps}, expected less than the {num_steps} steps planned")
@@ -178,8 +180,7 @@ def _train_epoch(run: _Run, reader: BatchReader) -> None:
 def _step(run: _Run, batch: RankerBatch, *, save_is_due: bool) -> bool:
     """One step, counted; tells every rank whether rank 0 says that a checkpoint is due."""
     options, progress = run.options, run.progress
-    # a seed per step: a resumed run drops and hides the same without generator states in its checkpoint
-    torch.manual_seed(_step_seed(options.seed, progress.global_step, run.process.rank))
+    seed_step(options.seed, progress.global_step, run.process.rank)
     factor = learning_rate_factor(
         progress.global_step, schedule=options.schedule, warmup_steps=options.warmup_steps, num_steps=run.num_steps
     )
@@ -325,19 +326,3 @@ def _deterministic(is_wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-
-
-def _reader(inputs: RankerInputs, split: str, options: RankerOptions, process: Process) -> BatchReader:
-    return BatchReader(
-        inputs.split(split),
-        inputs.features,
-        batch_rows=options.batch_size // process.world_size,
-        frozen=inputs.frozen,
-        cvr_space=options.cvr_space,
-        rank=process.rank,
-        world_size=process.world_size,
-    )
-
-
-def _step_seed(seed: int, global_step: int, rank: int) -> int:
-    return int(np.random.SeedSequence([seed, global_step, rank]).generate_state(1)[0])
