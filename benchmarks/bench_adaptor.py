@@ -1,6 +1,7 @@
 """Which adaptor? One option changed at a time, measured on the validation window, where options may be chosen.
 
-    python benchmarks/bench_adaptor.py run=RUN dir=DIR [seeds=3] [backbone=dcnv2] [threads=1] [out=benchmarks/results]
+    python benchmarks/bench_adaptor.py run=RUN dir=DIR [seeds=3] [backbone=dcnv2] [threads=1] [bf16=1]
+                                       [out=benchmarks/results]
 
 RUN is a run directory with its export, as for study.py. Everything but the option is a ranker's default. What is in DIR
 already is not trained again.
@@ -33,9 +34,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "CVR loss weight 2": {"cvr_loss_weight": 2.0},
     "fusion 16 wide": {"fusion_dim": 16},
     "fusion 128 wide": {"fusion_dim": 128},
-    "vectors normalised row by row": {"normalization": "layer"},
-    "vectors as they are": {"normalization": "none"},
-    "vectors as they are, times 8": {"normalization": "none", "vector_scale": 8.0},
+    "each dimension normalised over the batch": {"normalization": "batch"},
+    "vectors as they are, of length 1 and not 8": {"normalization": "none"},
+    "normalised, then times 0.5": {"vector_scale": 0.5},
     "no dropout of vectors": {"vector_dropout": 0.0},
     "dropout of vectors 0.6": {"vector_dropout": 0.6},
 }
@@ -46,6 +47,7 @@ def main() -> None:
     torch.set_num_threads(threads := int(given.get("threads", 1)))
     run, folder = Path(given["run"]).resolve(), Path(given["dir"]).resolve()
     seeds, backbone = int(given.get("seeds", 3)), given.get("backbone", "dcnv2")
+    bf16 = given.get("bf16", "0") == "1"
     window = read_window(run, "validation")
     recipe = read_manifest(run / "prepare", stage="prepare").options["recipe"]
     lines = ["| adaptor | UAUC | lift, UAUC | lift, WUAUC | epochs |", "|---" * 5 + "|"]
@@ -55,7 +57,7 @@ def main() -> None:
             measure(
                 run,
                 run / "export",
-                RankerOptions(backbone=backbone, seed=seed, checkpoint_seconds=86_400, **changed),
+                RankerOptions(backbone=backbone, seed=seed, checkpoint_seconds=86_400, bf16=bf16, **changed),
                 folder / backbone / name.replace(" ", "_").replace("'", "") / f"seed-{seed}",
             )
             for seed in range(seeds)
@@ -70,7 +72,8 @@ def main() -> None:
     versions = installed_versions()
     text = "\n\n".join([
         f"# The adaptor's options: {recipe['name']}, {backbone}",
-        f"`python benchmarks/bench_adaptor.py run=RUN dir=DIR seeds={seeds} backbone={backbone}`",
+        f"`python benchmarks/bench_adaptor.py run=RUN dir=DIR seeds={seeds} backbone={backbone}"
+        f"{' bf16=1' if bf16 else ''}`",
         f"{platform.machine()}, {threads} thread(s), torch {versions['torch']}. Validation window, by which each "
         f"training's epoch was chosen too; means over {seeds} seeds. {HOW}",
         "\n".join(lines),

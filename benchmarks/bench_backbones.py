@@ -3,7 +3,7 @@
     python benchmarks/bench_backbones.py run=RUN dir=DIR [seeds=3] [threads=1] [out=benchmarks/results]
 
 RUN is a run directory: `learn-rank prepare dataset=ml_1m dataset.root=DATA run_dir=RUN`. Same rows, features, embedding
-width, MLPs and batches for both sides of a pair; both choose among three learning rates and the epoch by validation AUC
+width, MLPs and batches for both sides of a pair; both choose among four learning rates and the epoch by validation AUC
 (ours that of the tables, theirs that of everything, which dense Adam trains). Trainings of a pair take turns. Time is
 processor time of the process, scoring of the validation rows included, data already in memory for the peers and read
 from Parquet by ours. FinalMLP needs a checkout of FuxiCTR in LEARN_RANK_FUXICTR; hosts that are not installed are left
@@ -37,7 +37,7 @@ from learn_rank.ranker.train import train
 
 PEERS = {**HOSTS, "FuxiCTR FinalMLP": ("fuxictr", FuxiCTR, "FinalMLP")}
 PAIRS = {"dcnv2": "FuxiCTR DCNv2", "finalmlp": "FuxiCTR FinalMLP", "deepfm": "DeepCTR-Torch DeepFM"}
-RATES = {"ours": (0.03, 0.1, 0.2), "peer": (3e-4, 1e-3, 3e-3)}
+RATES = {"ours": (0.01, 0.03, 0.1, 0.2), "peer": (3e-4, 1e-3, 3e-3, 1e-2)}
 MAX_EPOCHS, PATIENCE = 10, 2
 
 

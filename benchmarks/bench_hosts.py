@@ -1,7 +1,8 @@
 """What does LEARN do for rankers of other libraries, and what does it cost them?
 
     python benchmarks/bench_hosts.py run=RUN dir=DIR [seeds=3] [rates=1e-4,3e-4,1e-3] [threads=1]
-                                     [hosts="FuxiCTR DeepFM,TorchRec DLRM"] [out=benchmarks/results]
+                                     [hosts="FuxiCTR DeepFM,TorchRec DLRM"] [normalization=layer]
+                                     [out=benchmarks/results]
 
 RUN is a run directory with its export: `learn-rank pipeline dataset=movietweetings dataset.root=DATA run_dir=RUN`, or
 one of an ablation, RUN/ablate/next/seed-0.
@@ -55,14 +56,21 @@ class RawVectors(LearnFeatures):
 
 
 def build(
-    name: str, arm: str, log: Log, tables: tuple[VectorTable, VectorTable], rate: float, seed: int, **size: Any
+    name: str,
+    arm: str,
+    log: Log,
+    tables: tuple[VectorTable, VectorTable],
+    rate: float,
+    seed: int,
+    normalization: str,
+    **size: Any,
 ) -> Host:
     _, make, model = HOSTS[name]
     host = make(log, model, rate, seed, **size)
     if arm != "alone":
         torch.manual_seed(seed)
         features = RawVectors if arm == "raw vectors" else LearnFeatures
-        adaptor = LearnAdaptor(tables[0].dim, tables[1].dim, vector_dropout=VECTOR_DROPOUT)
+        adaptor = LearnAdaptor(tables[0].dim, tables[1].dim, normalization=normalization, vector_dropout=VECTOR_DROPOUT)
         host.attach(features(*tables, adaptor), 0.0 if arm == "raw vectors" else CVR_WEIGHT)
     return host
 
@@ -85,7 +93,9 @@ def uauc(rows: Rows, scores: np.ndarray) -> float:
     return user_auc(np.asarray(users), rows.label.astype(np.int8), scores)
 
 
-def study(name: str, run: Path, folder: Path, seeds: range, grid: tuple[float, ...]) -> dict[str, list[dict[str, Any]]]:
+def study(
+    name: str, run: Path, folder: Path, seeds: range, grid: tuple[float, ...], normalization: str
+) -> dict[str, list[dict[str, Any]]]:
     """Arm -> one result per seed; scores and what chose them lie in the folder."""
     found: dict[str, list[dict[str, Any]]] = {}
     for arm in ARMS:
@@ -100,7 +110,8 @@ def study(name: str, run: Path, folder: Path, seeds: range, grid: tuple[float, .
                 if not (path / "result.json").is_file():
                     path.mkdir(parents=True, exist_ok=True)
                     start = time.monotonic()
-                    result = train(build(name, arm, log, (tables[0], tables[1]), one, seed), log, seed)
+                    host = build(name, arm, log, (tables[0], tables[1]), one, seed, normalization)
+                    result = train(host, log, seed)
                     np.save(path / "scores.npy", result.pop("scores"))
                     write_json(path / "result.json", {**result, "rate": one, "seconds": time.monotonic() - start})
                 found_here = json.loads((path / "result.json").read_text())
@@ -130,12 +141,13 @@ def compare(name: str, scores: dict[str, list[np.ndarray]], run: Path, folder: P
         write_report(report, out)
 
 
-def costs(name: str) -> dict[str, tuple[float, float]]:
+def costs(name: str, normalization: str) -> dict[str, tuple[float, float]]:
     """Arm -> processor seconds of training and of scoring TIMED_ROWS rows, medians of interleaved rounds."""
     log, *tables = wide_log(TIMED_ROWS)
     rows = log.splits["train"]
     hosts = {
-        arm: build(name, arm, log, (tables[0], tables[1]), 1e-3, 0, hidden=TIMED_HIDDEN) for arm in ("alone", "adaptor")
+        arm: build(name, arm, log, (tables[0], tables[1]), 1e-3, 0, normalization, hidden=TIMED_HIDDEN)
+        for arm in ("alone", "adaptor")
     }
     times: dict[str, list[tuple[float, float]]] = {arm: [] for arm in hosts}
     for number in range(ROUNDS + 1):
@@ -171,6 +183,7 @@ def main() -> None:
     run, folder = Path(settings["run"]).resolve(), Path(settings["dir"]).resolve()
     seeds = range(int(settings.get("seeds", 3)))
     grid = tuple(float(rate) for rate in settings.get("rates", "1e-4,3e-4,1e-3").split(","))
+    normalization = settings.get("normalization", "layer")
     asked = settings.get("hosts", ",".join(HOSTS)).split(",")
     names = [name for name in asked if importlib.util.find_spec(HOSTS[name][0]) is not None]
     recipe = read_manifest(run / "prepare", stage="prepare").options["recipe"]
@@ -184,7 +197,7 @@ def main() -> None:
     ]
     chosen = ["| host | arm | learning rate | epochs |", "|---|---|---|---|"]
     for name in names:
-        found = study(name, run, folder, seeds, grid)
+        found = study(name, run, folder, seeds, grid, normalization)
         scores = {arm: [np.load(result["scores"]) for result in results] for arm, results in found.items()}
         all_scores[name] = scores
         compare(name, scores, run, folder)
@@ -195,7 +208,7 @@ def main() -> None:
         for arm, results in found.items():
             epochs = ", ".join(str(result["epoch"]) for result in results)
             chosen.append(f"| {name} | {arm} | {results[0]['rate']:g} | {epochs} |")
-        times = costs(name)
+        times = costs(name, normalization)
         cells = []
         for place, rows in ((0, BATCH_ROWS), (1, PREDICT_ROWS)):
             before, after = (1000 * times[arm][place] * rows / TIMED_ROWS for arm in ("alone", "adaptor"))
@@ -206,7 +219,7 @@ def main() -> None:
     parts = [
         f"# LEARN in rankers of other libraries: {recipe['name']}",
         f"`python benchmarks/bench_hosts.py run=RUN dir=DIR seeds={len(seeds)} "
-        f"rates={','.join(f'{rate:g}' for rate in grid)} threads={threads}`",
+        f"rates={','.join(f'{rate:g}' for rate in grid)} threads={threads} normalization={normalization}`",
         f"{platform.machine()}, {threads} thread(s), torch {versions['torch']}. Test window, {len(seeds)} seeds. {HOW} "
         f"Learning rate ({', '.join(f'{rate:g}' for rate in grid)}; at seed 0) and epoch by validation UAUC, for every "
         "arm alike.",

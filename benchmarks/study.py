@@ -1,7 +1,7 @@
 """Does LEARN help this log, and which part of it? Every arm with the same budget, settings chosen on validation.
 
     python benchmarks/study.py run=RUN dir=DIR [seeds=5] [trials=6] [backbones=dcnv2,din,finalmlp] [threads=1]
-                               [content=RUN/ablate/without_align/seed-0] [out=benchmarks/results]
+                               [content=RUN/ablate/without_align/seed-0] [bf16=1] [out=benchmarks/results]
 
 RUN is a run directory: `learn-rank pipeline dataset=ml_1m dataset.root=DATA encoder=minilm run_dir=RUN`.
 content: a run whose stores hold content embeddings without alignment, of
@@ -10,8 +10,8 @@ content: a run whose stores hold content embeddings without alignment, of
 Arms, of each backbone: the baseline; raw vectors beside its features; the LEARN-Adaptor; the adaptor on shuffled
 vectors (the control); the adaptor on content embeddings. Each is trained with the same `trials` settings of what they
 share, at seed 0, the first being the defaults; LEARN's own options are drawn within the same trials. The setting with
-the best validation UAUC is trained with the other seeds. What is in DIR already is not trained again: a killed study
-goes on, and several processes with different backbones may share DIR.
+the best validation UAUC is trained with the other seeds; bf16=1 computes all of them in bfloat16. What is in DIR
+already is not trained again: a killed study goes on, and several processes with different backbones may share DIR.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SHARED: dict[str, list[Any]] = {
     "dropout": [0.0, 0.2],
     "hidden_dims": [[256, 128], [128, 64], [512, 256]],
 }
-OF_VECTORS: dict[str, list[Any]] = {"vector_dropout": [0.3, 0.0, 0.5], "normalization": ["batch", "layer"]}
+OF_VECTORS: dict[str, list[Any]] = {"vector_dropout": [0.3, 0.0, 0.5], "normalization": ["layer", "batch"]}
 OF_ADAPTOR: dict[str, list[Any]] = {
     "cvr_loss_weight": [0.5, 0.1, 2.0],
     "fusion_inputs": ["concatenation", "interactions"],
@@ -92,7 +92,7 @@ def measure(run: Path, stores: Path, options: RankerOptions, folder: Path) -> di
 
 
 def study(
-    run: Path, content: Path | None, backbone: str, folder: Path, *, seeds: int, trials: int
+    run: Path, content: Path | None, backbone: str, folder: Path, *, seeds: int, trials: int, bf16: bool
 ) -> dict[str, dict[str, Any]]:
     """Arm -> chosen trial, its settings, its validation UAUC and the test scores of every seed."""
     found = {}
@@ -103,7 +103,7 @@ def study(
         results = []
         for trial in range(trials):
             options = RankerOptions(
-                backbone=backbone, **fixed, **settings_of(arm, trial), checkpoint_seconds=86_400, patience=2
+                backbone=backbone, **fixed, **settings_of(arm, trial), checkpoint_seconds=86_400, patience=2, bf16=bf16
             )
             place = folder / backbone / arm.replace(", ", "-").replace(" ", "_")
             result = measure(run, stores / "export", options, place / f"trial-{trial}-seed-0")
@@ -180,15 +180,16 @@ def main() -> None:
     run, folder = Path(given["run"]).resolve(), Path(given["dir"]).resolve()
     content = Path(given["content"]).resolve() if "content" in given else None
     seeds, trials = int(given.get("seeds", 5)), int(given.get("trials", 6))
+    bf16 = given.get("bf16", "0") == "1"
     backbones = given.get("backbones", "dcnv2,din,finalmlp").split(",")
     recipe = read_manifest(run / "prepare", stage="prepare").options["recipe"]
     window = read_window(run)
-    found = {one: study(run, content, one, folder, seeds=seeds, trials=trials) for one in backbones}
+    found = {one: study(run, content, one, folder, seeds=seeds, trials=trials, bf16=bf16) for one in backbones}
     versions = installed_versions()
     text = "\n\n".join([
         f"# Does LEARN help? {recipe['name']}",
         f"`python benchmarks/study.py run=RUN dir=DIR seeds={seeds} trials={trials} backbones={','.join(backbones)}"
-        f"{' content=CONTENT' if content else ''}`",
+        f"{' content=CONTENT' if content else ''}{' bf16=1' if bf16 else ''}`",
         f"{platform.machine()}, {threads} thread(s), torch {versions['torch']}. Test window of {len(window.labels):,} "
         f"rows, means over {seeds} seeds. {HOW} Every arm has the same {trials} trials at seed 0, the best by "
         "validation UAUC; epochs by validation UAUC. Intervals of AUC: the mean of those of the seeds.",

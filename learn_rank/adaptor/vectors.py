@@ -11,7 +11,7 @@ from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from learn_rank.errors import InputError
 
-NORMALIZATIONS = ("batch", "layer", "none")
+NORMALIZATIONS = ("layer", "batch", "none")
 
 
 class TakenVectors(NamedTuple):
@@ -29,8 +29,9 @@ class RawVectors(nn.Module):
     False) takes a learned missing vector instead, whatever its values.
 
     normalization: unit-norm vectors of 64 dimensions are about 0.1 per dimension, too small beside id embeddings.
-    "batch" standardises each dimension by the present rows (see PresentBatchNorm), "layer" each vector by its own mean
-    and variance, "none" leaves them. scale multiplies them after that.
+    "layer" standardises each vector by its own mean and variance: all grow alike, and the angles between them, which
+    alignment made, hardly change. "batch" standardises each dimension by the present rows (see PresentBatchNorm), so
+    that the faintest counts like the strongest; "none" leaves them. scale multiplies them after that.
     vector_dropout: share of rows that take the missing vector in training although they have one, for users and items
     apart: the ranker cannot lean on a user's vector as on a second id, and meets missing ones before it serves them.
     synchronise: batch statistics over all processes of the default group; every process must then call together.
@@ -41,7 +42,7 @@ class RawVectors(nn.Module):
         user_dim: int = 64,
         item_dim: int = 64,
         *,
-        normalization: str = "batch",
+        normalization: str = "layer",
         scale: float = 1.0,
         vector_dropout: float = 0.0,
         synchronise: bool = False,

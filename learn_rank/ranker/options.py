@@ -12,6 +12,7 @@ from learn_rank.trackers import TRACKERS
 
 BACKBONES = ("dcnv2", "deepfm", "din", "dlrm", "finalmlp", "masknet")
 _SEQUENCE_BACKBONES = ("din",)
+_ROW_LENGTHS = {"deepfm": 0.025}
 CVR_SPACES = ("impressions", "clicks")
 UAUC, WUAUC, AUC, LOSS = MONITORS = ("uauc", "wuauc", "auc", "loss")
 CLICK, CONVERSION, ESMM, MMOE = TASKS = ("click", "conversion", "esmm", "mmoe")
@@ -51,6 +52,10 @@ class RankerOptions:
         default=16,
         metadata=_doc("width of a trainable table for which the recipe gives none; a multiple of 4"),
     )
+    initial_length: float = field(
+        default=0.0,
+        metadata=_doc("of a table's fresh row, about; 0: 0.25, but 0.025 with deepfm, whose logit multiplies rows"),
+    )
     hidden_dims: list[int] = field(default_factory=lambda: [256, 128], metadata=_doc("widths of the backbone's MLP"))
     num_cross_layers: int = field(default=2, metadata=_doc("cross layers of dcnv2"))
     cross_rank: int = field(default=64, metadata=_doc("rank of the cross matrices of dcnv2"))
@@ -76,7 +81,7 @@ class RankerOptions:
         default="concatenation",
         metadata=_doc("what the adaptor fuses: concatenation (the paper's), or interactions (product and cosine too)"),
     )
-    normalization: str = field(default="batch", metadata=_doc("of the frozen vectors: batch, layer or none"))
+    normalization: str = field(default="layer", metadata=_doc("of the frozen vectors: layer, batch or none"))
     vector_scale: float = field(default=1.0, metadata=_doc("what the normalised vectors are multiplied by"))
     vector_dropout: float = field(
         default=0.3, metadata=_doc("share of training rows that go without their user (item) vector")
@@ -197,7 +202,7 @@ class RankerOptions:
         _check_choice("monitor", self.monitor, MONITORS)
         for tracker in self.trackers:
             _check_choice("trackers", tracker, TRACKERS)
-        for name in ("gradient_clip", "loss_limit"):
+        for name in ("gradient_clip", "loss_limit", "initial_length"):
             _check(name, getattr(self, name), at_least=0)
         if not 0 < self.negative_share <= 1:
             raise InputError(f"negative_share is {self.negative_share}, expected 0 < negative_share <= 1")
@@ -238,6 +243,11 @@ class RankerOptions:
     @property
     def reads_sequences(self) -> bool:
         return self.use_sequences or self.backbone in _SEQUENCE_BACKBONES
+
+    @property
+    def row_length(self) -> float:
+        """About the length of a fresh row of a trainable table."""
+        return self.initial_length or _ROW_LENGTHS.get(self.backbone, 0.25)
 
     def of_weights(self) -> dict[str, Any]:
         """Name -> value of the options that decide the weights: all but those about how a run is carried out.

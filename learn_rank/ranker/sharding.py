@@ -102,7 +102,7 @@ def shard(ranker: Ranker, options: RankerOptions, sparse: tuple[SparseFeature, .
     _quieten_torchrec()
     model = DistributedModelParallel(ranker, device=process.device, plan=ShardingPlan(module_plans), sharders=sharders)
     weights = {table: name for one in collections for table, name in one.weights.items()}
-    _fill_tables(model, weights, sparse, options.seed)
+    _fill_tables(model, weights, sparse, options)
     parameters = dict(model.named_parameters())
     dense_optimizer = KeyedOptimizerWrapper(
         {name: parameter for name, parameter in parameters.items() if name not in weights.values()},
@@ -143,11 +143,13 @@ def _collections(ranker: nn.Module) -> list[_Collection]:
     return found
 
 
-def _fill_tables(model: nn.Module, weights: Mapping[str, str], sparse: tuple[SparseFeature, ...], seed: int) -> None:
+def _fill_tables(
+    model: nn.Module, weights: Mapping[str, str], sparse: tuple[SparseFeature, ...], options: RankerOptions
+) -> None:
     state = model.state_dict()
     for number, feature in enumerate(sparse):
         for first_row, rows in local_shards(state[weights[table_name(feature)]]):
-            fill_rows(rows, first_row=first_row, seed=seed, table=number)
+            fill_rows(rows, first_row=first_row, seed=options.seed, table=number, length=options.row_length)
 
 
 def _quieten_torchrec() -> None:

@@ -90,8 +90,8 @@ def pad_rows(sparse: KeyedJaggedTensor, num_rows: int) -> KeyedJaggedTensor:
 
 
 @torch.no_grad()
-def fill_rows(shard: torch.Tensor, *, first_row: int, seed: int, table: int) -> None:
-    """Initial rows first_row .. of a table, normal with standard deviation 1 / sqrt(D) / 4, in place.
+def fill_rows(shard: torch.Tensor, *, first_row: int, seed: int, table: int, length: float = 0.25) -> None:
+    """Initial rows first_row .. of a table, normal with standard deviation length / sqrt(D), in place.
 
     A row is the same however the table is sharded: each run of 65,536 rows has a generator of its own.
     """
@@ -100,7 +100,7 @@ def fill_rows(shard: torch.Tensor, *, first_row: int, seed: int, table: int) -> 
         chunk, offset = divmod(first_row + done, _INIT_ROWS)
         chunk_seed = int(np.random.SeedSequence([seed, table, chunk]).generate_state(1)[0])
         generator = torch.Generator().manual_seed(chunk_seed)
-        rows = torch.randn(_INIT_ROWS, dim, generator=generator)[offset:] * (0.25 / math.sqrt(dim))
+        rows = torch.randn(_INIT_ROWS, dim, generator=generator)[offset:] * (length / math.sqrt(dim))
         taken = min(len(rows), len(shard) - done)
         shard[done : done + taken].copy_(rows[:taken])
         done += taken

@@ -88,7 +88,8 @@ def outcome(run: Callable[..., Any], example: Inputs) -> list[torch.Tensor]:
 @pytest.mark.parametrize("trace", TRACERS)
 def test_a_traced_adaptor_equals_the_plain_one(trace: Trace, is_training: bool, with_masks: bool) -> None:
     torch.manual_seed(0)
-    plain = LearnAdaptor(8, 4, fusion_dim=6, hidden_dim=16, cvr_hidden_dims=[5]).train(is_training)
+    plain = LearnAdaptor(8, 4, fusion_dim=6, hidden_dim=16, cvr_hidden_dims=[5], normalization="batch")
+    plain.train(is_training)
     nn.init.normal_(plain.user_missing)
     run = trace(copy.deepcopy(plain), inputs(12, with_masks=with_masks))
     for num_rows in (12, 5, 30):
@@ -101,10 +102,10 @@ def test_a_traced_adaptor_equals_the_plain_one(trace: Trace, is_training: bool, 
 
 @pytest.mark.parametrize("trace", [exported, scripted, traced, symbolic])
 def test_weights_and_statistics_loaded_after_tracing_are_those_that_count(trace: Trace) -> None:
-    trained, example = LearnAdaptor(8, 4), inputs(12, with_masks=True)
+    trained, example = LearnAdaptor(8, 4, normalization="batch"), inputs(12, with_masks=True)
     nn.init.normal_(trained.user_missing)
     trained(*example)
-    run = trace(LearnAdaptor(8, 4).eval(), example)
+    run = trace(LearnAdaptor(8, 4, normalization="batch").eval(), example)
     assert isinstance(run, nn.Module)
     run.load_state_dict(trained.state_dict())
     for found, expected in zip(run(*example), trained.eval()(*example), strict=True):
@@ -178,7 +179,7 @@ class Host(nn.Module):
 
 def test_a_bfloat16_adaptor_keeps_its_statistics_in_float32() -> None:
     torch.manual_seed(0)
-    plain = LearnAdaptor(8, 4)
+    plain = LearnAdaptor(8, 4, normalization="batch")
     half = copy.deepcopy(plain).to(torch.bfloat16)
     for step in range(20):
         example = inputs(100 + step, with_masks=True)

@@ -18,7 +18,7 @@ def vectors(seed: int = 0, dim: int = 64) -> torch.Tensor:
 
 
 def test_raw_vectors_are_what_the_adaptor_gives_beside_its_fusion() -> None:
-    raw, adaptor = RawVectors(8, 4, scale=2.0), LearnAdaptor(8, 4, scale=2.0)
+    raw, adaptor = (made(8, 4, normalization="batch", scale=2.0) for made in (RawVectors, LearnAdaptor))
     assert raw.feature_dim == 12
     found = raw(vectors(0, 8), vectors(1, 4))
     assert torch.equal(found, adaptor(vectors(0, 8), vectors(1, 4)).features()[:, :12])
@@ -76,7 +76,7 @@ def test_masks_of_zeros_and_ones_mean_the_same() -> None:
 
 
 def test_no_mask_is_a_mask_of_all() -> None:
-    masked, plain = LearnAdaptor(), LearnAdaptor()
+    masked, plain = LearnAdaptor(normalization="batch"), LearnAdaptor(normalization="batch")
     plain.load_state_dict(masked.state_dict())
     everyone = torch.ones(B, dtype=torch.bool)
     for adaptor, masks in ((masked, (everyone, everyone)), (plain, ())):
@@ -86,11 +86,18 @@ def test_no_mask_is_a_mask_of_all() -> None:
     assert torch.equal(masked.get_buffer("user_norm.running_variance"), plain.get_buffer("user_norm.running_variance"))
 
 
-def test_frozen_vectors_are_not_in_the_state() -> None:
-    names = set(LearnAdaptor().state_dict())
-    assert {name.split(".")[0] for name in names} == {
-        "user_norm", "item_norm", "user_missing", "item_missing", "fusion", "cvr",
-    }  # fmt: skip
+@pytest.mark.parametrize(("normalization", "statistics"), [("layer", set()), ("batch", {"user_norm", "item_norm"})])
+def test_frozen_vectors_are_not_in_the_state(normalization: str, statistics: set[str]) -> None:
+    names = set(LearnAdaptor(normalization=normalization).state_dict())
+    assert {name.split(".")[0] for name in names} == {"user_missing", "item_missing", "fusion", "cvr"} | statistics
+
+
+def test_vectors_are_by_default_each_standardised_by_itself() -> None:
+    unit = nn.functional.normalize(vectors(), dim=1)
+    found = RawVectors()(unit, 3 * unit)[:, :64]
+    expected = (unit - unit.mean(1, keepdim=True)) / unit.std(1, correction=0, keepdim=True)
+    torch.testing.assert_close(found, expected, atol=0, rtol=1e-3)
+    assert torch.equal(RawVectors()(unit[:5], unit[:5])[:, :64], found[:5])  # of other rows nothing is taken
 
 
 def test_vector_dropout_replaces_whole_vectors_in_training_alone() -> None:
@@ -126,5 +133,5 @@ def test_masks_and_rows_that_do_not_belong_together_are_refused() -> None:
 
 
 def test_an_unknown_normalization_is_refused() -> None:
-    with pytest.raises(InputError, match="normalization is 'group', expected one of batch, layer, none"):
+    with pytest.raises(InputError, match="normalization is 'group', expected one of layer, batch, none"):
         LearnAdaptor(normalization="group")

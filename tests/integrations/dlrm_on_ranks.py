@@ -53,7 +53,7 @@ def learn_features(*, synchronise: bool = True) -> LearnFeatures:
     """Ten users have no vector."""
     users, items = (torch.from_numpy(rows) for rows in vectors())
     torch.manual_seed(0)
-    adaptor = LearnAdaptor(DIM, DIM, fusion_dim=DIM, hidden_dim=32, synchronise=synchronise)
+    adaptor = LearnAdaptor(DIM, DIM, fusion_dim=DIM, hidden_dim=32, normalization="batch", synchronise=synchronise)
     return LearnFeatures(VectorTable(users, torch.arange(len(users)) >= 10), VectorTable(items), adaptor)
 
 

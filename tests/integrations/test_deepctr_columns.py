@@ -113,7 +113,8 @@ def test_a_vocabulary_above_2_to_24_stays_apart_for_learn_alone() -> None:
             return (ids % 2).float().unsqueeze(1).expand(-1, DIM), torch.ones(len(ids), dtype=torch.bool)
 
     model = models.PNN([SparseFeat("user", EXACT + 8, 1), SparseFeat("item", NUM_ITEMS, 1)], (4,))
-    features = LearnFeatures(Seen(), VectorTable(torch.from_numpy(vectors()[1])), LearnAdaptor(DIM, DIM))
+    adaptor = LearnAdaptor(DIM, DIM, normalization="none")
+    features = LearnFeatures(Seen(), VectorTable(torch.from_numpy(vectors()[1])), adaptor)
     with pytest.warns(UserWarning, match="'user' has 16777224 values"):
         learn = attach(model, features, **INDEXED)
     torch.nn.init.normal_(model.embedding_dict["user"].weight[EXACT : EXACT + 2])

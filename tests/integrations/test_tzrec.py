@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,7 +117,7 @@ def batch_of() -> Batch:
     return Batch({"__BASE__": values}, {"__BASE__": sparse}, labels)
 
 
-def adaptor(**options: bool) -> LearnAdaptor:
+def adaptor(**options: Any) -> LearnAdaptor:
     torch.manual_seed(0)
     return LearnAdaptor(DIM, DIM, fusion_dim=FUSION, hidden_dim=32, **options)
 
@@ -228,8 +229,9 @@ def test_features_that_are_not_there_or_of_another_width_are_named() -> None:
 def test_ranks_that_would_drift_apart_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchrec_dlrm, "num_ranks", lambda: 2)
     with pytest.raises(InputError, match=r"2 ranks would normalise by their own rows each; .* synchronise=True"):
-        tzrec.attach(model(), adaptor())
-    tzrec.attach(model(), adaptor(synchronise=True))
+        tzrec.attach(model(), adaptor(normalization="batch"))
+    tzrec.attach(model(), adaptor(normalization="batch", synchronise=True))
+    tzrec.attach(model(), adaptor(normalization="layer"))  # each vector by itself
 
 
 def test_the_script_in_its_docstring_is_python() -> None:

@@ -67,6 +67,22 @@ def test_initial_rows_do_not_depend_on_how_a_table_is_sharded() -> None:
     other = torch.empty(10, 4)
     fill_rows(other, first_row=0, seed=1, table=3)
     assert not torch.equal(other, whole[:10])
+    shorter = torch.empty(150_000, 4)
+    fill_rows(shorter, first_row=0, seed=1, table=2, length=0.025)
+    torch.testing.assert_close(shorter, whole / 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "length"),
+    [({}, 0.25), ({"backbone": "deepfm"}, 0.025), ({"backbone": "deepfm", "initial_length": 1.0}, 1.0)],
+)
+def test_fresh_rows_are_as_long_as_the_backbone_takes_them(
+    features: FeatureSet, options: dict[str, Any], length: float
+) -> None:
+    chosen = RankerOptions(use_learn=False, **options)
+    with process_group() as process:
+        rows = weight(shard(build_ranker(features, chosen, None), chosen, features.sparse, process).model, "user_id")
+    assert rows.square().sum(1).mean().sqrt().item() == pytest.approx(length, rel=0.05)
 
 
 def test_only_the_table_rows_of_the_batch_are_trained(log, features: FeatureSet) -> None:

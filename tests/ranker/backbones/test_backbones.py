@@ -129,7 +129,8 @@ def test_din_weighs_a_sequence_by_its_activation_unit_and_sums() -> None:
         interests.append(torch.stack(rows))
     x = torch.cat([features.dense, features.sparse, *interests, features.learn], 1)
     torch.testing.assert_close(backbone(features), backbone.top(x).squeeze(1), atol=1e-3, rtol=1e-4)
-    assert [type(layer) for layer in backbone.top] == [nn.Linear, nn.PReLU] * 2 + [nn.Linear]
+    for layer, kind in zip(backbone.top, [nn.Linear, nn.PReLU] * 2 + [nn.Linear], strict=True):
+        assert isinstance(layer, kind)
 
 
 @pytest.mark.parametrize("gates", [[], ["item", "user"]])
