@@ -12,7 +12,7 @@ from learn_rank.trackers import TRACKERS
 
 BACKBONES = ("dcnv2", "deepfm", "din", "dlrm", "finalmlp", "masknet")
 _SEQUENCE_BACKBONES = ("din",)
-_ROW_LENGTHS = {"deepfm": 0.025}
+_PRODUCT_BACKBONES = ("dlrm", "deepfm", "finalmlp")  # rows reach the logit multiplied: what they start from is noise
 CVR_SPACES = ("impressions", "clicks")
 UAUC, WUAUC, AUC, LOSS = MONITORS = ("uauc", "wuauc", "auc", "loss")
 CLICK, CONVERSION, ESMM, MMOE = TASKS = ("click", "conversion", "esmm", "mmoe")
@@ -54,7 +54,9 @@ class RankerOptions:
     )
     initial_length: float = field(
         default=0.0,
-        metadata=_doc("of a table's fresh row, about; 0: 0.25, but 0.025 with deepfm, whose logit multiplies rows"),
+        metadata=_doc(
+            "of a table's fresh row, about; 0: 0.25, or 0.025 with dlrm, deepfm and finalmlp, which multiply rows"
+        ),
     )
     hidden_dims: list[int] = field(default_factory=lambda: [256, 128], metadata=_doc("widths of the backbone's MLP"))
     num_cross_layers: int = field(default=2, metadata=_doc("cross layers of dcnv2"))
@@ -247,7 +249,7 @@ class RankerOptions:
     @property
     def row_length(self) -> float:
         """About the length of a fresh row of a trainable table."""
-        return self.initial_length or _ROW_LENGTHS.get(self.backbone, 0.25)
+        return self.initial_length or (0.025 if self.backbone in _PRODUCT_BACKBONES else 0.25)
 
     def of_weights(self) -> dict[str, Any]:
         """Name -> value of the options that decide the weights: all but those about how a run is carried out.

@@ -74,7 +74,7 @@ def test_initial_rows_do_not_depend_on_how_a_table_is_sharded() -> None:
 
 @pytest.mark.parametrize(
     ("options", "length"),
-    [({}, 0.25), ({"backbone": "deepfm"}, 0.025), ({"backbone": "deepfm", "initial_length": 1.0}, 1.0)],
+    [({}, 0.25), ({"backbone": "finalmlp"}, 0.025), ({"backbone": "deepfm", "initial_length": 1.0}, 1.0)],
 )
 def test_fresh_rows_are_as_long_as_the_backbone_takes_them(
     features: FeatureSet, options: dict[str, Any], length: float
