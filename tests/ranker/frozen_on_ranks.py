@@ -26,14 +26,14 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from learn_rank import checkpoint
 from learn_rank.distributed import Process, process_group
 from learn_rank.errors import InputError
-from learn_rank.ranker.batch import BatchReader
-from learn_rank.ranker.inputs import RankerInputs, open_inputs
+from learn_rank.ranker.inputs import open_inputs
 from learn_rank.ranker.model import build_ranker, ranker_loss
 from learn_rank.ranker.options import FrozenOptions, RankerOptions
 from learn_rank.ranker.placement import TorchRecTables, place
 from learn_rank.ranker.plan import local_shards
 from learn_rank.ranker.predict import predict, score
 from learn_rank.ranker.sharding import ShardedRanker, shard
+from learn_rank.ranker.step import open_reader
 from learn_rank.ranker.tables import pad_rows
 from learn_rank.ranker.train import train
 from learn_rank.store.guard import assert_frozen
@@ -150,7 +150,7 @@ def run(prepared: Path, stores: Path, root: Path, placement: str, sharding: str,
     ranker = shard(build_ranker(inputs.features, options, frozen), options, inputs.features.sparse, process)
     missing = ranker.model.module.adaptor.item_missing
     before = missing.detach().clone()
-    reader = batch_reader(inputs, "train", process)
+    reader = open_reader(inputs, "train", OPTIONS, process)
     for batch in reader.training(seed=0, epoch=0, shuffle_rows=1000):
         ranker.zero_grad()
         sparse = pad_rows(batch.sparse, OPTIONS.batch_size // process.world_size)
@@ -158,7 +158,7 @@ def run(prepared: Path, stores: Path, root: Path, placement: str, sharding: str,
         ranker_loss(output, batch, cvr_loss_weight=0.5).total.backward()
         ranker.step()
     scores = score(
-        ranker.model, batch_reader(inputs, "test", process), frozen, process, bf16=False, description="score"
+        ranker.model, open_reader(inputs, "test", OPTIONS, process), frozen, process, bf16=False, description="score"
     )
     checkpoint.save(root / placement / sharding, state_of(ranker), {}, is_best=True)
     return {
@@ -178,17 +178,6 @@ def run(prepared: Path, stores: Path, root: Path, placement: str, sharding: str,
             for _, rows in local_shards(value)
         ),
     }
-
-
-def batch_reader(inputs: RankerInputs, split: str, process: Process) -> BatchReader:
-    return BatchReader(
-        inputs.split(split),
-        inputs.features,
-        batch_rows=OPTIONS.batch_size // process.world_size,
-        frozen=inputs.frozen,
-        rank=process.rank,
-        world_size=process.world_size,
-    )
 
 
 def copies_are_equal(stores: Path, frozen: Any) -> bool:
