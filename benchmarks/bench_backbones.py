@@ -51,8 +51,8 @@ def train_ours(run: Path, folder: Path, backbone: str, rate: float, seed: int) -
 
     options = RankerOptions(
         backbone=backbone, use_learn=False, embedding_dim=DIM, hidden_dims=list(HIDDEN), batch_size=BATCH_ROWS,
-        num_cross_layers=3, sparse_learning_rate=rate, epochs=MAX_EPOCHS, patience=PATIENCE, monitor="auc", seed=seed,
-        unknown_share=0.0, checkpoint_seconds=86_400,
+        num_cross_layers=3, cross_rank=0, sparse_learning_rate=rate, epochs=MAX_EPOCHS, patience=PATIENCE,
+        monitor="auc", seed=seed, unknown_share=0.0, checkpoint_seconds=86_400,
     )  # fmt: skip
     start = time.process_time()
     train(run / "prepare", None, folder / "train", options, validation_metric=auc)

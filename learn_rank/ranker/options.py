@@ -60,7 +60,9 @@ class RankerOptions:
     )
     hidden_dims: list[int] = field(default_factory=lambda: [256, 128], metadata=_doc("widths of the backbone's MLP"))
     num_cross_layers: int = field(default=2, metadata=_doc("cross layers of dcnv2"))
-    cross_rank: int = field(default=64, metadata=_doc("rank of the cross matrices of dcnv2"))
+    cross_rank: int = field(
+        default=64, metadata=_doc("rank of dcnv2's cross matrices; 0: full, cheaper in rows narrower than twice it")
+    )
     mask_blocks: int = field(
         default=3, metadata=_doc("parallel blocks of masknet; 0: serial ones, one for each of hidden_dims")
     )
@@ -210,9 +212,9 @@ class RankerOptions:
             raise InputError(f"negative_share is {self.negative_share}, expected 0 < negative_share <= 1")
         _check("fusion_heads", self.fusion_heads, at_least=1)
         _check("mask_blocks", self.mask_blocks, at_least=0)
-        for name in ("embedding_dim", "cross_rank", "fusion_dim", "epochs", "patience", "batch_size", "shuffle_rows"):
+        for name in ("embedding_dim", "fusion_dim", "epochs", "patience", "batch_size", "shuffle_rows"):
             _check(name, getattr(self, name), at_least=1)
-        for name in ("num_cross_layers", "cvr_loss_weight", "weight_decay", "checkpoint_seconds", "seed"):
+        for name in ("num_cross_layers", "cross_rank", "cvr_loss_weight", "weight_decay", "checkpoint_seconds", "seed"):
             _check(name, getattr(self, name), at_least=0)
         for name in ("warmup_steps", "row_wise_rows", "data_parallel_rows"):
             _check(name, getattr(self, name), at_least=0)

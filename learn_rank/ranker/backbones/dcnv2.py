@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torchrec.modules.crossnet import LowRankCrossNet
+from torchrec.modules.crossnet import CrossNet, LowRankCrossNet
 
 from learn_rank.layers import mlp
 from learn_rank.ranker.backbones.features import Features, Widths
@@ -12,15 +12,20 @@ from learn_rank.ranker.options import RankerOptions
 
 
 class DCNv2(nn.Module):
-    """Low-rank cross network beside an MLP, both over the concatenation of all features (the paper's parallel form).
+    """Cross network beside an MLP, both over the concatenation of all features (the paper's parallel form).
 
-    x_{l+1} = x_0 * (W_l V_l x_l + b_l) + x_l; LEARN features are crossed like any other.
+    x_{l+1} = x_0 * (W_l V_l x_l + b_l) + x_l, with cross_rank=0 one square matrix in place of W_l V_l; LEARN features
+    are crossed like any other.
     """
 
     def __init__(self, widths: Widths, options: RankerOptions) -> None:
         super().__init__()
         in_dim = widths.total
-        self.cross = LowRankCrossNet(in_dim, options.num_cross_layers, low_rank=min(options.cross_rank, in_dim))
+        self.cross: nn.Module
+        if options.cross_rank:
+            self.cross = LowRankCrossNet(in_dim, options.num_cross_layers, low_rank=min(options.cross_rank, in_dim))
+        else:
+            self.cross = CrossNet(in_dim, options.num_cross_layers)
         self.deep = mlp(in_dim, options.hidden_dims, dropout=options.dropout)
         self.head = nn.Linear(in_dim + options.hidden_dims[-1], 1)
 

@@ -54,12 +54,15 @@ def test_every_input_reaches_the_logit(name: str, num_dense: int, learn_dim: int
             assert (tensor.grad != 0).flatten(0, -2).any(0).all()
 
 
-def test_dcnv2_logit_worked_from_its_formula() -> None:
+@pytest.mark.parametrize("cross_rank", [0, 2])
+def test_dcnv2_logit_worked_from_its_formula(cross_rank: int) -> None:
     torch.manual_seed(0)
-    backbone = DCNv2(Widths(0, (D,) * F), replace(OPTIONS, num_cross_layers=1, cross_rank=2))
+    backbone = DCNv2(Widths(0, (D,) * F), replace(OPTIONS, num_cross_layers=1, cross_rank=cross_rank))
     x = torch.randn(B, F * D)
-    w, v, b = backbone.cross.W_kernels[0], backbone.cross.V_kernels[0], backbone.cross.bias[0]
-    crossed = x * (x @ v.T @ w.T + b) + x
+    cross = backbone.cross
+    matrix = cross.W_kernels[0] @ cross.V_kernels[0] if cross_rank else cross.kernels[0]
+    bias = nn.init.normal_(cross.bias[0])
+    crossed = x * (x @ matrix.T + bias.flatten()) + x
     expected = backbone.head(torch.cat([crossed, backbone.deep(x)], 1)).squeeze(1)
     torch.testing.assert_close(backbone(Features(torch.zeros(B, 0), x)), expected)
 
