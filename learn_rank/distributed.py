@@ -81,6 +81,18 @@ def compute_device() -> torch.device:
     return device
 
 
+def seed_rank(process: Process, *numbers: int) -> None:
+    """Seeds what this rank draws next: given the same numbers again, a resumed run does what the first one did.
+
+    So a checkpoint needs no state of generators. torch.manual_seed formats a traceback for a CUDA that is not in use,
+    which is 3 % of a small step.
+    """
+    seed = int(np.random.SeedSequence((*numbers, process.rank)).generate_state(1)[0])
+    torch.default_generator.manual_seed(seed)
+    if process.device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 def new_group(*, timeout_seconds: float = _GROUP_TIMEOUT_SECONDS) -> dist.ProcessGroup:
     """A further Gloo group of all ranks: for CPU tensors beside NCCL, or for a thread, whose collectives must not mix
     with those of training.

@@ -31,7 +31,7 @@ from learn_rank.alignment.sampling import (
 from learn_rank.alignment.towers import MeanContent, Tower, new_tower
 from learn_rank.alignment.trained import load_tower, load_tower_state, save_tower, tower_state
 from learn_rank.artifact import write_file, write_json
-from learn_rank.distributed import Process, gather_with_gradient, on_main, sum_gradients, sum_over_ranks
+from learn_rank.distributed import Process, gather_with_gradient, on_main, seed_rank, sum_gradients, sum_over_ranks
 from learn_rank.errors import InputError
 from learn_rank.io import read_table
 from learn_rank.progress import progress_bar
@@ -277,7 +277,7 @@ def _step(run: _Run, stretches: Stretches, epoch: int, step: int) -> float:
     options = run.options
     # all ranks draw the same pairs of the whole batch, and each its own dropout
     generator = np.random.default_rng((options.seed, epoch, step))
-    torch.manual_seed(int(np.random.SeedSequence((options.seed, epoch, step, run.process.rank)).generate_state(1)[0]))
+    seed_rank(run.process, options.seed, epoch, step)
     with torch.autocast(run.process.device.type, torch.bfloat16, enabled=options.bf16):
         part = (_catalogue_part if options.objective == "catalogue" else _all_action_part)(run, stretches, generator)
     sums = sum_over_ranks(torch.stack([part.total.detach().double(), part.num_terms.double()]))

@@ -134,6 +134,8 @@ def hide_values(sparse: KeyedJaggedTensor, features: FeatureSet, share: float) -
     sequence are hidden like any other, each by its own coin: later, a user's past also holds items never seen.
     """
     values = sparse.values()
+    if not share:
+        return sparse
     keyed = keyed_features(features)
     unknown = torch.tensor([feature.num_embeddings - 1 for feature in keyed.values()], device=values.device)
     counts = torch.tensor(sparse.length_per_key(), device=values.device)

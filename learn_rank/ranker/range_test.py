@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from learn_rank.distributed import Process, process_group
+from learn_rank.distributed import Process, process_group, seed_rank
 from learn_rank.errors import InputError
 from learn_rank.progress import progress_bar
 from learn_rank.ranker.batch import BatchReader, RankerBatch
@@ -19,7 +19,7 @@ from learn_rank.ranker.inputs import RankerInputs, open_inputs
 from learn_rank.ranker.model import build_ranker
 from learn_rank.ranker.options import FindOptions, FrozenOptions, RankerOptions
 from learn_rank.ranker.sharding import shard
-from learn_rank.ranker.step import DivergedError, open_reader, seed_step, train_step
+from learn_rank.ranker.step import DivergedError, open_reader, train_step
 
 SWEPT = ("learning_rate", "sparse_learning_rate")
 _BELOW_LOWEST = 10.0  # where the loss is lowest a rate is about to break: the usual choice is a tenth of it
@@ -91,7 +91,7 @@ def _sweep(option: str, inputs: RankerInputs, options: RankerOptions, find: Find
         for step, (factor, batch) in enumerate(zip(factors, batches, strict=False)):
             is_dense = option == SWEPT[0]
             ranker.scale_learning_rates(factor if is_dense else 1.0, tables=1.0 if is_dense else factor)
-            seed_step(options.seed, step, process.rank)
+            seed_rank(process, options.seed, step)
             try:
                 losses.append(train_step(ranker, batch, inputs, options, process).loss)
             except DivergedError:

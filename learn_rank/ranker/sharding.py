@@ -100,7 +100,13 @@ def shard(ranker: Ranker, options: RankerOptions, sparse: tuple[SparseFeature, .
         its_plan = {name: plan[name] for name in one.weights}
         module_plans[one.path] = torchrec_plan(one.module, its_plan, sharders[one.is_unpooled], process)
     _quieten_torchrec()
-    model = DistributedModelParallel(ranker, device=process.device, plan=ShardingPlan(module_plans), sharders=sharders)
+    model = DistributedModelParallel(
+        ranker,
+        device=process.device,
+        plan=ShardingPlan(module_plans),
+        sharders=sharders,
+        init_data_parallel=process.world_size > 1,  # a tenth of a small step, and no one there to average with
+    )
     weights = {table: name for one in collections for table, name in one.weights.items()}
     _fill_tables(model, weights, sparse, options)
     parameters = dict(model.named_parameters())

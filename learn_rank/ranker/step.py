@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from learn_rank.distributed import Process, sum_over_ranks
@@ -49,11 +48,6 @@ def open_reader(inputs: RankerInputs, split: str, options: RankerOptions, proces
         rank=process.rank,
         world_size=process.world_size,
     )
-
-
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seeds what a step drops and hides: a resumed run does the same without generator states in its checkpoint."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
 
 
 def train_step(

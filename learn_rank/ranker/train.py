@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from learn_rank import checkpoint
-from learn_rank.distributed import Process, on_main, process_group
+from learn_rank.distributed import Process, on_main, process_group, seed_rank
 from learn_rank.errors import InputError
 from learn_rank.io import read_table
 from learn_rank.progress import note
@@ -31,7 +31,7 @@ from learn_rank.ranker.predict import score
 from learn_rank.ranker.progress import Progress
 from learn_rank.ranker.saver import Saver, open_saver
 from learn_rank.ranker.sharding import ShardedRanker, shard
-from learn_rank.ranker.step import DivergedError, open_reader, seed_step, train_step
+from learn_rank.ranker.step import DivergedError, open_reader, train_step
 from learn_rank.ranker.tables import table_dim
 from learn_rank.ranker.tasks import tasks_of
 from learn_rank.ranker.warm_start import fill_from_earlier
@@ -180,7 +180,7 @@ def _train_epoch(run: _Run, reader: BatchReader) -> None:
 def _step(run: _Run, batch: RankerBatch, *, save_is_due: bool) -> bool:
     """One step, counted; tells every rank whether rank 0 says that a checkpoint is due."""
     options, progress = run.options, run.progress
-    seed_step(options.seed, progress.global_step, run.process.rank)
+    seed_rank(run.process, options.seed, progress.global_step)
     factor = learning_rate_factor(
         progress.global_step, schedule=options.schedule, warmup_steps=options.warmup_steps, num_steps=run.num_steps
     )
