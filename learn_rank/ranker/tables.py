@@ -90,7 +90,7 @@ def pad_rows(sparse: KeyedJaggedTensor, num_rows: int) -> KeyedJaggedTensor:
 
 
 @torch.no_grad()
-def fill_rows(shard: torch.Tensor, *, first_row: int, seed: int, table: int, length: float = 0.25) -> None:
+def fill_rows(shard: torch.Tensor, *, first_row: int, seed: int, table: int, length: float) -> None:
     """Initial rows first_row .. of a table, normal with standard deviation length / sqrt(D), in place.
 
     A row is the same however the table is sharded: each run of 65,536 rows has a generator of its own.

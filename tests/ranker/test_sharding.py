@@ -58,14 +58,14 @@ def trained(log, features: FeatureSet, options: RankerOptions, process: Process)
 
 def test_initial_rows_do_not_depend_on_how_a_table_is_sharded() -> None:
     whole = torch.empty(150_000, 4)
-    fill_rows(whole, first_row=0, seed=1, table=2)
+    fill_rows(whole, first_row=0, seed=1, table=2, length=0.25)
     pieces = [torch.empty(60_000, 4), torch.empty(90_000, 4)]
-    fill_rows(pieces[0], first_row=0, seed=1, table=2)
-    fill_rows(pieces[1], first_row=60_000, seed=1, table=2)
+    fill_rows(pieces[0], first_row=0, seed=1, table=2, length=0.25)
+    fill_rows(pieces[1], first_row=60_000, seed=1, table=2, length=0.25)
     assert torch.equal(torch.cat(pieces), whole)
     assert whole.std().item() == pytest.approx(0.125, rel=0.01)
     other = torch.empty(10, 4)
-    fill_rows(other, first_row=0, seed=1, table=3)
+    fill_rows(other, first_row=0, seed=1, table=3, length=0.25)
     assert not torch.equal(other, whole[:10])
     shorter = torch.empty(150_000, 4)
     fill_rows(shorter, first_row=0, seed=1, table=2, length=0.025)
