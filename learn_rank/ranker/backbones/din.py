@@ -43,8 +43,10 @@ class ActivationUnit(nn.Module):
 
     def forward(self, sequence: SequenceEmbeddings) -> torch.Tensor:
         """[B, D]."""
-        rows, places = sequence.mask.nonzero(as_tuple=True)  # most sequences are far from the longest of the batch
-        values = sequence.values[rows, places]  # [N, D]
+        # most sequences are far from the longest of the batch; by one index, whose gradient is faster than by two
+        cells = sequence.mask.flatten().nonzero().squeeze(1)
+        rows = cells // sequence.mask.shape[1]
+        values = sequence.values.flatten(0, 1).index_select(0, cells)  # [N, D]
         targets = sequence.target.index_select(0, rows)
         # the first layer by its four inputs: what it makes of t is made once a row, and v - t is never written out
         first = self.mlp[0]
