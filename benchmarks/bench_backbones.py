@@ -6,8 +6,8 @@ RUN is a run directory: `learn-rank prepare dataset=ml_1m dataset.root=DATA run_
 width, MLPs and batches for both sides of a pair; both choose among four learning rates and the epoch by validation AUC
 (ours that of the tables, theirs that of everything, which dense Adam trains). Trainings of a pair take turns. Time is
 processor time of the process, scoring of the validation rows included, data already in memory for the peers and read
-from Parquet by ours. FinalMLP needs a checkout of FuxiCTR in LEARN_RANK_FUXICTR; hosts that are not installed are left
-out by name.
+from Parquet by ours. The cross matrices of our DCNv2 are of low rank where that makes them smaller, the peer's full.
+FinalMLP needs a checkout of FuxiCTR in LEARN_RANK_FUXICTR; hosts that are not installed are left out by name.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from learn_rank.artifact import installed_versions, read_manifest, write_json, w
 from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.predict import predict
 from learn_rank.ranker.train import train
+from learn_rank.schema import FEATURES, FeatureSet
 
 PEERS = {**HOSTS, "FuxiCTR FinalMLP": ("fuxictr", FuxiCTR, "FinalMLP")}
 PAIRS = {"dcnv2": "FuxiCTR DCNv2", "finalmlp": "FuxiCTR FinalMLP", "deepfm": "DeepCTR-Torch DeepFM"}
@@ -49,10 +50,12 @@ def train_ours(run: Path, folder: Path, backbone: str, rate: float, seed: int) -
         marks.append((time.process_time() - start, float(roc_auc_score(labels, scores))))
         return marks[-1][1]
 
+    width = DIM * len(FeatureSet.read(run / "prepare" / FEATURES).sparse)
+    rank = RankerOptions().cross_rank
     options = RankerOptions(
         backbone=backbone, use_learn=False, embedding_dim=DIM, hidden_dims=list(HIDDEN), batch_size=BATCH_ROWS,
-        num_cross_layers=3, cross_rank=0, sparse_learning_rate=rate, epochs=MAX_EPOCHS, patience=PATIENCE,
-        monitor="auc", seed=seed, unknown_share=0.0, checkpoint_seconds=86_400,
+        num_cross_layers=3, cross_rank=rank if 2 * rank < width else 0, sparse_learning_rate=rate, epochs=MAX_EPOCHS,
+        patience=PATIENCE, monitor="auc", seed=seed, unknown_share=0.0, checkpoint_seconds=86_400,
     )  # fmt: skip
     start = time.process_time()
     train(run / "prepare", None, folder / "train", options, validation_metric=auc)
