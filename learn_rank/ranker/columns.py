@@ -133,9 +133,9 @@ def hide_values(sparse: KeyedJaggedTensor, features: FeatureSet, share: float) -
     would never learn what to lean on when a new user or item comes (DropoutNet, Volkovs et al. 2017). The values of a
     sequence are hidden like any other, each by its own coin: later, a user's past also holds items never seen.
     """
-    values = sparse.values()
     if not share:
         return sparse
+    values = sparse.values()
     keyed = keyed_features(features)
     unknown = torch.tensor([feature.num_embeddings - 1 for feature in keyed.values()], device=values.device)
     counts = torch.tensor(sparse.length_per_key(), device=values.device)

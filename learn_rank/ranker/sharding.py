@@ -105,8 +105,9 @@ def shard(ranker: Ranker, options: RankerOptions, sparse: tuple[SparseFeature, .
         device=process.device,
         plan=ShardingPlan(module_plans),
         sharders=sharders,
-        init_data_parallel=process.world_size > 1,  # a tenth of a small step, and no one there to average with
+        init_data_parallel=process.world_size > 1,  # alone there is no one to average with; 4 % of a small step
     )
+    model.module.to(process.device)  # the dense part; being wrapped would have moved it
     weights = {table: name for one in collections for table, name in one.weights.items()}
     _fill_tables(model, weights, sparse, options)
     parameters = dict(model.named_parameters())
