@@ -1,13 +1,16 @@
 """This package's backbones beside the same models of other libraries: test AUC, and the time to get there.
 
-    python benchmarks/bench_backbones.py run=RUN dir=DIR [seeds=3] [threads=1] [out=benchmarks/results]
+    python benchmarks/bench_backbones.py run=RUN dir=DIR [seeds=3] [threads=1] [pairs=dcnv2,finalmlp,deepfm]
+                                         [out=benchmarks/results]
 
 RUN is a run directory: `learn-rank prepare dataset=ml_1m dataset.root=DATA run_dir=RUN`. Same rows, features, embedding
 width, MLPs and batches for both sides of a pair; both choose among four learning rates and the epoch by validation AUC
-(ours that of the tables, theirs that of everything, which dense Adam trains). Trainings of a pair take turns. Time is
-processor time of the process, scoring of the validation rows included, data already in memory for the peers and read
-from Parquet by ours. The cross matrices of our DCNv2 are of low rank where that makes them smaller, the peer's full.
-FinalMLP needs a checkout of FuxiCTR in LEARN_RANK_FUXICTR; hosts that are not installed are left out by name.
+(ours that of the tables, theirs that of everything, which dense Adam trains). Trainings of a pair take turns, each in a
+process of its own: what one has set or left in memory is not the next one's. Time is processor time of the process,
+scoring of the validation rows included, data already in memory for the peers and read from Parquet by ours. The cross
+matrices of our DCNv2 are of low rank where that makes them smaller, the peer's full. pairs: some of them, by our
+backbone; their table has a file of its own. FinalMLP needs a checkout of FuxiCTR in LEARN_RANK_FUXICTR; hosts
+that are not installed are left out by name.
 """
 
 from __future__ import annotations
@@ -20,12 +23,15 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
-from host_log import Log, read_features
+from host_log import read_features
 from host_rankers import BATCH_ROWS, CHECKOUT, DIM, HIDDEN, HOSTS, FuxiCTR
 from lift_tables import read_window
 from sklearn.metrics import roc_auc_score
@@ -64,9 +70,10 @@ def train_ours(run: Path, folder: Path, backbone: str, rate: float, seed: int) -
     return {"marks": marks, "scores": scores}
 
 
-def train_peer(log: Log, name: str, rate: float, seed: int) -> dict[str, Any]:
+def train_peer(run: Path, name: str, rate: float, seed: int) -> dict[str, Any]:
     """The same of another library's model."""
     _, make, model = PEERS[name]
+    log = read_features(run)
     host = make(log, model, rate, seed)
     validation, marks, best, scores, spent = log.splits["validation"], [], -1.0, np.empty(0), 0.0
     for epoch in range(1, MAX_EPOCHS + 1):
@@ -82,13 +89,16 @@ def train_peer(log: Log, name: str, rate: float, seed: int) -> dict[str, Any]:
     return {"marks": marks, "scores": scores}
 
 
-def trained(run: Path, log: Log, folder: Path, pair: tuple[str, str], side: str, rate: float, seed: int) -> dict:
+def trained(run: Path, folder: Path, pair: tuple[str, str], side: str, rate: float, seed: int) -> dict[str, Any]:
     """A training of one side of the pair, from the folder if it is there."""
     place = folder / f"{pair[0]}-{side}" / f"rate-{rate:g}-seed-{seed}"
     if not (place / "result.json").is_file():
         place.mkdir(parents=True, exist_ok=True)
-        is_ours = side == "ours"
-        result = train_ours(run, place, pair[0], rate, seed) if is_ours else train_peer(log, pair[1], rate, seed)
+        task = (train_ours, run, place, pair[0]) if side == "ours" else (train_peer, run, pair[1])
+        with ProcessPoolExecutor(
+            1, get_context("spawn"), initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
+        ) as process:
+            result = process.submit(*task, rate, seed).result()
         np.save(place / "scores.npy", result.pop("scores"))
         write_json(place / "result.json", {**result, "rate": rate})
     found: dict[str, Any] = json.loads((place / "result.json").read_text())
@@ -98,19 +108,17 @@ def trained(run: Path, log: Log, folder: Path, pair: tuple[str, str], side: str,
     return found | {"best": best, "scores": np.load(place / "scores.npy")}
 
 
-def compare(run: Path, log: Log, folder: Path, pair: tuple[str, str], seeds: int) -> str:
+def compare(run: Path, folder: Path, pair: tuple[str, str], seeds: int) -> str:
     """A line of the table."""
     sides = ("ours", "peer")
-    first = {
-        side: max(
-            (trained(run, log, folder, pair, side, rate, 0) for rate in RATES[side]), key=lambda found: found["best"]
-        )
-        for side in sides
-    }
-    results: dict[str, list[dict[str, Any]]] = {side: [first[side]] for side in sides}
+    tried: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    for number in range(len(RATES["ours"])):
+        for side in sides:
+            tried[side].append(trained(run, folder, pair, side, RATES[side][number], 0))
+    results = {side: [max(found, key=lambda one: one["best"])] for side, found in tried.items()}
     for seed in range(1, seeds):
         for side in sides:
-            results[side].append(trained(run, log, folder, pair, side, first[side]["rate"], seed))
+            results[side].append(trained(run, folder, pair, side, results[side][0]["rate"], seed))
     window = read_window(run)
     difference = window.auc_cell(*([one["scores"] for one in results[side]] for side in ("peer", "ours")))
     aucs = {side: np.mean([roc_auc_score(window.labels, one["scores"]) for one in results[side]]) for side in sides}
@@ -118,7 +126,7 @@ def compare(run: Path, log: Log, folder: Path, pair: tuple[str, str], seeds: int
     target = min(one["best"] for side in sides for one in results[side])
     seconds = {side: np.mean([_time_to(one["marks"], target) for one in results[side]]) for side in sides}
     epoch = {side: np.mean([one["marks"][-1][0] / len(one["marks"]) for one in results[side]]) for side in sides}
-    rows = len(log.splits["train"]) / 1000
+    rows = pq.read_metadata(run / "prepare" / "interactions" / "train.parquet").num_rows / 1000
     return (
         f"| {pair[0]} | {pair[1]} | {aucs['ours']:.4f} | {aucs['peer']:.4f} | {difference} "
         f"| {rows / epoch['ours']:.0f} | {rows / epoch['peer']:.0f} ({epoch['peer'] / epoch['ours']:.2f}) "
@@ -131,9 +139,10 @@ def _time_to(marks: list[tuple[float, float]], target: float) -> float:
     return next(seconds for seconds, auc in marks if auc >= target)
 
 
-def _pairs() -> Iterator[tuple[tuple[str, str], str]]:
-    """Each pair, and why it cannot be compared here."""
-    for backbone, peer in PAIRS.items():
+def _pairs(backbones: list[str]) -> Iterator[tuple[tuple[str, str], str]]:
+    """The pair of each backbone, and why it cannot be compared here."""
+    for backbone in backbones:
+        peer = PAIRS[backbone]
         why = ""
         if importlib.util.find_spec(PEERS[peer][0]) is None:
             why = f"{peer}: not installed"
@@ -146,34 +155,36 @@ def main() -> None:
     given = dict(argument.split("=", 1) for argument in sys.argv[1:])
     torch.set_num_threads(threads := int(given.get("threads", 1)))
     run, folder, seeds = Path(given["run"]).resolve(), Path(given["dir"]).resolve(), int(given.get("seeds", 3))
+    chosen = given.get("pairs", ",".join(PAIRS))
     recipe = read_manifest(run / "prepare", stage="prepare").options["recipe"]
-    log = read_features(run)
     lines = [
         "| ours | peer | test AUC ours | peer | difference, pp | 1000 rows/s ours | peer (times ours' time) "
         "| seconds to the same validation AUC, ours | peer (times) | chosen rates |",
         "|---" * 10 + "|",
     ]
     left_out = []
-    for pair, why in _pairs():
+    for pair, why in _pairs(chosen.split(",")):
         if why:
             left_out.append(why)
             continue
-        lines.append(compare(run, log, folder, pair, seeds))
+        lines.append(compare(run, folder, pair, seeds))
         print(lines[-1], flush=True)
     versions = installed_versions()
     text = "\n\n".join([
         f"# Backbones beside their peers: {recipe['name']}",
-        f"`python benchmarks/bench_backbones.py run=RUN dir=DIR seeds={seeds} threads={threads}`",
+        f"`python benchmarks/bench_backbones.py run=RUN dir=DIR seeds={seeds} threads={threads}"
+        f"{f' pairs={chosen}' if 'pairs' in given else ''}`",
         f"{platform.machine()}, {threads} thread(s), torch {versions['torch']}. Means over {seeds} seeds. Difference "
         "of test AUC with the mean of the seeds' paired 95 % intervals, clustered by user. Embeddings of "
         f"{DIM}, MLPs {'-'.join(map(str, HIDDEN))}, batches of {BATCH_ROWS}. Processor time; a pair's trainings take "
-        "turns. Rates: of the tables (ours), of all (peer), by validation AUC of seed 0.",
+        "turns, each in a process of its own. Rates: of the tables (ours), of all (peer), by validation AUC of seed 0.",
         "\n".join(lines),
         *(["Left out: " + "; ".join(left_out) + "."] if left_out else []),
     ]) + "\n"  # fmt: skip
     out = Path(given.get("out", "benchmarks/results"))
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / f"backbones_{recipe['name']}.md", text)
+    part = f"_{chosen}" if "pairs" in given else ""
+    write_text(out / f"backbones_{recipe['name']}{part}.md", text)
     print(text)
 
 

@@ -18,6 +18,7 @@ from torch import distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from learn_rank.errors import InputError
+from learn_rank.memory import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -52,6 +53,7 @@ def process_group(*, timeout_seconds: int = 600) -> Iterator[Process]:
     if dist.is_initialized():
         yield _process(device)
         return
+    keep_freed_memory()
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",

@@ -1,13 +1,17 @@
-"""Sizes of memory: what a user writes, and what this host has left."""
+"""Memory: sizes as a user writes them, what this host has left, and what a process keeps of what it has freed."""
 
 from __future__ import annotations
 
+import ctypes
+import os
 from pathlib import Path
 
 from learn_rank.errors import InputError
 
 _UNITS = {"MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _CGROUP = Path("/sys/fs/cgroup")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_LARGE_BLOCK = 256 << 20
 
 
 def parse_bytes(text: str, *, name: str) -> int:
@@ -47,6 +51,19 @@ def available_bytes() -> int:
     Page cache that can be given back counts as available.
     """
     return min(_host_bytes(Path("/proc/meminfo").read_text()), _cgroup_bytes(_CGROUP))
+
+
+def keep_freed_memory() -> bool:
+    """Has the C library keep freed blocks of up to 256 MiB for the next who asks; says whether it does.
+
+    A training step frees what the next one asks for again, and a page that has been to the operating system and back
+    is cleared at its first touch. Left alone are other C libraries than glibc, and a process whose environment says
+    what it wants (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None or {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & os.environ.keys():
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK) and mallopt(_M_TRIM_THRESHOLD, -1))
 
 
 def _host_bytes(meminfo: str) -> int:

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import ctypes
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,3 +44,28 @@ def test_sizes_are_powers_of_1024_with_an_i_and_of_1000_without(text, size):
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(InputError, match=f"limit is '{text}', expected a size such as 512MiB or 2GiB"):
         parse_bytes(text, name="limit")
+
+
+FAULTS = """
+import resource
+import numpy as np
+from learn_rank.memory import keep_freed_memory
+
+print(keep_freed_memory())
+np.ones(50 << 20, np.int8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    np.ones(50 << 20, np.int8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this C library has no mallopt")
+@pytest.mark.parametrize(("environment", "is_kept"), [({}, "True"), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, "False")])
+def test_freed_blocks_are_taken_again_unless_the_environment_says_otherwise(environment, is_kept):
+    unset = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    told = subprocess.run([sys.executable, "-c", FAULTS], env=unset | environment, capture_output=True, text=True)
+    kept, faults = told.stdout.split()
+    assert kept == is_kept
+    # of 50 MiB in pages of 4 KiB or more; left alone, each of the five blocks is new memory
+    assert (int(faults) < 50) == (is_kept == "True")
