@@ -10,7 +10,6 @@ already is not trained again.
 from __future__ import annotations
 
 import os
-import platform
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from lift_tables import HOW, cell, read_window
+from result_page import machine, write_page
 from study import measure
 
-from learn_rank.artifact import installed_versions, read_manifest, write_text
+from learn_rank.artifact import read_manifest
 from learn_rank.ranker.options import RankerOptions
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -69,19 +69,16 @@ def main() -> None:
         epochs = ", ".join(str(result["epoch"]) for result in results)
         lines.append(f"| {name} | {lift.treatment:.4f} | {' | '.join(cells)} | {epochs} |")
         print(lines[-1], flush=True)
-    versions = installed_versions()
-    text = "\n\n".join([
+    write_page(
+        given,
+        f"adaptor_{recipe['name']}_{backbone}",
         f"# The adaptor's options: {recipe['name']}, {backbone}",
         f"`python benchmarks/bench_adaptor.py run=RUN dir=DIR seeds={seeds} backbone={backbone}"
         f"{' bf16=1' if bf16 else ''}`",
-        f"{platform.machine()}, {threads} thread(s), torch {versions['torch']}. Validation window, by which each "
+        f"{machine(threads)} Validation window, by which each "
         f"training's epoch was chosen too; means over {seeds} seeds. {HOW}",
         "\n".join(lines),
-    ]) + "\n"  # fmt: skip
-    out = Path(given.get("out", "benchmarks/results"))
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / f"adaptor_{recipe['name']}_{backbone}.md", text)
-    print(text)
+    )
 
 
 if __name__ == "__main__":

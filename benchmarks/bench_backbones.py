@@ -8,9 +8,9 @@ width, MLPs and batches for both sides of a pair; both choose among four learnin
 (ours that of the tables, theirs that of everything, which dense Adam trains). Trainings of a pair take turns, each in a
 process of its own: what one has set or left in memory is not the next one's. Time is processor time of the process,
 scoring of the validation rows included, data already in memory for the peers and read from Parquet by ours. The cross
-matrices of our DCNv2 are of low rank where that makes them smaller, the peer's full. pairs: some of them, by our
-backbone; their table has a file of its own. FinalMLP needs a checkout of FuxiCTR in LEARN_RANK_FUXICTR; hosts
-that are not installed are left out by name.
+matrices of our DCNv2 are of low rank where that makes them smaller, the peer's full. pairs: by our backbone; the page
+of some is named by them. FinalMLP needs a checkout of FuxiCTR in LEARN_RANK_FUXICTR; hosts that are not installed are
+left out by name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import platform
 import shutil
 import sys
 import time
@@ -34,9 +33,10 @@ import torch
 from host_log import read_features
 from host_rankers import BATCH_ROWS, CHECKOUT, DIM, HIDDEN, HOSTS, FuxiCTR
 from lift_tables import read_window
+from result_page import machine, of_some, write_page
 from sklearn.metrics import roc_auc_score
 
-from learn_rank.artifact import installed_versions, read_manifest, write_json, write_text
+from learn_rank.artifact import read_manifest, write_json
 from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.predict import predict
 from learn_rank.ranker.train import train
@@ -155,7 +155,7 @@ def main() -> None:
     given = dict(argument.split("=", 1) for argument in sys.argv[1:])
     torch.set_num_threads(threads := int(given.get("threads", 1)))
     run, folder, seeds = Path(given["run"]).resolve(), Path(given["dir"]).resolve(), int(given.get("seeds", 3))
-    chosen = given.get("pairs", ",".join(PAIRS))
+    chosen = given.get("pairs", ",".join(PAIRS)).split(",")
     recipe = read_manifest(run / "prepare", stage="prepare").options["recipe"]
     lines = [
         "| ours | peer | test AUC ours | peer | difference, pp | 1000 rows/s ours | peer (times ours' time) "
@@ -163,29 +163,25 @@ def main() -> None:
         "|---" * 10 + "|",
     ]
     left_out = []
-    for pair, why in _pairs(chosen.split(",")):
+    for pair, why in _pairs(chosen):
         if why:
             left_out.append(why)
             continue
         lines.append(compare(run, folder, pair, seeds))
         print(lines[-1], flush=True)
-    versions = installed_versions()
-    text = "\n\n".join([
+    write_page(
+        given,
+        f"backbones_{recipe['name']}{of_some(chosen, PAIRS)}",
         f"# Backbones beside their peers: {recipe['name']}",
-        f"`python benchmarks/bench_backbones.py run=RUN dir=DIR seeds={seeds} threads={threads}"
-        f"{f' pairs={chosen}' if 'pairs' in given else ''}`",
-        f"{platform.machine()}, {threads} thread(s), torch {versions['torch']}. Means over {seeds} seeds. Difference "
+        f"`python benchmarks/bench_backbones.py run=RUN dir=DIR seeds={seeds} threads={threads} "
+        f"pairs={','.join(chosen)}`",
+        f"{machine(threads)} Means over {seeds} seeds. Difference "
         "of test AUC with the mean of the seeds' paired 95 % intervals, clustered by user. Embeddings of "
         f"{DIM}, MLPs {'-'.join(map(str, HIDDEN))}, batches of {BATCH_ROWS}. Processor time; a pair's trainings take "
         "turns, each in a process of its own. Rates: of the tables (ours), of all (peer), by validation AUC of seed 0.",
         "\n".join(lines),
-        *(["Left out: " + "; ".join(left_out) + "."] if left_out else []),
-    ]) + "\n"  # fmt: skip
-    out = Path(given.get("out", "benchmarks/results"))
-    out.mkdir(parents=True, exist_ok=True)
-    part = f"_{chosen}" if "pairs" in given else ""
-    write_text(out / f"backbones_{recipe['name']}{part}.md", text)
-    print(text)
+        f"Left out: {'; '.join(left_out)}." if left_out else "",
+    )
 
 
 if __name__ == "__main__":

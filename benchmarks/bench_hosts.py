@@ -17,7 +17,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -30,9 +29,10 @@ import torch
 from host_log import Log, Rows, read_log, wide_log
 from host_rankers import BATCH_ROWS, HOSTS, PREDICT_ROWS, Host
 from lift_tables import HOW, Window, cell, read_window
+from result_page import machine, write_page
 
 from learn_rank.adaptor import AdaptorOutput, LearnAdaptor, LearnFeatures, VectorTable
-from learn_rank.artifact import installed_versions, read_manifest, write_json, write_text
+from learn_rank.artifact import read_manifest, write_json
 from learn_rank.evaluation import EvaluateOptions, evaluate, write_report
 from learn_rank.evaluation.evaluate import user_auc
 
@@ -215,12 +215,14 @@ def main() -> None:
             cells += [f"{before:.1f}", f"{after:.1f} ({after / before - 1:+.0%})"]
         expense.append(f"| {name} | {' | '.join(cells)} |")
         print(f"{quality[-1]}\n{expense[-1]}", flush=True)
-    versions = installed_versions()
-    parts = [
+    left_out = [name for name in asked if name not in names]
+    write_page(
+        settings,
+        f"hosts_{recipe['name']}",
         f"# LEARN in rankers of other libraries: {recipe['name']}",
         f"`python benchmarks/bench_hosts.py run=RUN dir=DIR seeds={len(seeds)} "
         f"rates={','.join(f'{rate:g}' for rate in grid)} threads={threads} normalization={normalization}`",
-        f"{platform.machine()}, {threads} thread(s), torch {versions['torch']}. Test window, {len(seeds)} seeds. {HOW} "
+        f"{machine(threads)} Test window, {len(seeds)} seeds. {HOW} "
         f"Learning rate ({', '.join(f'{rate:g}' for rate in grid)}; at seed 0) and epoch by validation UAUC, for every "
         "arm alike.",
         "\n".join(quality),
@@ -230,14 +232,8 @@ def main() -> None:
         "interleaved rounds, the making of the batches included.",
         "\n".join(expense),
         "\n".join(chosen),
-    ]
-    if left_out := [name for name in asked if name not in names]:
-        parts.append(f"Not installed, left out: {', '.join(left_out)}.")
-    text = "\n\n".join(parts) + "\n"
-    out = Path(settings.get("out", "benchmarks/results"))
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / f"hosts_{recipe['name']}.md", text)
-    print(text)
+        f"Not installed, left out: {', '.join(left_out)}." if left_out else "",
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ so that what else the machine does falls on all alike. The first 50 calls are no
 from __future__ import annotations
 
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,8 +20,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from result_page import machine, write_page
 
-from learn_rank.artifact import installed_versions, read_manifest, write_text
+from learn_rank.artifact import read_manifest
 from learn_rank.cli.main import main as learn_rank
 from learn_rank.ranker.dense_scorer import can_write_onnx, load_scorer
 from learn_rank.serving import Scorer
@@ -55,23 +55,19 @@ def main() -> None:
     lines = ["| | p50 ms | p99 ms | with lookup: p50 | p99 |", "|---" * 5 + "|"]
     lines.append(f"| lookup | {percentiles(lookup)} | | |")
     lines += [f"| {way} | {percentiles(dense)} | {percentiles(lookup + dense)} |" for way, dense in spent.items()]
-    versions = installed_versions()
     options = read_manifest(run / "train" / arm, stage="train").options
-    text = "\n\n".join([
+    write_page(
+        given,
+        "scoring",
         "# Scoring one user's candidates",
         f"`python benchmarks/bench_scoring.py run=RUN dir=DIR arm={arm} candidates={candidates} calls={calls} "
         f"threads={threads}`",
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {versions['python']}, torch {versions['torch']}; "
-        f"{threads} thread(s). {read_manifest(run / 'prepare', stage='prepare').options['recipe']['name']}, "
+        f"{machine(threads)} {read_manifest(run / 'prepare', stage='prepare').options['recipe']['name']}, "
         f"{options['backbone']}, task={options['task']}: {len(model.sparse)} sparse and {len(model.dense)} dense "
         f"features, {len(model.sequences)} sequences; rows {model.width} wide"
         f"{' and LEARN vectors' if model.has_learn else ''}; {candidates} candidates, {calls} calls, interleaved.",
         "\n".join(lines),
-    ]) + "\n"  # fmt: skip
-    out = Path(given.get("out", "benchmarks/results"))
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "scoring.md", text)
-    print(text)
+    )
 
 
 def eager(run: Path, arm: str, *, bf16: bool) -> Run:

@@ -12,13 +12,13 @@ vectors (the control); the adaptor on content embeddings. Each is trained with t
 share, at seed 0, the first being the defaults; LEARN's own options are drawn within the same trials. The setting with
 the best validation UAUC is trained with the other seeds; bf16=1 computes all of them in bfloat16. What is in DIR
 already is not trained again: a killed study goes on, and several processes with different backbones may share DIR.
+The page of some backbones is named by them.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import sys
 import time
@@ -29,13 +29,15 @@ from typing import Any
 import numpy as np
 import torch
 from lift_tables import HOW, Window, cell, read_window
+from result_page import machine, of_some, write_page
 
-from learn_rank.artifact import installed_versions, read_manifest, write_json, write_text
+from learn_rank.artifact import read_manifest, write_json
 from learn_rank.cli.validation import validation_uauc
 from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.predict import predict
 from learn_rank.ranker.train import train
 
+BACKBONES = ("dcnv2", "din", "finalmlp")
 ARMS: dict[str, dict[str, Any]] = {
     "baseline": {"use_learn": False},
     "raw vectors": {"use_fusion": False},
@@ -181,26 +183,23 @@ def main() -> None:
     content = Path(given["content"]).resolve() if "content" in given else None
     seeds, trials = int(given.get("seeds", 5)), int(given.get("trials", 6))
     bf16 = given.get("bf16", "0") == "1"
-    backbones = given.get("backbones", "dcnv2,din,finalmlp").split(",")
+    backbones = given.get("backbones", ",".join(BACKBONES)).split(",")
     recipe = read_manifest(run / "prepare", stage="prepare").options["recipe"]
     window = read_window(run)
     found = {one: study(run, content, one, folder, seeds=seeds, trials=trials, bf16=bf16) for one in backbones}
-    versions = installed_versions()
-    text = "\n\n".join([
+    write_page(
+        given,
+        f"study_{recipe['name']}{of_some(backbones, BACKBONES)}",
         f"# Does LEARN help? {recipe['name']}",
         f"`python benchmarks/study.py run=RUN dir=DIR seeds={seeds} trials={trials} backbones={','.join(backbones)}"
         f"{' content=CONTENT' if content else ''}{' bf16=1' if bf16 else ''}`",
-        f"{platform.machine()}, {threads} thread(s), torch {versions['torch']}. Test window of {len(window.labels):,} "
+        f"{machine(threads)} Test window of {len(window.labels):,} "
         f"rows, means over {seeds} seeds. {HOW} Every arm has the same {trials} trials at seed 0, the best by "
         "validation UAUC; epochs by validation UAUC. Intervals of AUC: the mean of those of the seeds.",
         overall_table(window, found),
         segment_table(window, found),
         chosen_table(found),
-    ]) + "\n"  # fmt: skip
-    out = Path(given.get("out", "benchmarks/results"))
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / f"study_{recipe['name']}.md", text)
-    print(text)
+    )
 
 
 if __name__ == "__main__":

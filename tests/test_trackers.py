@@ -67,6 +67,7 @@ def test_wandb_holds_the_scalars_of_a_run_offline(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setattr(trackers, "_CLOSE_SECONDS", 240)  # its service may take minutes to start on a busy machine
     track("wandb", tmp_path / "train", (20, 0.5), (40, 0.25))
     run_id = (tmp_path / "train" / "wandb.id").read_text()
     (log,) = tmp_path.glob(f"wandb/offline-run-*/run-{run_id}.wandb")
