@@ -43,7 +43,7 @@ CVR_WEIGHT, VECTOR_DROPOUT = 0.5, 0.3
 TIMED_ROWS, TIMED_HIDDEN, ROUNDS = 40_960, (400, 400, 400), 5
 
 
-class RawVectors(LearnFeatures):
+class RawFeatures(LearnFeatures):
     """The vectors as the adaptor normalises them, without a fusion of them."""
 
     @property
@@ -69,7 +69,7 @@ def build(
     host = make(log, model, rate, seed, **size)
     if arm != "alone":
         torch.manual_seed(seed)
-        features = RawVectors if arm == "raw vectors" else LearnFeatures
+        features = RawFeatures if arm == "raw vectors" else LearnFeatures
         adaptor = LearnAdaptor(tables[0].dim, tables[1].dim, normalization=normalization, vector_dropout=VECTOR_DROPOUT)
         host.attach(features(*tables, adaptor), 0.0 if arm == "raw vectors" else CVR_WEIGHT)
     return host
