@@ -110,11 +110,11 @@ def trained(run: Path, folder: Path, pair: tuple[str, str], side: str, rate: flo
 
 def compare(run: Path, folder: Path, pair: tuple[str, str], seeds: int) -> str:
     """A line of the table."""
-    sides = ("ours", "peer")
+    sides = tuple(RATES)
     tried: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
-    for number in range(len(RATES["ours"])):
-        for side in sides:
-            tried[side].append(trained(run, folder, pair, side, RATES[side][number], 0))
+    for rates in zip(*RATES.values(), strict=True):
+        for side, rate in zip(sides, rates, strict=True):
+            tried[side].append(trained(run, folder, pair, side, rate, 0))
     results = {side: [max(found, key=lambda one: one["best"])] for side, found in tried.items()}
     for seed in range(1, seeds):
         for side in sides:

@@ -65,6 +65,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_freed_blocks_are_taken_again_unless_the_environment_says_otherwise(environment, is_kept):
     unset = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     told = subprocess.run([sys.executable, "-c", FAULTS], env=unset | environment, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
     kept, faults = told.stdout.split()
     assert kept == is_kept
     # of 50 MiB in pages of 4 KiB or more; left alone, each of the five blocks is new memory

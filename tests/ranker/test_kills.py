@@ -103,7 +103,7 @@ prepared, stores, jobs, seed = sys.argv[1:]
 prepared, stores, moments = Path(prepared), Path(stores), random.Random(int(seed))
 for directory, options in json.loads(jobs).items():
     directory, options = Path(directory), RankerOptions(**options)
-    kills = sum(kill(start(directory, options), directory, is_saving=number % 2 == 1) for number in range(3))
+    kills = sum(kill(start(directory, options), directory, is_saving=number % 2 == 1) for number in range(4))
     assert kills >= 2, kills
     assert os.waitpid(start(directory, options), 0)[1] == 0
 """
