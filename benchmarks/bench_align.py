@@ -15,8 +15,6 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import math
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -30,6 +28,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from align_peers import MOST, RECBOLE_ROWS, RecBole, Step
+from result_page import machine, write_page
 from torch.nn import functional as F
 
 from learn_rank.alignment.gallery import Gallery
@@ -40,7 +39,7 @@ from learn_rank.alignment.sampling import epoch_steps, next_item_rows
 from learn_rank.alignment.towers import Tower, new_tower
 from learn_rank.alignment.train import _Catalogue, _Run, _step
 from learn_rank.alignment.vectors import user_vectors
-from learn_rank.artifact import Manifest, installed_versions, publish
+from learn_rank.artifact import Manifest, publish
 from learn_rank.distributed import Process, compute_device, process_group
 from learn_rank.store.reader import FrozenStore
 from learn_rank.store.writer import write_store
@@ -353,18 +352,13 @@ def main() -> None:
     texts = [
         "# Alignment speed",
         f"`python benchmarks/bench_align.py sections={','.join(chosen)} rounds={rounds}`",
-        f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads, Python "
-        f"{platform.python_version()}, torch {installed_versions()['torch']}; medians of {rounds} rounds; "
+        f"{machine(torch.get_num_threads())} Medians of {rounds} rounds; "
         f"{histories.num_users:,} users, {len(histories.items):,} interactions.",
     ]
     for name in chosen:
         with tempfile.TemporaryDirectory() as folder:
             texts += [f"## {name.capitalize()}", sections[name](Path(folder))]
-    text = "\n\n".join(texts) + "\n"
-    out = Path(settings.get("out", "benchmarks/results"))
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "align.md").write_text(text)
-    print(text)
+    write_page(settings, "align", *texts)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ RUN is a run directory: `learn-rank prepare dataset=ml_1m dataset.root=DATA run_
 width, MLPs and batches for both sides of a pair; both choose among four learning rates and the epoch by validation AUC
 (ours that of the tables, theirs that of everything, which dense Adam trains). Trainings of a pair take turns, each in a
 process of its own: what one has set or left in memory is not the next one's. Time is processor time of the process,
-scoring of the validation rows included, data already in memory for the peers and read from Parquet by ours. The cross
-matrices of our DCNv2 are of low rank where that makes them smaller, the peer's full. pairs: by our backbone; the page
-of some is named by them. FinalMLP needs a checkout of FuxiCTR in LEARN_RANK_FUXICTR; hosts that are not installed are
-left out by name.
+scoring of the validation rows included. Each library reads training rows by its own loader, in that process: ours from
+Parquet, FuxiCTR's RankDataLoader and DeepCTR-Torch's fit from memory. FuxiCTR's models are trained once more without
+its loader, from arrays that a line of NumPy cuts into batches: what a better loader could gain them. The cross matrices
+of our DCNv2 are of low rank where that makes them smaller, the peer's full. pairs: by our backbone; the page of some is
+named by them. FinalMLP needs a checkout of FuxiCTR in LEARN_RANK_FUXICTR; hosts that are not installed are left out by
+name.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ from learn_rank.schema import FEATURES, FeatureSet
 PEERS = {**HOSTS, "FuxiCTR FinalMLP": ("fuxictr", FuxiCTR, "FinalMLP")}
 PAIRS = {"dcnv2": "FuxiCTR DCNv2", "finalmlp": "FuxiCTR FinalMLP", "deepfm": "DeepCTR-Torch DeepFM"}
 RATES = {"ours": (0.01, 0.03, 0.1, 0.2), "peer": (3e-4, 1e-3, 3e-3, 1e-2)}
+ARRAYS = "arrays"  # the peer without its loader, at the rate chosen with it
 MAX_EPOCHS, PATIENCE = 10, 2
 
 
@@ -70,15 +73,19 @@ def train_ours(run: Path, folder: Path, backbone: str, rate: float, seed: int) -
     return {"marks": marks, "scores": scores}
 
 
-def train_peer(run: Path, name: str, rate: float, seed: int) -> dict[str, Any]:
-    """The same of another library's model."""
+def train_peer(run: Path, name: str, use_loader: bool, rate: float, seed: int) -> dict[str, Any]:
+    """The same of another library's model; use_loader: read by FuxiCTR's own."""
     _, make, model = PEERS[name]
     log = read_features(run)
     host = make(log, model, rate, seed)
+    loader = host.open_loader(log.splits["train"]) if use_loader else None
     validation, marks, best, scores, spent = log.splits["validation"], [], -1.0, np.empty(0), 0.0
     for epoch in range(1, MAX_EPOCHS + 1):
         start = time.process_time()
-        host.train_epoch(log.splits["train"], seed * 100 + epoch)
+        if loader is None:
+            host.train_epoch(log.splits["train"], seed * 100 + epoch)
+        else:
+            host.train_epoch_of(loader)
         found = float(roc_auc_score(validation.label, host.predict(validation)))
         spent += time.process_time() - start
         marks.append((spent, found))
@@ -94,7 +101,9 @@ def trained(run: Path, folder: Path, pair: tuple[str, str], side: str, rate: flo
     place = folder / f"{pair[0]}-{side}" / f"rate-{rate:g}-seed-{seed}"
     if not (place / "result.json").is_file():
         place.mkdir(parents=True, exist_ok=True)
-        task = (train_ours, run, place, pair[0]) if side == "ours" else (train_peer, run, pair[1])
+        task: tuple[Any, ...] = (train_ours, run, place, pair[0])
+        if side != "ours":
+            task = train_peer, run, pair[1], side == "peer" and _has_loader(pair[1])
         with ProcessPoolExecutor(
             1, get_context("spawn"), initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
         ) as process:
@@ -110,29 +119,38 @@ def trained(run: Path, folder: Path, pair: tuple[str, str], side: str, rate: flo
 
 def compare(run: Path, folder: Path, pair: tuple[str, str], seeds: int) -> str:
     """A line of the table."""
-    sides = tuple(RATES)
-    tried: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    tried: dict[str, list[dict[str, Any]]] = {side: [] for side in RATES}
     for rates in zip(*RATES.values(), strict=True):
-        for side, rate in zip(sides, rates, strict=True):
+        for side, rate in zip(RATES, rates, strict=True):
             tried[side].append(trained(run, folder, pair, side, rate, 0))
-    results = {side: [max(found, key=lambda one: one["best"])] for side, found in tried.items()}
-    for seed in range(1, seeds):
-        for side in sides:
-            results[side].append(trained(run, folder, pair, side, results[side][0]["rate"], seed))
+    chosen = {side: max(found, key=lambda one: one["best"])["rate"] for side, found in tried.items()}
+    if _has_loader(pair[1]):
+        chosen[ARRAYS] = chosen["peer"]
+    results: dict[str, list[dict[str, Any]]] = {side: [] for side in chosen}
+    for seed in range(seeds):
+        for side, rate in chosen.items():
+            results[side].append(trained(run, folder, pair, side, rate, seed))
     window = read_window(run)
     difference = window.auc_cell(*([one["scores"] for one in results[side]] for side in ("peer", "ours")))
-    aucs = {side: np.mean([roc_auc_score(window.labels, one["scores"]) for one in results[side]]) for side in sides}
-    # to a quality that both reach: the worse of their best epochs
-    target = min(one["best"] for side in sides for one in results[side])
-    seconds = {side: np.mean([_time_to(one["marks"], target) for one in results[side]]) for side in sides}
-    epoch = {side: np.mean([one["marks"][-1][0] / len(one["marks"]) for one in results[side]]) for side in sides}
-    rows = pq.read_metadata(run / "prepare" / "interactions" / "train.parquet").num_rows / 1000
-    return (
-        f"| {pair[0]} | {pair[1]} | {aucs['ours']:.4f} | {aucs['peer']:.4f} | {difference} "
-        f"| {rows / epoch['ours']:.0f} | {rows / epoch['peer']:.0f} ({epoch['peer'] / epoch['ours']:.2f}) "
-        f"| {seconds['ours']:.0f} | {seconds['peer']:.0f} ({seconds['peer'] / seconds['ours']:.2f}) "
-        f"| {results['ours'][0]['rate']:g}, {results['peer'][0]['rate']:g} |"
-    )
+    aucs = {side: np.mean([roc_auc_score(window.labels, one["scores"]) for one in results[side]]) for side in chosen}
+    # to a quality that all reach: the worst of their best epochs
+    target = min(one["best"] for found in results.values() for one in found)
+    seconds = {side: np.mean([_time_to(one["marks"], target) for one in found]) for side, found in results.items()}
+    epoch = {
+        side: np.mean([one["marks"][-1][0] / len(one["marks"]) for one in found]) for side, found in results.items()
+    }
+    thousands = pq.read_metadata(run / "prepare" / "interactions" / "train.parquet").num_rows / 1000
+    speed = {side: thousands / mean for side, mean in epoch.items()}
+    cells = [*pair, f"{aucs['ours']:.4f}", f"{aucs['peer']:.4f}", difference]
+    for shown, times in ((speed, epoch), (seconds, seconds)):
+        cells.append(f"{shown['ours']:.0f}")
+        for side in ("peer", ARRAYS):
+            cells.append(f"{shown[side]:.0f} ({times[side] / times['ours']:.2f})" if side in shown else "")
+    return f"| {' | '.join(cells)} | {chosen['ours']:g}, {chosen['peer']:g} |"
+
+
+def _has_loader(peer: str) -> bool:
+    return PEERS[peer][1] is FuxiCTR
 
 
 def _time_to(marks: list[tuple[float, float]], target: float) -> float:
@@ -158,9 +176,10 @@ def main() -> None:
     chosen = given.get("pairs", ",".join(PAIRS)).split(",")
     recipe = read_manifest(run / "prepare", stage="prepare").options["recipe"]
     lines = [
-        "| ours | peer | test AUC ours | peer | difference, pp | 1000 rows/s ours | peer (times ours' time) "
-        "| seconds to the same validation AUC, ours | peer (times) | chosen rates |",
-        "|---" * 10 + "|",
+        "| ours | peer | test AUC ours | peer | difference, pp "
+        "| 1000 rows/s ours | peer (times ours' time) | peer, of arrays (times) "
+        "| seconds to the same validation AUC, ours | peer (times) | peer, of arrays (times) | chosen rates |",
+        "|---" * 12 + "|",
     ]
     left_out = []
     for pair, why in _pairs(chosen):
@@ -178,7 +197,8 @@ def main() -> None:
         f"{machine(threads)} Means over {seeds} seeds. Difference "
         "of test AUC with the mean of the seeds' paired 95 % intervals, clustered by user. Embeddings of "
         f"{DIM}, MLPs {'-'.join(map(str, HIDDEN))}, batches of {BATCH_ROWS}. Processor time; a pair's trainings take "
-        "turns, each in a process of its own. Rates: of the tables (ours), of all (peer), by validation AUC of seed 0.",
+        "turns, each in a process of its own. Each reads by its own loader; FuxiCTR's models also without one, from "
+        "arrays in memory. Rates: of the tables (ours), of all (peer), by validation AUC of seed 0.",
         "\n".join(lines),
         f"Left out: {'; '.join(left_out)}." if left_out else "",
     )

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from result_page import machine, write_page
 
 from learn_rank.evaluation import EvaluateOptions, evaluate
 
@@ -280,20 +279,18 @@ SLOW_PEERS = {
 def main() -> None:
     settings = dict(argument.split("=", 1) for argument in sys.argv[1:])
     rows, rounds = int(float(settings.get("rows", 1e7))), int(settings.get("rounds", 3))
-    out = Path(settings.get("out", "benchmarks/results"))
     big, small = generate(rows), generate(max(rows // 10, 1000), seed=1)
-    parts = [
-        f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, Python "
-        f"{platform.python_version()}; medians of {rounds} interleaved rounds. Every method gives UAUC and WUAUC of "
+    write_page(
+        settings,
+        "evaluate",
+        "# Evaluation speed",
+        f"`python benchmarks/bench_evaluate.py rows={rows} rounds={rounds}`",
+        f"{machine(packages=['pyarrow'])} Medians of {rounds} interleaved rounds. Every method gives UAUC and WUAUC of "
         "one model from rows in memory, in random order; ours also as two models with all slices and intervals, and as "
         "a whole report (exact AUC with intervals, calibration, bootstrap). Peers use the threads they choose.",
         compare("Fast peers", big, FAST_PEERS, rounds),
         compare("Slow peers", small, SLOW_PEERS, rounds),
-    ]
-    text = "\n\n".join(parts) + "\n"
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "evaluate.md").write_text("# Evaluation speed\n\n`python benchmarks/bench_evaluate.py`\n\n" + text)
-    print(text)
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import platform
 import statistics
 import sys
 import time
@@ -23,8 +22,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from result_page import machine, write_page
 
-from learn_rank.artifact import installed_versions
 from learn_rank.content.encoder import EncoderOptions
 from learn_rank.content.huggingface import TextEncoder
 from learn_rank.pretrained import load_model, load_tokenizer, locate_model
@@ -114,26 +113,16 @@ def main() -> None:
         f"| {wall / found[OURS][0]:.2f} | {cpu / found[OURS][1]:.2f} |"
         for name, (wall, cpu) in found.items()
     ]
-    versions = installed_versions()
-    text = "\n".join(
-        [
-            "# Content extraction",
-            "",
-            f"`python benchmarks/bench_extract.py texts={count} rounds={rounds}`",
-            "",
-            f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads, Python "
-            f"{platform.python_version()}, torch {versions['torch']}, transformers {versions['transformers']}; medians "
-            f"of {rounds} interleaved rounds. {len(texts):,} texts of {tokens:,} tokens, all-MiniLM-L6-v2; tokenising "
-            "counts, loading the model does not.",
-            *([f"{peer} is not installed and left out."] if is_missing else []),
-            "",
-            *lines,
-        ]
+    write_page(
+        settings,
+        "extract",
+        "# Content extraction",
+        f"`python benchmarks/bench_extract.py texts={count} rounds={rounds}`",
+        f"{machine(torch.get_num_threads(), ['torch', 'transformers'])} Medians of {rounds} interleaved rounds. "
+        f"{len(texts):,} texts of {tokens:,} tokens, all-MiniLM-L6-v2; tokenising counts, loading the model does not.",
+        f"{peer} is not installed and left out." if is_missing else "",
+        "\n".join(lines),
     )
-    out = Path(settings.get("out", "benchmarks/results"))
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "extract.md").write_text(text + "\n")
-    print(text)
 
 
 if __name__ == "__main__":

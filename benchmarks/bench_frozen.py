@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import gc
 import os
-import platform
 import statistics
 import sys
 import time
@@ -26,8 +25,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 from frozen_peers import BATCH, DIM, ROW_PEERS, SMALL_ONLY, VECTOR_PEERS, Int64Array, Peer, Table, open_table, spread
+from result_page import machine, rows_of, write_page
 
-from learn_rank.artifact import Manifest, installed_versions, publish
+from learn_rank.artifact import Manifest, publish
 from learn_rank.store.files import ROWS
 from learn_rank.store.reader import FrozenStore
 from learn_rank.store.writer import StoreWriter
@@ -288,26 +288,20 @@ def sizes(table: Table) -> str:
 def main() -> None:
     settings = dict(argument.split("=", 1) for argument in sys.argv[1:])
     folder, rounds = Path(settings["dir"]), int(settings.get("rounds", 15))
-    out = Path(settings.get("out", "benchmarks/results"))
     for num_rows in (int(float(rows)) for rows in settings.get("rows", "1e6,2e7").split(",")):
         table = open_table(folder / str(num_rows), num_rows)
-        versions = installed_versions()
-        parts = [
+        write_page(
+            settings,
+            f"frozen_{rows_of(num_rows)}",
             f"# Frozen vectors by id: {num_rows:,} rows x {DIM}",
             f"`python benchmarks/bench_frozen.py dir=DIR rows={num_rows} rounds={rounds}`",
-            f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, "
-            + ", ".join(f"{name} {versions[name]}" for name in ("torch", "torchrec", "numpy", "pyarrow"))
-            + f". {BATCH} ids a batch, {UNKNOWN:.0%} unknown. Cells: median ms (10th percentile), times ours: one peer "
-            "at a time in turn with ours, the ratio is of the medians of that race. Rows of peers were given in the "
-            "form they take, outside the clock.",
+            f"{machine(packages=['torch', 'torchrec', 'numpy', 'pyarrow'])} {BATCH} ids a batch, {UNKNOWN:.0%} "
+            "unknown. Cells: median ms (10th percentile), times ours: one peer at a time in turn with ours, the ratio "
+            "is of the medians of that race. Rows of peers were given in the form they take, outside the clock.",
             *compare(table, rounds),
             sizes(table),
             cold(table, COLD_ROUNDS),
-        ]
-        text = "\n\n".join(parts) + "\n"
-        out.mkdir(parents=True, exist_ok=True)
-        (out / f"frozen_{num_rows:.0e}_rows.md".replace("+0", "").replace("+", "")).write_text(text)
-        print(text)
+        )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -26,8 +25,9 @@ from typing import Any
 
 import torch
 from recbole_peers import PeerResult, train_peer
+from result_page import machine, write_page
 
-from learn_rank.artifact import installed_versions, write_json
+from learn_rank.artifact import write_json
 from learn_rank.schema import MANIFEST, SPLITS
 
 Metrics = dict[str, float]
@@ -175,18 +175,16 @@ def main() -> None:
         else:
             found[name] = [arm(base, folder, name, seed) for seed in seeds]
         print(f"  {name}: {', '.join(_spread([one[metric] for one in found[name]]) for metric in METRICS)}", flush=True)
-    versions = installed_versions()
-    recbole = f", recbole {metadata.version('recbole')}" if has_recbole else ""
+    recbole = f" RecBole {metadata.version('recbole')}." if has_recbole else ""
     facts = json.loads((base / "prepare" / MANIFEST).read_text())["facts"]
     rows = sum(facts["splits"][split]["rows"] for split in SPLITS)
     parts = [
         "# Retrieval: the next item among all items",
         f"`python benchmarks/bench_retrieval.py dir=DIR data=AMAZON_SCIENTIFIC seeds={len(seeds)} threads={threads}`",
-        f"{platform.machine()}, {threads} thread(s), Python {platform.python_version()}, torch {versions['torch']}"
-        f"{recbole}. Amazon reviews 2018, Industrial and Scientific, 5-core: {facts['splits']['test']['users']:,} "
-        f"users, {facts['items']:,} items, {rows:,} purchases; each user's last purchase is the test, the last but one "
-        "chooses the epoch and the settings. All items but those of the history are ranked, ties at their mean. Mean "
-        "over seeds ± standard deviation (range).",
+        f"{machine(threads)}{recbole} Amazon reviews 2018, Industrial and Scientific, 5-core: "
+        f"{facts['splits']['test']['users']:,} users, {facts['items']:,} items, {rows:,} purchases; each user's last "
+        "purchase is the test, the last but one chooses the epoch and the settings. All items but those of the history "
+        "are ranked, ties at their mean. Mean over seeds ± standard deviation (range).",
         table(found),
         paper_table(),
         "The paper's cut of these reviews is larger (11,041 users, 5,327 items): its levels are not comparable with "
@@ -202,11 +200,7 @@ def main() -> None:
         parts.append(f"Tried, width/dropout/learning rate, with validation NDCG@10 at seed 0: {', '.join(tried)}.")
     if left_out:
         parts.append(f"Not installed, left out: {', '.join(left_out)}.")
-    out = Path(settings.get("out", "benchmarks/results"))
-    out.mkdir(parents=True, exist_ok=True)
-    text = "\n\n".join(parts) + "\n"
-    (out / "retrieval.md").write_text(text)
-    print(text)
+    write_page(settings, "retrieval", *parts)
 
 
 if __name__ == "__main__":

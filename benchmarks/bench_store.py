@@ -11,7 +11,6 @@ share of rows in the delta.
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -26,8 +25,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from result_page import machine, rows_of, write_page
 
-from learn_rank.artifact import installed_versions
 from learn_rank.store.reader import FrozenStore
 
 DIM = 64
@@ -179,23 +178,15 @@ def main() -> None:
         if name == "store build":
             check(source, store, dtype)
     size = {path: sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) for path in (source, store)}
-    text = "\n".join(
-        [
-            f"# A frozen store of {rows:,} x {DIM}",
-            "",
-            f"`python benchmarks/bench_store.py dir=DIR rows={rows} input={kept} dtype={dtype} memory_limit={limit}`",
-            "",
-            f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, pyarrow "
-            f"{installed_versions()['pyarrow']}. Parquet {size[source] / 1e9:.1f} GB; store with both versions "
-            f"{size[store] / 1e9:.1f} GB. Input out of the page cache at the start of each step.",
-            "",
-            *lines,
-        ]
+    write_page(
+        settings,
+        f"store_{rows_of(rows)}",
+        f"# A frozen store of {rows:,} x {DIM}",
+        f"`python benchmarks/bench_store.py dir=DIR rows={rows} input={kept} dtype={dtype} memory_limit={limit}`",
+        f"{machine(packages=['pyarrow'])} Parquet {size[source] / 1e9:.1f} GB; store with both versions "
+        f"{size[store] / 1e9:.1f} GB. Input out of the page cache at the start of each step.",
+        "\n".join(lines),
     )
-    out = Path(settings.get("out", "benchmarks/results"))
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"store_{rows:.0e}_rows.md".replace("+0", "").replace("+", "")).write_text(text + "\n")
-    print(text)
 
 
 if __name__ == "__main__":

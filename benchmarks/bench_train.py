@@ -15,7 +15,6 @@ import gc
 import importlib.util
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -30,13 +29,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from result_page import machine, write_page
 from torch import nn
 from train_log import TABLES, features_of, generate, generate_stores
 from train_peers import DIM, HIDDEN, PEERS, linear_layers
 from train_steps import BATCH, CPU, GROUP, NUM_BATCHES, Cost, build, cpu_ms, read_batches, step_of, take_turns
 
 from learn_rank.adaptor import LearnAdaptor, cvr_loss
-from learn_rank.artifact import installed_versions
 from learn_rank.distributed import process_group
 from learn_rank.ranker.batch import BatchReader, RankerBatch
 from learn_rank.ranker.frozen import FrozenVectors
@@ -321,23 +320,18 @@ def main() -> None:
         "loader": lambda: loader(prepared, stores, features, rounds),
         "ranks": lambda: ranks(prepared, rounds),
     }
-    versions = installed_versions()
-    out = Path(settings.get("out", "benchmarks/results"))
-    out.mkdir(parents=True, exist_ok=True)
     for name in settings.get("sections", ",".join(sections)).split(","):
         if name in ("learn", "loop", "loader"):
             generate_stores(stores, store_rows)
-        parts = [
+        write_page(
+            settings,
+            f"train_{name}",
             f"# Training speed: {name}",
             f"`python benchmarks/bench_train.py dir=DIR sections={name} rounds={rounds}`",
-            f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, torch "
-            f"{versions['torch']}, torchrec {versions['torchrec']}; one thread; medians of {rounds} rounds. "
-            f"{len(features.sparse)} sparse features x {DIM}, {BATCH} rows a step.",
+            f"{machine(1, ['torch', 'torchrec'])} Medians of {rounds} rounds. {len(features.sparse)} sparse features x "
+            f"{DIM}, {BATCH} rows a step.",
             sections[name](),
-        ]
-        text = "\n\n".join(parts) + "\n"
-        (out / f"train_{name}.md").write_text(text)
-        print(text)
+        )
 
 
 if __name__ == "__main__":

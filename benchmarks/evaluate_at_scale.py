@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from result_page import machine, rows_of, write_page
 
 _FILE_ROWS, _CHUNK = 25_000_000, 1 << 20
 _SPREAD = 7919  # user ids are not consecutive
@@ -107,7 +107,7 @@ def watch(command: list[str], spill_dir: Path) -> dict[str, float]:
 def main() -> None:
     settings = dict(argument.split("=", 1) for argument in sys.argv[1:])
     rows, folder = int(float(settings["rows"])), Path(settings["dir"])
-    limit, out = settings.get("memory_limit", "2GiB"), Path(settings.get("out", "benchmarks/results"))
+    limit = settings.get("memory_limit", "2GiB")
     start = time.monotonic()
     generate(rows, folder)
     print(f"log ready in {time.monotonic() - start:.0f} s", flush=True)
@@ -121,22 +121,21 @@ def main() -> None:
     report = json.loads((folder / "report" / "report.json").read_text())
     size = sum(path.stat().st_size for path in (folder / "predictions").iterdir())
     lines = [
-        "# One evaluation at scale",
-        "",
-        f"`python benchmarks/evaluate_at_scale.py rows={rows} dir=DIR memory_limit={limit}`",
-        "",
-        f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}. Two models, "
-        "16 slices, exact AUC, calibration, every interval, bootstrap; rows unsorted.",
-        "",
         "| rows | users scored | Parquet GB | wall s | CPU s | M rows/s | peak RSS GiB | peak spill GB |",
         "|---|---|---|---|---|---|---|---|",
         f"| {rows:,} | {report['overall']['num_users_scored']:,} | {size / 1e9:.1f} | {found['wall_s']:.0f} "
         f"| {found['cpu_s']:.0f} | {rows / found['wall_s'] / 1e6:.1f} | {found['peak_rss_gib']:.2f} "
         f"| {found['peak_spill_gb']:.1f} |",
     ]
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"evaluate_{rows:.0e}_rows.md".replace("+0", "").replace("+", "")).write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    write_page(
+        settings,
+        f"evaluate_{rows_of(rows)}",
+        "# One evaluation at scale",
+        f"`python benchmarks/evaluate_at_scale.py rows={rows} dir=DIR memory_limit={limit}`",
+        f"{machine(packages=['pyarrow'])} Two models, 16 slices, exact AUC, calibration, every interval, bootstrap; "
+        "rows unsorted.",
+        "\n".join(lines),
+    )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from learn_rank.schema import (
     FeatureSet,
 )
 
-_MAX_VALUES = 6  # of a list feature
+MAX_VALUES = 6  # of a list feature
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,6 @@ def _padded(lists: pa.ListArray) -> npt.NDArray[np.int64]:
     """[N, 6] of [N] lists: values + 1, then zeros."""
     starts, values = lists.offsets.to_numpy()[:-1], lists.values.to_numpy()
     lengths = np.diff(lists.offsets.to_numpy())
-    places = starts[:, None] + np.arange(_MAX_VALUES)
-    is_there = np.arange(_MAX_VALUES) < lengths[:, None]
+    places = starts[:, None] + np.arange(MAX_VALUES)
+    is_there = np.arange(MAX_VALUES) < lengths[:, None]
     return np.where(is_there, values[np.minimum(places, max(len(values) - 1, 0))] + 1, 0)

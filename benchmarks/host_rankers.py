@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from host_log import Log, Rows
+from host_log import MAX_VALUES, Log, Rows
 from torch import nn
 
 from learn_rank.adaptor import LearnFeatures
@@ -68,7 +68,7 @@ class FuxiCTR:
         )
         for name, size in log.lists.items():
             feature_map.features[name] = {
-                "source": "", "type": "sequence", "vocab_size": size, "padding_idx": 0,
+                "source": "", "type": "sequence", "vocab_size": size, "padding_idx": 0, "max_len": MAX_VALUES,
                 "feature_encoder": "layers.MaskedAveragePooling()",
             }  # fmt: skip
         for name in log.dense:
@@ -76,6 +76,7 @@ class FuxiCTR:
         feature_map.num_fields, feature_map.default_emb_dim = len(feature_map.features), DIM
         for name in (USER, ITEM):
             feature_map.features[name] = {"source": "", "type": "meta"}
+        feature_map.set_column_index()
         options = {"model_root": tempfile.gettempdir(), "verbose": 0, "metrics": ["AUC"]}
         width = feature_map.num_fields * DIM
 
@@ -124,7 +125,7 @@ class FuxiCTR:
 
         self._model = {"DeepFM": DeepFM, "DCNv2": DCNv2, "FinalMLP": final_mlp}[model]()
         self._model._max_gradient_norm = 10.0  # what its fit sets
-        self._label = log.label
+        self._label, self._feature_map = log.label, feature_map
 
     def attach(self, features: LearnFeatures, cvr_weight: float) -> None:
         from learn_rank.integrations.fuxictr import attach
@@ -135,6 +136,23 @@ class FuxiCTR:
         self._model.train()
         for batch in _batches(rows, _shuffled(rows, seed), BATCH_ROWS):
             self._model.train_step(self._columns(batch))
+
+    def open_loader(self, rows: Rows) -> Any:
+        """FuxiCTR's loader over the rows, shuffled anew in every epoch, in this process: its time counts."""
+        from fuxictr.pytorch.dataloaders import RankDataLoader
+
+        with tempfile.NamedTemporaryFile(suffix=".npz") as file:
+            np.savez(file, **self._columns(rows))
+            loader, _ = RankDataLoader(
+                self._feature_map, "train", file.name, batch_size=BATCH_ROWS, shuffle=True, num_workers=0
+            )
+        return loader
+
+    def train_epoch_of(self, loader: Any) -> None:
+        """Its epoch over its loader's batches."""
+        self._model.train()
+        for batch in loader:
+            self._model.train_step(batch)
 
     def predict(self, rows: Rows) -> npt.NDArray[np.float32]:
         batches = (self._columns(batch) for batch in _batches(rows, np.arange(len(rows)), PREDICT_ROWS))

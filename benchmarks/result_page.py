@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,9 +10,18 @@ from pathlib import Path
 from learn_rank.artifact import installed_versions, write_text
 
 
-def machine(threads: int) -> str:
-    """Where the figures come from, as a sentence."""
-    return f"{platform.machine()}, {threads} thread(s), torch {installed_versions()['torch']}."
+def machine(threads: int | None = None, packages: Sequence[str] = ("torch",)) -> str:
+    """Where the figures come from, as a sentence; threads: that torch computes with, where it is one number."""
+    versions = installed_versions()
+    facts = [platform.machine(), f"{len(os.sched_getaffinity(0))} cores"]
+    facts += [f"{threads} thread(s)"] if threads else []
+    facts += [f"Python {platform.python_version()}", *(f"{name} {versions[name]}" for name in packages)]
+    return f"{', '.join(facts)}."
+
+
+def rows_of(num_rows: int) -> str:
+    """As it stands in the name of a page: 2e7_rows."""
+    return f"{num_rows:.0e}_rows".replace("+0", "").replace("+", "")
 
 
 def write_page(given: Mapping[str, str], name: str, *parts: str) -> None:
