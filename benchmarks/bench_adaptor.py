@@ -1,10 +1,10 @@
 """Which adaptor? One option changed at a time, measured on the validation window, where options may be chosen.
 
-    python benchmarks/bench_adaptor.py run=RUN dir=DIR [seeds=3] [backbone=dcnv2] [threads=1] [bf16=1]
-                                       [out=benchmarks/results]
+    python benchmarks/bench_adaptor.py run=RUN dir=DIR [of=normalization] [seeds=3] [backbone=dcnv2] [threads=1]
+                                       [bf16=1] [out=benchmarks/results]
 
-RUN is a run directory with its export, as for study.py. Everything but the option is a ranker's default. What is in DIR
-already is not trained again.
+RUN is a run directory with its export, as for study.py. Everything but the option is a ranker's default. of: one option
+alone, beside the baseline and the adaptor. What is in DIR already is not trained again.
 """
 
 from __future__ import annotations
@@ -34,12 +34,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "CVR loss weight 2": {"cvr_loss_weight": 2.0},
     "fusion 16 wide": {"fusion_dim": 16},
     "fusion 128 wide": {"fusion_dim": 128},
-    "each dimension normalised over the batch": {"normalization": "batch"},
-    "vectors as they are, of length 1 and not 8": {"normalization": "none"},
-    "normalised, then times 0.5": {"vector_scale": 0.5},
+    "vectors times 1": {"vector_scale": 1.0},
+    "vectors times 0.25": {"vector_scale": 0.25},
+    "each vector standardised, its mean left": {"normalization": "layer"},
+    "each dimension standardised": {"normalization": "batch"},
+    "vectors as they are, of length 1": {"normalization": "none", "vector_scale": 1.0},
+    "shuffled vectors": {"shuffle_seed": 0},
+    "shuffled vectors, each standardised": {"shuffle_seed": 0, "normalization": "layer"},
     "no dropout of vectors": {"vector_dropout": 0.0},
     "dropout of vectors 0.6": {"vector_dropout": 0.6},
 }
+
+
+def _seeded(changed: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Shuffled vectors are shuffled anew for each seed."""
+    return {"seed": seed} | ({"shuffle_seed": seed} if "shuffle_seed" in changed else {})
 
 
 def main() -> None:
@@ -47,17 +56,21 @@ def main() -> None:
     torch.set_num_threads(threads := int(given.get("threads", 1)))
     run, folder = Path(given["run"]).resolve(), Path(given["dir"]).resolve()
     seeds, backbone = int(given.get("seeds", 3)), given.get("backbone", "dcnv2")
-    bf16 = given.get("bf16", "0") == "1"
+    bf16, of = given.get("bf16", "0") == "1", given.get("of")
     window = read_window(run, "validation")
     recipe = read_manifest(run / "prepare", stage="prepare").options["recipe"]
     lines = ["| adaptor | UAUC | lift, UAUC | lift, WUAUC | epochs |", "|---" * 5 + "|"]
     before: list[np.ndarray] = []
     for name, changed in VARIANTS.items():
+        if of and of not in changed and changed not in ({"use_learn": False}, {}):
+            continue
         results = [
             measure(
                 run,
                 run / "export",
-                RankerOptions(backbone=backbone, seed=seed, checkpoint_seconds=86_400, bf16=bf16, **changed),
+                RankerOptions(
+                    backbone=backbone, checkpoint_seconds=86_400, bf16=bf16, **{**changed, **_seeded(changed, seed)}
+                ),
                 folder / backbone / name.replace(" ", "_").replace("'", "") / f"seed-{seed}",
             )
             for seed in range(seeds)
@@ -71,10 +84,10 @@ def main() -> None:
         print(lines[-1], flush=True)
     write_page(
         given,
-        f"adaptor_{recipe['name']}_{backbone}",
+        f"adaptor_{recipe['name']}_{backbone}{f'_{of}' if of else ''}",
         f"# The adaptor's options: {recipe['name']}, {backbone}",
-        f"`python benchmarks/bench_adaptor.py run=RUN dir=DIR seeds={seeds} backbone={backbone}"
-        f"{' bf16=1' if bf16 else ''}`",
+        f"`python benchmarks/bench_adaptor.py run=RUN dir=DIR {f'of={of} ' if of else ''}seeds={seeds} "
+        f"backbone={backbone}{' bf16=1' if bf16 else ''}`",
         f"{machine(threads)} Validation window, by which each "
         f"training's epoch was chosen too; means over {seeds} seeds. {HOW}",
         "\n".join(lines),

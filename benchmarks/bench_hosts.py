@@ -1,7 +1,7 @@
 """What does LEARN do for rankers of other libraries, and what does it cost them?
 
     python benchmarks/bench_hosts.py run=RUN dir=DIR [seeds=3] [rates=1e-4,3e-4,1e-3] [threads=1]
-                                     [hosts="FuxiCTR DeepFM,TorchRec DLRM"] [normalization=layer]
+                                     [hosts="FuxiCTR DeepFM,TorchRec DLRM"] [normalization=center]
                                      [out=benchmarks/results]
 
 RUN is a run directory with its export: `learn-rank pipeline dataset=movietweetings dataset.root=DATA run_dir=RUN`, or
@@ -183,7 +183,7 @@ def main() -> None:
     run, folder = Path(settings["run"]).resolve(), Path(settings["dir"]).resolve()
     seeds = range(int(settings.get("seeds", 3)))
     grid = tuple(float(rate) for rate in settings.get("rates", "1e-4,3e-4,1e-3").split(","))
-    normalization = settings.get("normalization", "layer")
+    normalization = settings.get("normalization", "center")
     asked = settings.get("hosts", ",".join(HOSTS)).split(",")
     names = [name for name in asked if importlib.util.find_spec(HOSTS[name][0]) is not None]
     recipe = read_manifest(run / "prepare", stage="prepare").options["recipe"]

@@ -52,7 +52,11 @@ SHARED: dict[str, list[Any]] = {
     "dropout": [0.0, 0.2],
     "hidden_dims": [[256, 128], [128, 64], [512, 256]],
 }
-OF_VECTORS: dict[str, list[Any]] = {"vector_dropout": [0.3, 0.0, 0.5], "normalization": ["layer", "batch"]}
+OF_VECTORS: dict[str, list[Any]] = {
+    "vector_dropout": [0.3, 0.0, 0.5],
+    "normalization": ["center", "batch"],
+    "vector_scale": [0.5, 1.0, 0.25],
+}
 OF_ADAPTOR: dict[str, list[Any]] = {
     "cvr_loss_weight": [0.5, 0.1, 2.0],
     "fusion_inputs": ["concatenation", "interactions"],

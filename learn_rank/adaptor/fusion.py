@@ -59,7 +59,7 @@ class LearnAdaptor(RawVectors):
         hidden_dim: int = 128,
         cvr_hidden_dims: Sequence[int] = (64, 32),
         dropout: float = 0.0,
-        normalization: str = "layer",
+        normalization: str = "center",
         scale: float = 1.0,
         fusion_inputs: str = CONCATENATION,
         stop_ranker_gradient: bool = False,

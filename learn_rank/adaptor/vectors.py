@@ -2,7 +2,7 @@
 
 # annotations are types here and not strings: TorchScript reads them
 from collections.abc import Callable
-from typing import NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 import torch
 import torch.fx
@@ -11,7 +11,7 @@ from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from learn_rank.errors import InputError
 
-NORMALIZATIONS = ("layer", "batch", "none")
+NORMALIZATIONS = ("center", "layer", "batch", "none")
 
 
 class TakenVectors(NamedTuple):
@@ -28,10 +28,12 @@ class RawVectors(nn.Module):
     Vectors are inputs, never parameters: pass what the stores hold, without gradient. A row without a vector (mask
     False) takes a learned missing vector instead, whatever its values.
 
-    normalization: unit-norm vectors of 64 dimensions are about 0.1 per dimension, too small beside id embeddings.
-    "layer" standardises each vector by its own mean and variance: all grow alike, and the angles between them, which
-    alignment made, hardly change. "batch" standardises each dimension by the present rows (see PresentBatchNorm), so
-    that the faintest counts like the strongest; "none" leaves them. scale multiplies them after that.
+    normalization: unit-norm vectors of 64 dimensions are about 0.1 per dimension, too small beside id embeddings, and
+    most of that is often one direction that all of them share and that tells none from another. "center" takes the mean
+    of the present rows out (see PresentBatchNorm) and divides by one root mean square of all dimensions, which keep
+    their strengths beside each other; "batch" divides each dimension by its own, so that the faintest counts like the
+    strongest. "layer" standardises each vector by its own mean and variance and leaves what they share; "none" leaves
+    them as they are. scale multiplies them after that.
     vector_dropout: share of rows that take the missing vector in training although they have one, for users and items
     apart: the ranker cannot lean on a user's vector as on a second id, and meets missing ones before it serves them.
     synchronise: batch statistics over all processes of the default group; every process must then call together.
@@ -42,7 +44,7 @@ class RawVectors(nn.Module):
         user_dim: int = 64,
         item_dim: int = 64,
         *,
-        normalization: str = "layer",
+        normalization: str = "center",
         scale: float = 1.0,
         vector_dropout: float = 0.0,
         synchronise: bool = False,
@@ -104,29 +106,47 @@ class RawVectors(nn.Module):
 
 
 class PresentBatchNorm(nn.Module):
-    """Standardises each dimension with the statistics of the rows that have a vector.
+    """Standardises vectors with the statistics of the rows that have one: "batch" and "center" of RawVectors.
 
-    As nn.BatchNorm1d without affine parameters, except that absent rows do not count, a batch with fewer than two
-    present rows uses the running statistics, and no gradient goes through the statistics: the inputs are frozen.
-    That makes statistics over several processes one plain all-reduce, on CPU too. Statistics are float32 in a model of
-    float16 or bfloat16 too: a running mean that moves by a tenth of a difference would stand still there.
+    by_dimension: each dimension by itself, as nn.BatchNorm1d without affine parameters. Otherwise all dimensions by
+    their mean variance, and with the running statistics in training too, which are those of all batches at first, then
+    an average over the last 1 / momentum of them: training and scoring see a vector alike, whatever it is batched with.
+
+    Absent rows do not count, a batch with fewer than two present rows leaves the running statistics and uses them, and
+    no gradient goes through the statistics: the inputs are frozen. That makes statistics over several processes one
+    plain all-reduce, on CPU too. Statistics are float32 in a model of float16 or bfloat16 too: a running mean that
+    moves by a tenth of a difference would stand still there.
     """
 
+    by_dimension: Final[bool]  # TorchScript leaves out the other branch
     running_mean: torch.Tensor
     running_variance: torch.Tensor
+    num_batches: torch.Tensor  # of "center" alone
 
-    def __init__(self, dim: int, *, momentum: float = 0.1, eps: float = 1e-5, synchronise: bool = False) -> None:
+    def __init__(
+        self,
+        dim: int,
+        *,
+        by_dimension: bool = True,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+        synchronise: bool = False,
+    ) -> None:
         super().__init__()
-        self.momentum, self.eps, self.synchronise = momentum, eps, synchronise
+        self.by_dimension, self.momentum, self.eps, self.synchronise = by_dimension, momentum, eps, synchronise
         self.register_buffer("running_mean", torch.zeros(dim, dtype=torch.float32))
         self.register_buffer("running_variance", torch.ones(dim, dtype=torch.float32))
+        if not by_dimension:
+            self.register_buffer("num_batches", torch.zeros(1, dtype=torch.int64))
 
     def forward(self, vectors: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """[B, D] -> [B, D]; rows with mask False hold whatever the formula makes of them."""
         mean, variance = self.running_mean, self.running_variance
         if self.training:
-            mean, variance = self._update(vectors.detach(), _present(vectors, mask))
-        return _standardise(vectors, mean, variance, self.eps)
+            of_batch = self._update(vectors.detach(), _present(vectors, mask))
+            if self.by_dimension:
+                mean, variance = of_batch
+        return _standardise(vectors, mean, variance, self.eps, self.by_dimension)
 
     def _update(self, vectors: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and variance [D] of this batch; moves the running ones."""
@@ -144,8 +164,14 @@ class PresentBatchNorm(nn.Module):
         mean = self.running_mean + torch.where(is_enough, offset, torch.zeros_like(offset))
         variance = torch.where(is_enough, variance, self.running_variance)
         unbiased = torch.where(is_enough, variance * count / (count - 1).clamp(min=1), variance)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_variance.lerp_(unbiased, self.momentum)
+        if self.by_dimension:
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_variance.lerp_(unbiased, self.momentum)
+        else:
+            num_batches = self.num_batches.add_(is_enough.to(torch.int64))
+            momentum = num_batches.to(mean.dtype).clamp(min=1).reciprocal().clamp(min=self.momentum)
+            self.running_mean.lerp_(mean, momentum)
+            self.running_variance.lerp_(unbiased, momentum)
         return mean, variance
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
@@ -170,6 +196,9 @@ class _RowNorm(nn.Module):
 
 
 def _normalization(name: str, dim: int, synchronise: bool) -> nn.Module:
+    if name == "center":
+        # one scale of all dimensions is near zero only where all vectors are the same
+        return PresentBatchNorm(dim, by_dimension=False, momentum=0.01, eps=1e-9, synchronise=synchronise)
     if name == "batch":
         return PresentBatchNorm(dim, synchronise=synchronise)
     if name == "layer":
@@ -186,7 +215,11 @@ def _present(vectors: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 
 # leaves for torch.fx, which keeps what is made of buffers alone as a constant, and cannot follow conditions on shapes
 @torch.fx.wrap
-def _standardise(vectors: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, eps: float) -> torch.Tensor:
+def _standardise(
+    vectors: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, eps: float, by_dimension: bool
+) -> torch.Tensor:
+    if not by_dimension:
+        variance = variance.mean(dim=0, keepdim=True)
     return (vectors - mean) * torch.rsqrt(variance + eps)
 
 

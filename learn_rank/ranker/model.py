@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from learn_rank import checkpoint
 from learn_rank.adaptor import LearnAdaptor, RawVectors, cvr_loss
 from learn_rank.errors import InputError
-from learn_rank.ranker.backbones import Features, Widths
+from learn_rank.ranker.backbones import Features, Widths, is_built_in, start_without_learn
 from learn_rank.ranker.batch import RankerBatch
 from learn_rank.ranker.frozen import FrozenVectors, LearnVectors
 from learn_rank.ranker.lookup import look_up
@@ -93,6 +94,9 @@ def build_ranker(features: FeatureSet, options: RankerOptions, frozen: FrozenVec
         names=tuple(dims),
     )
     backbone = build_heads(widths, options)
+    if widths.learn and is_built_in(options):
+        torch.manual_seed(options.seed)
+        start_without_learn(backbone, build_heads(replace(widths, learn=0), options), widths)
     return Ranker(build_tables(features, options.embedding_dim), backbone=backbone, adaptor=adaptor)
 
 

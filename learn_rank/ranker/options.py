@@ -85,8 +85,8 @@ class RankerOptions:
         default="concatenation",
         metadata=_doc("what the adaptor fuses: concatenation (the paper's), or interactions (product and cosine too)"),
     )
-    normalization: str = field(default="layer", metadata=_doc("of the frozen vectors: layer, batch or none"))
-    vector_scale: float = field(default=1.0, metadata=_doc("what the normalised vectors are multiplied by"))
+    normalization: str = field(default="center", metadata=_doc("of the frozen vectors: center, layer, batch or none"))
+    vector_scale: float = field(default=0.5, metadata=_doc("what the normalised vectors are multiplied by"))
     vector_dropout: float = field(
         default=0.3, metadata=_doc("share of training rows that go without their user (item) vector")
     )

@@ -113,7 +113,12 @@ def test_weights_and_statistics_loaded_after_tracing_are_those_that_count(trace:
 
 
 @pytest.mark.parametrize(
-    "options", [{"normalization": "layer"}, {"normalization": "none", "scale": 8.0, "fusion_inputs": "interactions"}]
+    "options",
+    [
+        {"normalization": "layer"},
+        {"normalization": "center"},
+        {"normalization": "none", "scale": 8.0, "fusion_inputs": "interactions"},
+    ],
 )
 @pytest.mark.parametrize("trace", TRACERS)
 def test_every_normalization_and_input_of_the_fusion_traces(trace: Trace, options: dict[str, Any]) -> None:

@@ -35,12 +35,58 @@ def test_batch_normalisation_of_present_rows_equals_torch_batch_norm() -> None:
     torch.testing.assert_close(ours.eval()(batch, None), oracle.eval()(batch))
 
 
-def test_absent_rows_do_not_count_in_the_statistics() -> None:
+@pytest.mark.parametrize("by_dimension", [True, False])
+def test_absent_rows_do_not_count_in_the_statistics(by_dimension: bool) -> None:
     mask = torch.arange(B) < 5
     with_garbage = torch.where(mask.unsqueeze(1), vectors(), torch.full((B, 64), float("nan")))
-    masked, alone = PresentBatchNorm(64), PresentBatchNorm(64)
+    masked, alone = (PresentBatchNorm(64, by_dimension=by_dimension) for _ in range(2))
     torch.testing.assert_close(masked(with_garbage, mask)[:5], alone(with_garbage[:5], None))
     torch.testing.assert_close(masked.running_variance, alone.running_variance)
+
+
+def test_by_default_vectors_are_centred_and_divided_by_one_root_mean_square() -> None:
+    strengths = torch.tensor([4.0, 1.0, 0.5])
+    batch = vectors(dim=3) * strengths + 7.0
+    found = RawVectors(3, 3)(batch, batch)[:, :3]
+    spread = batch.var(0).mean().sqrt()
+    torch.testing.assert_close(found, (batch - batch.mean(0)) / spread)
+
+
+def test_what_all_vectors_share_and_their_common_length_change_nothing() -> None:
+    norms = [PresentBatchNorm(64, by_dimension=False, eps=1e-12) for _ in range(2)]
+    for seed in range(3):
+        batch = vectors(seed)
+        shared = torch.linspace(-5, 5, 64)  # a hundred times what tells vectors apart
+        found = norms[1](0.01 * batch + shared, None)
+        torch.testing.assert_close(found, norms[0](batch, None), atol=1e-3, rtol=1e-3)
+
+
+def test_centred_vectors_are_the_same_in_training_and_scoring() -> None:
+    norm = PresentBatchNorm(64, by_dimension=False, momentum=0.01)
+    batches = [vectors(seed) + 3.0 for seed in range(5)]
+    for batch in batches:
+        trained = norm(batch, None)
+    assert torch.equal(norm.eval()(batches[-1], None), trained)
+    torch.testing.assert_close(norm.running_mean, torch.cat(batches).mean(0))  # of every batch alike
+    mean_variance = torch.stack([batch.var(0) for batch in batches]).mean(0)
+    torch.testing.assert_close(norm.running_variance, mean_variance)
+
+
+def test_the_average_of_centred_vectors_forgets() -> None:
+    norm = PresentBatchNorm(4, by_dimension=False, momentum=0.2)
+    for seed in range(60):
+        norm(vectors(seed, 4) + (100.0 if seed < 20 else 3.0), None)
+    assert (norm.running_mean - 3.0).abs().max() < 0.5
+    assert int(norm.num_batches) == 60
+
+
+@pytest.mark.parametrize("num_present", [0, 1])
+def test_a_batch_with_fewer_than_two_vectors_is_not_counted(num_present: int) -> None:
+    norm = PresentBatchNorm(64, by_dimension=False)
+    norm(vectors(), None)
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    norm(vectors(1), torch.arange(B) < num_present)
+    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
 
 
 @pytest.mark.parametrize("num_present", [0, 1])
@@ -53,7 +99,7 @@ def test_a_batch_with_fewer_than_two_vectors_uses_the_running_statistics(num_pre
     assert torch.equal(norm.running_mean, before)
 
 
-@pytest.mark.parametrize("normalization", ["batch", "layer", "none"])
+@pytest.mark.parametrize("normalization", ["center", "batch", "layer", "none"])
 def test_a_row_without_a_vector_takes_the_missing_vector_whatever_it_holds(normalization: str) -> None:
     adaptor = LearnAdaptor(normalization=normalization)
     with torch.no_grad():
@@ -86,18 +132,22 @@ def test_no_mask_is_a_mask_of_all() -> None:
     assert torch.equal(masked.get_buffer("user_norm.running_variance"), plain.get_buffer("user_norm.running_variance"))
 
 
-@pytest.mark.parametrize(("normalization", "statistics"), [("layer", set()), ("batch", {"user_norm", "item_norm"})])
+@pytest.mark.parametrize(
+    ("normalization", "statistics"),
+    [("layer", set()), ("batch", {"user_norm", "item_norm"}), ("center", {"user_norm", "item_norm"})],
+)
 def test_frozen_vectors_are_not_in_the_state(normalization: str, statistics: set[str]) -> None:
     names = set(LearnAdaptor(normalization=normalization).state_dict())
     assert {name.split(".")[0] for name in names} == {"user_missing", "item_missing", "fusion", "cvr"} | statistics
 
 
-def test_vectors_are_by_default_each_standardised_by_itself() -> None:
+def test_by_layer_each_vector_is_standardised_by_itself() -> None:
     unit = nn.functional.normalize(vectors(), dim=1)
-    found = RawVectors()(unit, 3 * unit)[:, :64]
+    raw = RawVectors(normalization="layer")
+    found = raw(unit, 3 * unit)[:, :64]
     expected = (unit - unit.mean(1, keepdim=True)) / unit.std(1, correction=0, keepdim=True)
     torch.testing.assert_close(found, expected, atol=0, rtol=1e-3)
-    assert torch.equal(RawVectors()(unit[:5], unit[:5])[:, :64], found[:5])  # of other rows nothing is taken
+    assert torch.equal(raw(unit[:5], unit[:5])[:, :64], found[:5])  # of other rows nothing is taken
 
 
 def test_vector_dropout_replaces_whole_vectors_in_training_alone() -> None:
@@ -133,5 +183,5 @@ def test_masks_and_rows_that_do_not_belong_together_are_refused() -> None:
 
 
 def test_an_unknown_normalization_is_refused() -> None:
-    with pytest.raises(InputError, match="normalization is 'group', expected one of layer, batch, none"):
+    with pytest.raises(InputError, match="normalization is 'group', expected one of center, layer, batch, none"):
         LearnAdaptor(normalization="group")

@@ -174,7 +174,7 @@ def test_an_earlier_ranker_of_another_kind_is_refused(days, tmp_path: Path, feat
             train(run / "prepare", run / "export", tmp_path / "x", options, validation_metric=lambda *_: 0.5)
         return str(raised.value)
 
-    assert "was trained with normalization=layer, not batch; set normalization" in refused(
+    assert "was trained with normalization=center, not batch; set normalization" in refused(
         going_on(first, normalization="batch")
     )
     assert "weights 'backbone.deep.0.bias' are [8] in" in refused(going_on(first, hidden_dims=[16]))

@@ -15,9 +15,10 @@ from learn_rank.ranker.backbones.dlrm import DLRM
 from learn_rank.ranker.backbones.features import Features, SequenceEmbeddings, Widths
 from learn_rank.ranker.backbones.finalmlp import FinalMLP
 from learn_rank.ranker.backbones.masknet import MaskNet
+from learn_rank.ranker.backbones.start import start_without_learn
 from learn_rank.ranker.options import RankerOptions, nearest
 
-__all__ = ["Features", "SequenceEmbeddings", "Widths", "build_backbone"]
+__all__ = ["Features", "SequenceEmbeddings", "Widths", "build_backbone", "is_built_in", "start_without_learn"]
 
 Build = Callable[[Widths, RankerOptions], nn.Module]
 _BUILDS: dict[str, Build] = {
@@ -36,6 +37,11 @@ def build_backbone(widths: Widths, options: RankerOptions) -> nn.Module:
     The module takes `Features` and returns logits [B].
     """
     return _find(options.backbone)(widths, options)
+
+
+def is_built_in(options: RankerOptions) -> bool:
+    """options.backbone is one of this package's."""
+    return options.backbone in _BUILDS
 
 
 def _find(name: str) -> Build:

@@ -18,6 +18,8 @@ class DCNv2(nn.Module):
     are crossed like any other.
     """
 
+    features_first = ("head.weight",)  # for `start_without_learn`
+
     def __init__(self, widths: Widths, options: RankerOptions) -> None:
         super().__init__()
         in_dim = widths.total

@@ -1,0 +1,72 @@
+"""A backbone with LEARN features starts as the one without them, and none of its weights is stuck there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from learn_rank.ranker.backbones import Features, SequenceEmbeddings, Widths, start_without_learn
+from learn_rank.ranker.options import BACKBONES, RankerOptions
+from learn_rank.ranker.tasks import build_heads
+
+B, D, L, LEARN = 6, 4, 5, 7
+OPTIONS = RankerOptions(hidden_dims=[8, 4], embedding_dim=D, cross_rank=5)
+WIDTHS = Widths(2, (D, D, D), LEARN, (D,), names=("user", "item", "genre"))
+CASES: list[dict[str, Any]] = [
+    *({"backbone": name} for name in BACKBONES),
+    {"backbone": "dcnv2", "cross_rank": 0},
+    {"backbone": "dcnv2", "cross_rank": 100},  # as wide as the features, which the baseline has fewer of
+    {"backbone": "masknet", "mask_blocks": 0},
+    {"backbone": "finalmlp", "gate_features": ["user", "item"]},
+    {"task": "esmm"},
+    {"task": "mmoe"},
+]
+
+
+def both(changed: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
+    """With LEARN features and without."""
+    torch.manual_seed(0)
+    options = replace(OPTIONS, **changed)
+    wide, narrow = build_heads(WIDTHS, options), build_heads(replace(WIDTHS, learn=0), options)
+    start_without_learn(wide, narrow, WIDTHS)
+    return wide, narrow
+
+
+def rows() -> Features:
+    sequence = SequenceEmbeddings(torch.randn(B, L, D), torch.ones(B, L, dtype=torch.bool), torch.randn(B, D))
+    return Features(torch.randn(B, 2), torch.randn(B, 3 * D), torch.randn(B, LEARN), (sequence,))
+
+
+@pytest.mark.parametrize("changed", CASES, ids=str)
+def test_first_predictions_are_those_without_learn_features(changed: dict[str, Any]) -> None:
+    wide, narrow = both(changed)
+    features = rows()
+    torch.testing.assert_close(wide(features), narrow(features._replace(learn=None)))
+
+
+@pytest.mark.parametrize("changed", CASES, ids=str)
+def test_after_a_step_every_learn_feature_counts(changed: dict[str, Any]) -> None:
+    wide, _ = both(changed)
+    optimizer = torch.optim.Adam(wide.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        wide(rows()).sum().backward()
+        optimizer.step()
+    features = rows()
+    features.learn.requires_grad_()
+    wide(features).sum().backward()
+    assert (features.learn.grad != 0).any(0).all()
+
+
+def test_what_the_baseline_lacks_starts_as_it_was_made() -> None:
+    torch.manual_seed(0)
+    widths, options = Widths(0, (D, D, D), LEARN), replace(OPTIONS, backbone="dlrm")
+    wide = build_heads(widths, options)
+    before = wide.bottom[0].weight.clone()
+    start_without_learn(wide, build_heads(replace(widths, learn=0), options), widths)
+    assert torch.equal(wide.bottom[0].weight, before)
+    assert (wide.top[0].weight[:, -LEARN:] == 0).all()
