@@ -21,12 +21,14 @@ def track(name: str, directory: Path, *values: tuple[int, float]) -> None:
 
 
 def leveldb_records(log: bytes) -> Iterator[bytes]:
-    """Records of a wandb file behind its own header, of which none crosses the end of a block in so short a file."""
+    """Whole records of a wandb file behind its own header; none crosses the end of a block in so short a file."""
     assert len(log) < 32_000
     at = 0
-    while at < len(log):
+    while at + 7 <= len(log):
         length, kind = struct.unpack_from("<xxxxHB", log, at)
         assert kind == 1  # whole
+        if at + 7 + length > len(log):  # being written
+            return
         yield log[at + 7 : at + 7 + length]
         at += 7 + length
 
@@ -71,7 +73,15 @@ def test_wandb_holds_the_scalars_of_a_run_offline(tmp_path: Path, monkeypatch: p
     track("wandb", tmp_path / "train", (20, 0.5), (40, 0.25))
     run_id = (tmp_path / "train" / "wandb.id").read_text()
     (log,) = tmp_path.glob(f"wandb/offline-run-*/run-{run_id}.wandb")
-    records = [wandb_internal_pb2.Record.FromString(data) for data in leveldb_records(log.read_bytes()[7:])]
+
+    def read() -> list[wandb_internal_pb2.Record]:
+        return [wandb_internal_pb2.Record.FromString(data) for data in leveldb_records(log.read_bytes()[7:])]
+
+    # its service writes the file, and on a busy machine some seconds after it has said that the run is finished
+    end = time.monotonic() + 60
+    while time.monotonic() < end and "exit" not in {record.WhichOneof("record_type") for record in read()}:
+        time.sleep(0.1)
+    records = read()
     rows = [{"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
             for record in records if record.WhichOneof("record_type") == "history"]  # fmt: skip
     assert [(row["_step"], row["train/loss"]) for row in rows] == [("20", "0.5"), ("40", "0.25")]
