@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from lift_tables import HOW, cell, read_window
 from result_page import machine, write_page
-from study import measure
+from study import measure, seeded
 
 from learn_rank.artifact import read_manifest
 from learn_rank.ranker.options import RankerOptions
@@ -46,11 +46,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _seeded(changed: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Shuffled vectors are shuffled anew for each seed."""
-    return {"seed": seed} | ({"shuffle_seed": seed} if "shuffle_seed" in changed else {})
-
-
 def main() -> None:
     given = dict(argument.split("=", 1) for argument in sys.argv[1:])
     torch.set_num_threads(threads := int(given.get("threads", 1)))
@@ -64,13 +59,12 @@ def main() -> None:
     for name, changed in VARIANTS.items():
         if of and of not in changed and changed not in ({"use_learn": False}, {}, {"shuffle_seed": 0}):
             continue
+        options = RankerOptions(backbone=backbone, checkpoint_seconds=86_400, bf16=bf16, **changed)
         results = [
             measure(
                 run,
                 run / "export",
-                RankerOptions(
-                    backbone=backbone, checkpoint_seconds=86_400, bf16=bf16, **{**changed, **_seeded(changed, seed)}
-                ),
+                seeded(options, seed),
                 folder / backbone / name.replace(" ", "_").replace("'", "") / f"seed-{seed}",
             )
             for seed in range(seeds)

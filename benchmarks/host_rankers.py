@@ -14,7 +14,7 @@ import logging
 import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -133,9 +133,7 @@ class FuxiCTR:
         attach(self._model, features, user=USER, item=ITEM, cvr_weight=cvr_weight)
 
     def train_epoch(self, rows: Rows, seed: int) -> None:
-        self._model.train()
-        for batch in _batches(rows, _shuffled(rows, seed), BATCH_ROWS):
-            self._model.train_step(self._columns(batch))
+        self.train_epoch_of(self._columns(batch) for batch in _batches(rows, _shuffled(rows, seed), BATCH_ROWS))
 
     def open_loader(self, rows: Rows) -> Any:
         """FuxiCTR's loader over the rows, shuffled anew in every epoch, in this process: its time counts."""
@@ -148,10 +146,10 @@ class FuxiCTR:
             )
         return loader
 
-    def train_epoch_of(self, loader: Any) -> None:
-        """Its epoch over its loader's batches."""
+    def train_epoch_of(self, batches: Iterable[dict[str, torch.Tensor]]) -> None:
+        """A step on each, of its own loader or of arrays."""
         self._model.train()
-        for batch in loader:
+        for batch in batches:
             self._model.train_step(batch)
 
     def predict(self, rows: Rows) -> npt.NDArray[np.float32]:

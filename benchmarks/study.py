@@ -78,6 +78,11 @@ def settings_of(arm: str, trial: int) -> dict[str, Any]:
     return drawn | vectors | ({} if arm == "raw vectors" else adaptor)
 
 
+def seeded(options: RankerOptions, seed: int) -> RankerOptions:
+    """The same training with another seed; the control's vectors are shuffled anew too."""
+    return replace(options, seed=seed, shuffle_seed=None if options.shuffle_seed is None else seed)
+
+
 def measure(run: Path, stores: Path, options: RankerOptions, folder: Path) -> dict[str, Any]:
     """One training: validation and test scores of its best epoch, kept in the folder."""
     if not (folder / "result.json").is_file():
@@ -119,7 +124,7 @@ def study(
         chosen = max(results, key=lambda result: result["validation"])
         all_seeds = [chosen]
         for seed in range(1, seeds):
-            options = replace(chosen["options"], seed=seed, shuffle_seed=seed if "shuffle_seed" in fixed else None)
+            options = seeded(chosen["options"], seed)
             result = measure(run, stores / "export", options, place / f"trial-{chosen['trial']}-seed-{seed}")
             print(f"{backbone}, {arm}, seed {seed}: validation {result['validation']:.4f}", flush=True)
             all_seeds.append(result)
