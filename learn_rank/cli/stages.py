@@ -29,7 +29,10 @@ def prepare(config: RunConfig) -> None:
         raise InputError("dataset is missing; add dataset=NAME dataset.root=FOLDER or dataset=FILE.yaml")
     recipe = asdict(dataset)
     recipe.pop("root")  # the files' fingerprints say what was read, wherever it lies
-    manifest = Manifest("prepare", raw_fingerprints(dataset), {"recipe": recipe})
+    inputs = raw_fingerprints(dataset)
+    if config.prepare.dense_from:
+        inputs["dense_from"] = fingerprint_of(Path(config.prepare.dense_from) / "prepare", "prepare")
+    manifest = Manifest("prepare", inputs, {"recipe": recipe})
     stage(folder(config, "prepare"), manifest, lambda work: run(dataset, work, config.prepare))
 
 

@@ -131,12 +131,12 @@ def dense_column(name: str, source: DenseSource) -> str:
 
 
 def fit_dense(
-    connection: duckdb.DuckDBPyConnection, name: str, source: DenseSource, *, file: str
+    connection: duckdb.DuckDBPyConnection, name: str, source: DenseSource, *, file: str, earlier: DenseFeature | None
 ) -> tuple[DenseFeature, dict[str, int]]:
     """What the training rows say of a feature, and how many rows of the log have no number there, or an infinite one.
 
-    Of more than 2^24 training rows a sample, the same in every run, is fitted. InputError: a row without a number
-    under missing=refuse, a column that cannot hold numbers.
+    Of more than 2^24 training rows a sample, the same in every run, is fitted. earlier: kept instead of a fit.
+    InputError: a row without a number under missing=refuse, a column that cannot hold numbers.
     """
     table, _ = locate(source.column)
     where = f"{file}: dense.{name} = '{source.column}'"
@@ -158,11 +158,14 @@ def fit_dense(
             f"{where} is missing in {missing:,} and infinite in {bad - missing:,} of {num_rows:,} rows of the log, "
             f"first in row {row} ({key} {entity!r}); fill them, or set dense.{name}.missing to impute"
         )
+    counts = {"missing": missing, "infinite": bad - missing}
+    if earlier is not None:
+        return earlier, counts
     step = 1 + num_train // _FITTED_ROWS
     sample = f"AND md5_number_lower(row_id::VARCHAR) % {step} = 0" if step > 1 else ""
     training = connection.sql(f"SELECT x FROM {numbers} WHERE split = 'train' {sample}")
     values = training.to_arrow_table()["x"].to_numpy()  # null becomes NaN
-    return fit(name, source.transform, values), {"missing": missing, "infinite": bad - missing}
+    return fit(name, source.transform, values), counts
 
 
 def _number(source: DenseSource) -> str:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from learn_rank.artifact import file_fingerprint
-from learn_rank.data.dense import DenseFeature, write_dense
+from learn_rank.data.dense import DenseFeature, read_dense, write_dense
 from learn_rank.data.entities import write_entity_features
 from learn_rank.data.features import EncodedFeature, dense_column, encode_sparse, fit_dense, is_constant, sparse_column
 from learn_rank.data.load import load_entities, load_interactions
@@ -42,14 +42,34 @@ from learn_rank.schema import (
 
 @dataclass
 class PrepareOptions:
-    """Resources of `prepare`."""
+    """Resources of `prepare`, and an earlier run to go on from."""
 
     memory_limit: str = field(default="8GB", metadata={"help": "above this DuckDB spills to disk"})
     row_group_rows: int = field(default=65_536, metadata={"help": "rows per Parquet row group"})
+    dense_from: str = field(
+        default="",
+        metadata={
+            "help": "run directory of an earlier log, such as yesterday's, whose fitted dense features are kept: what "
+            "a ranker that goes on from that run (ranker.init_from) has learned to read"
+        },
+    )
 
     def __post_init__(self) -> None:
         if self.row_group_rows < 1:
             raise InputError(f"prepare.row_group_rows is {self.row_group_rows}, must be 1 or more")
+
+
+def earlier_dense(run: Path, recipe: DatasetRecipe) -> dict[str, DenseFeature]:
+    """Name -> the dense feature as an earlier run fitted it; InputError unless it has all of the recipe's, alike."""
+    found = {feature.name: feature for feature in read_dense(run / "prepare" / DENSE)}
+    for name, source in recipe.dense.items():
+        transform = found[name].transform if name in found else "absent"
+        if transform != source.transform:
+            raise InputError(
+                f"prepare.dense_from: dense.{name} is {source.transform} in the recipe and {transform} in {run}; "
+                "prepare both by one recipe, or leave prepare.dense_from out"
+            )
+    return found
 
 
 def raw_fingerprints(recipe: DatasetRecipe) -> dict[str, str]:
@@ -67,12 +87,13 @@ def raw_fingerprints(recipe: DatasetRecipe) -> dict[str, str]:
 def prepare(recipe: DatasetRecipe, directory: Path, options: PrepareOptions) -> dict[str, Any]:
     """Writes the canonical tables of schema.py into `directory` and returns the facts for its manifest.
 
-    Everything learned from data (vocabularies, counts, dense transforms) comes from the training window alone; a row's
-    sequences hold what came before it, see data.sequences. Training rows are written in an order that depends on
-    nothing but their position (a hash), later splits in order of time. Under split.leave_one_out training rows are in
-    order of time too: there the order of rows with equal times, which is the log's, says which of them is the last, and
-    users' histories must show the same.
+    Everything learned from data (vocabularies, counts, dense transforms) comes from the training window alone, but for
+    the dense features of options.dense_from; a row's sequences hold what came before it, see data.sequences. Training
+    rows are written in an order that depends on nothing but their position (a hash), later splits in order of time.
+    Under split.leave_one_out training rows are in order of time too: there the order of rows with equal times, which is
+    the log's, says which of them is the last, and users' histories must show the same.
     """
+    kept = earlier_dense(Path(options.dense_from), recipe) if options.dense_from else {}
     with connect(directory / "scratch", memory_limit=options.memory_limit) as connection:
         steps = progress_bar(
             total=4 + len(recipe.sparse) + len(recipe.sequence) + len(SPLITS), description="prepare", unit="step"
@@ -105,7 +126,7 @@ def prepare(recipe: DatasetRecipe, directory: Path, options: PrepareOptions) -> 
             num_folds=recipe.split.num_folds,
             sequences=tuple(one.feature for one in sequences),
         )
-        dense, facts["dense"] = _fit_dense(connection, recipe)
+        dense, facts["dense"] = _fit_dense(connection, recipe, kept)
         write_dense(directory / DENSE, dense)
         _note_constants(connection, encoded, dense)
         (directory / "interactions").mkdir()
@@ -127,13 +148,13 @@ def prepare(recipe: DatasetRecipe, directory: Path, options: PrepareOptions) -> 
 
 
 def _fit_dense(
-    connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe
+    connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe, kept: dict[str, DenseFeature]
 ) -> tuple[list[DenseFeature], dict[str, dict[str, int]]]:
-    """The fitted dense features and what was missing of each, said in one note."""
+    """The dense features, fitted unless they are kept, and what was missing of each, said in one note."""
     fitted, facts = [], {}
     for name, source in recipe.dense.items():
         file = getattr(recipe, source.column.partition(".")[0]).files
-        feature, facts[name] = fit_dense(connection, name, source, file=file)
+        feature, facts[name] = fit_dense(connection, name, source, file=file, earlier=kept.get(name))
         fitted.append(feature)
     told = [
         f"{name} ({counts['missing']:,} missing, {counts['infinite']:,} infinite)"

@@ -295,7 +295,9 @@ def _describe(warm_start: dict[str, Any], options: RankerOptions) -> str:
     if warm_start["stores_differ"]:
         notes.append("its vectors were others, which must come from the same towers")
     if warm_start["transforms_differ"]:
-        notes.append("its dense values were transformed as fitted on its own training rows")
+        notes.append(
+            "its dense values were transformed as fitted on its own training rows (prepare.dense_from keeps that)"
+        )
     return "; ".join(notes)
 
 

@@ -141,7 +141,42 @@ def test_a_large_training_window_is_fitted_on_a_sample(
     assert feature.fill != np.mean(range(100, 112))
 
 
+def test_an_earlier_run_s_fit_is_kept_and_missing_values_are_counted_anew(
+    raw: Path, tmp_path: Path, out: Path, recipe_of: RecipeOf
+) -> None:
+    earlier = tmp_path / "yesterday" / "prepare"
+    earlier.mkdir(parents=True)
+    prepare(recipe_of(raw), earlier, PrepareOptions())
+    set_years(raw, [2995.0, 2979.0, None, 2009.0, 2970.0])
+    facts = prepare(recipe_of(raw), out, PrepareOptions(dense_from=str(tmp_path / "yesterday")))
+    assert (out / "dense.json").read_bytes() == (earlier / "dense.json").read_bytes()
+    (feature,) = read_dense(earlier / "dense.json")
+    found = pq.read_table(out / "interactions" / "train.parquet", columns=["item_id", "dense.year"]).to_pylist()
+    years = {row["item_id"]: row["dense.year"] for row in found}
+    assert years[10] == feature.apply([2995.0])[0] > 10
+    assert years[12] == 0
+    assert facts["dense"]["year"]["missing"] == pq.read_table(raw / "log.parquet")["iid"].to_pylist().count(12)
+
+
 # Bad input
+
+
+@pytest.mark.parametrize(
+    ("dense", "message"),
+    [
+        ({"year": DenseSource("items.year", "log")}, "dense.year is log in the recipe and standard in"),
+        ({"age": DenseSource("items.year")}, "dense.age is standard in the recipe and absent in"),
+    ],
+)
+def test_another_recipe_s_fit_is_not_kept(
+    raw: Path, tmp_path: Path, out: Path, recipe_of: RecipeOf, dense: dict[str, DenseSource], message: str
+) -> None:
+    earlier = tmp_path / "yesterday" / "prepare"
+    earlier.mkdir(parents=True)
+    prepare(recipe_of(raw), earlier, PrepareOptions())
+    with pytest.raises(InputError, match=message):
+        prepare(recipe_of(raw, dense=dense), out, PrepareOptions(dense_from=str(tmp_path / "yesterday")))
+    assert not any(out.iterdir())
 
 
 def test_missing_and_infinite_values_are_counted_and_said_in_one_note(
