@@ -44,6 +44,16 @@ def model_fingerprint(model: str, *, option: str) -> str:
     return file_fingerprint(Path(location))
 
 
+def load_config(model: str, *, option: str, revision: str = "", trust_remote_code: bool = False) -> Any:
+    """The model's shape (transformers' AutoConfig), without its weights; InputError as in `load_model`."""
+    from transformers import AutoConfig
+
+    with _loading(model, option=option):
+        return AutoConfig.from_pretrained(
+            locate_model(model, option=option), revision=revision or "main", trust_remote_code=trust_remote_code
+        )
+
+
 def load_model(
     model: str,
     *,

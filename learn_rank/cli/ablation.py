@@ -145,19 +145,14 @@ def _check_models(variants: list[Variant]) -> None:
         if one.align.backbone:
             wanted["align.backbone", one.align.backbone] = {}
         if one.encoder is not None and one.encoder.kind == "hf":
-            source = {"revision": one.encoder.revision or "main", "trust_remote_code": one.encoder.trust_remote_code}
+            source = {"revision": one.encoder.revision, "trust_remote_code": one.encoder.trust_remote_code}
             wanted["encoder.model", one.encoder.model] = source
     if not wanted:
         return
-    from transformers import AutoConfig
-
-    from learn_rank.pretrained import locate_model
+    from learn_rank.pretrained import load_config
 
     for (option, model), source in wanted.items():
-        try:
-            AutoConfig.from_pretrained(locate_model(model, option=option), **source)
-        except (OSError, ValueError, ImportError) as error:
-            raise InputError(f"{option} '{model}' is not a Hugging Face model: {str(error).strip().splitlines()[0]}")
+        load_config(model, option=option, **source)
 
 
 def _folder(config: RunConfig, variant: str, seed: int | None = None) -> Path:

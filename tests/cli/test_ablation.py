@@ -274,7 +274,7 @@ def test_a_folder_that_is_no_model_is_refused_before_anything_is_trained(
     before = set((run / "ablate").iterdir())
     with pytest.raises(SystemExit):
         ablate(run, f'ablate.variants=[positions,"bert_emb: encoder.model={tmp_path}"]')
-    assert f"encoder.model '{tmp_path}' is not a Hugging Face model" in capsys.readouterr().err
+    assert f"encoder.model '{tmp_path}' cannot be loaded as a Hugging Face model" in capsys.readouterr().err
     assert set((run / "ablate").iterdir()) == before
 
 
