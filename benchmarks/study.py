@@ -1,7 +1,7 @@
 """Does LEARN help this log, and which part of it? Every arm with the same budget, settings chosen on validation.
 
-    python benchmarks/study.py run=RUN dir=DIR [seeds=5] [trials=6] [backbones=dcnv2,din,finalmlp] [threads=1]
-                               [content=RUN/ablate/without_align/seed-0] [bf16=1] [out=benchmarks/results]
+    python benchmarks/study.py run=RUN dir=DIR [seeds=5] [trials=6] [trial_seeds=1] [backbones=dcnv2,din,finalmlp]
+                               [content=RUN/ablate/without_align/seed-0] [threads=1] [bf16=1] [out=benchmarks/results]
 
 RUN is a run directory: `learn-rank pipeline dataset=ml_1m dataset.root=DATA encoder=minilm run_dir=RUN`.
 content: a run whose stores hold content embeddings without alignment, of
@@ -9,10 +9,11 @@ content: a run whose stores hold content embeddings without alignment, of
 
 Arms, of each backbone: the baseline; raw vectors beside its features; the LEARN-Adaptor; the adaptor on shuffled
 vectors (the control); the adaptor on content embeddings. Each is trained with the same `trials` settings of what they
-share, at seed 0, the first being the defaults; LEARN's own options are drawn within the same trials. The setting with
-the best validation UAUC is trained with the other seeds; bf16=1 computes all of them in bfloat16. What is in DIR
-already is not trained again: a killed study goes on, and several processes with different backbones may share DIR.
-The page of some backbones is named by them.
+share, the first being the defaults; LEARN's own options are drawn within the same trials. The setting with the best
+validation UAUC, the mean of its first `trial_seeds` seeds, is trained with the others: by one seed the choice is partly
+a lottery, and the arm that drew a lucky seed is the worse for it in the test window. bf16=1 computes all trainings in
+bfloat16. What is in DIR already is not trained again: a killed study goes on, and several processes with different
+backbones may share DIR. The page of some backbones is named by them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -102,55 +103,66 @@ def measure(run: Path, stores: Path, options: RankerOptions, folder: Path) -> di
     return found | {"folder": folder}
 
 
-def study(
-    run: Path, content: Path | None, backbone: str, folder: Path, *, seeds: int, trials: int, bf16: bool
-) -> dict[str, dict[str, Any]]:
-    """Arm -> chosen trial, its settings, its validation UAUC and the test scores of every seed."""
+class Budget(NamedTuple):
+    """What every arm of every backbone gets."""
+
+    seeds: int
+    trials: int
+    trial_seeds: int
+    bf16: bool
+
+
+def study_arm(run: Path, stores: Path, backbone: str, arm: str, folder: Path, budget: Budget) -> dict[str, Any]:
+    """The chosen trial, its settings, its validation UAUC and the test scores of every seed."""
+
+    def measured(trial: int, seed: int) -> dict[str, Any]:
+        options = RankerOptions(
+            backbone=backbone, **ARMS[arm], **settings_of(arm, trial), checkpoint_seconds=86_400, patience=2,
+            bf16=budget.bf16,
+        )  # fmt: skip
+        result = measure(run, stores / "export", seeded(options, seed), folder / f"trial-{trial}-seed-{seed}")
+        print(f"{backbone}, {arm}, trial {trial}, seed {seed}: validation {result['validation']:.4f} in epoch "
+              f"{result['epoch']}, {result['seconds']:.0f} s", flush=True)  # fmt: skip
+        return result
+
+    tried = [[measured(trial, seed) for seed in range(budget.trial_seeds)] for trial in range(budget.trials)]
+    chosen = int(np.argmax([np.mean([result["validation"] for result in results]) for results in tried]))
+    results = tried[chosen] + [measured(chosen, seed) for seed in range(budget.trial_seeds, budget.seeds)]
+    return {
+        "trial": chosen,
+        "settings": settings_of(arm, chosen),
+        "validation": float(np.mean([result["validation"] for result in results])),
+        "epochs": [result["epoch"] for result in results],
+        "scores": [np.load(result["folder"] / "test.npy") for result in results],
+    }
+
+
+def study(run: Path, content: Path | None, backbone: str, folder: Path, budget: Budget) -> dict[str, dict[str, Any]]:
+    """Arm -> what `study_arm` found."""
     found = {}
-    for arm, fixed in ARMS.items():
+    for arm in ARMS:
         stores = content if arm == "adaptor, content" else run
-        if stores is None:
-            continue
-        results = []
-        for trial in range(trials):
-            options = RankerOptions(
-                backbone=backbone, **fixed, **settings_of(arm, trial), checkpoint_seconds=86_400, patience=2, bf16=bf16
-            )
+        if stores is not None:
             place = folder / backbone / arm.replace(", ", "-").replace(" ", "_")
-            result = measure(run, stores / "export", options, place / f"trial-{trial}-seed-0")
-            results.append(result | {"trial": trial, "options": options})
-            print(f"{backbone}, {arm}, trial {trial}: validation {result['validation']:.4f} in epoch "
-                  f"{result['epoch']}, {result['seconds']:.0f} s", flush=True)  # fmt: skip
-        chosen = max(results, key=lambda result: result["validation"])
-        all_seeds = [chosen]
-        for seed in range(1, seeds):
-            options = seeded(chosen["options"], seed)
-            result = measure(run, stores / "export", options, place / f"trial-{chosen['trial']}-seed-{seed}")
-            print(f"{backbone}, {arm}, seed {seed}: validation {result['validation']:.4f}", flush=True)
-            all_seeds.append(result)
-        found[arm] = {
-            "trial": chosen["trial"],
-            "settings": settings_of(arm, chosen["trial"]),
-            "validation": float(np.mean([result["validation"] for result in all_seeds])),
-            "epochs": [result["epoch"] for result in all_seeds],
-            "scores": [np.load(result["folder"] / "test.npy") for result in all_seeds],
-        }
+            found[arm] = study_arm(run, stores, backbone, arm, place, budget)
     return found
 
 
 def overall_table(window: Window, found: dict[str, dict[str, dict[str, Any]]]) -> str:
     lines = [
-        "| backbone | arm | UAUC | lift, UAUC | lift, WUAUC | lift, AUC | validation UAUC |",
-        "|---" * 7 + "|",
+        "| backbone | arm | UAUC | lift, UAUC | lift, WUAUC | lift, AUC | over shuffled, UAUC | validation UAUC |",
+        "|---" * 8 + "|",
     ]
     for backbone, arms in found.items():
-        before = arms["baseline"]["scores"]
+        before, control = arms["baseline"]["scores"], arms["adaptor, shuffled"]["scores"]
         for arm, one in arms.items():
-            lift = window.lift(before, one["scores"])
-            cells = ["", "", ""]
+            after = one["scores"]
+            lift = window.lift(before, after)
+            cells = ["", "", "", ""]
             if arm != "baseline":
-                weighted = window.lift(before, one["scores"], is_weighted=True)
-                cells = [cell(lift), cell(weighted), window.auc_cell(before, one["scores"])]
+                weighted = window.lift(before, after, is_weighted=True)
+                over = "" if arm == "adaptor, shuffled" else cell(window.lift(control, after))
+                cells = [cell(lift), cell(weighted), window.auc_cell(before, after), over]
             lines.append(
                 f"| {backbone} | {arm} | {lift.treatment:.4f} | {' | '.join(cells)} | {one['validation']:.4f} |"
             )
@@ -190,21 +202,29 @@ def main() -> None:
     torch.set_num_threads(threads := int(given.get("threads", 1)))
     run, folder = Path(given["run"]).resolve(), Path(given["dir"]).resolve()
     content = Path(given["content"]).resolve() if "content" in given else None
-    seeds, trials = int(given.get("seeds", 5)), int(given.get("trials", 6))
-    bf16 = given.get("bf16", "0") == "1"
+    budget = Budget(
+        seeds=int(given.get("seeds", 5)),
+        trials=int(given.get("trials", 6)),
+        trial_seeds=int(given.get("trial_seeds", 1)),
+        bf16=given.get("bf16", "0") == "1",
+    )
+    if not 1 <= budget.trial_seeds <= budget.seeds:
+        sys.exit(f"trial_seeds is {budget.trial_seeds}, expected 1 to {budget.seeds}, which are all seeds")
     backbones = given.get("backbones", ",".join(BACKBONES)).split(",")
     recipe = read_manifest(run / "prepare", stage="prepare").options["recipe"]
     window = read_window(run)
-    found = {one: study(run, content, one, folder, seeds=seeds, trials=trials, bf16=bf16) for one in backbones}
+    found = {one: study(run, content, one, folder, budget) for one in backbones}
+    chosen_by = "seed 0" if budget.trial_seeds == 1 else f"the mean of {budget.trial_seeds} seeds"
     write_page(
         given,
         f"study_{recipe['name']}{of_some(backbones, BACKBONES)}",
         f"# Does LEARN help? {recipe['name']}",
-        f"`python benchmarks/study.py run=RUN dir=DIR seeds={seeds} trials={trials} backbones={','.join(backbones)}"
-        f"{' content=CONTENT' if content else ''}{' bf16=1' if bf16 else ''}`",
-        f"{machine(threads)} Test window of {len(window.labels):,} "
-        f"rows, means over {seeds} seeds. {HOW} Every arm has the same {trials} trials at seed 0, the best by "
-        "validation UAUC; epochs by validation UAUC. Intervals of AUC: the mean of those of the seeds.",
+        f"`python benchmarks/study.py run=RUN dir=DIR seeds={budget.seeds} trials={budget.trials} "
+        f"trial_seeds={budget.trial_seeds} backbones={','.join(backbones)}{' content=CONTENT' if content else ''}"
+        f"{' bf16=1' if budget.bf16 else ''}`",
+        f"{machine(threads)} Test window of {len(window.labels):,} rows, means over {budget.seeds} seeds. {HOW} Every "
+        f"arm has the same {budget.trials} trials, the best by validation UAUC of {chosen_by}; epochs by validation "
+        "UAUC. Over shuffled: less the adaptor on shuffled vectors. Intervals of AUC: the mean of those of the seeds.",
         overall_table(window, found),
         segment_table(window, found),
         chosen_table(found),

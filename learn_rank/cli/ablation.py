@@ -145,8 +145,9 @@ def _check_models(variants: list[Variant]) -> None:
         if one.align.backbone:
             wanted["align.backbone", one.align.backbone] = {}
         if one.encoder is not None and one.encoder.kind == "hf":
-            source = {"revision": one.encoder.revision, "trust_remote_code": one.encoder.trust_remote_code}
-            wanted["encoder.model", one.encoder.model] = source
+            wanted["encoder.model", one.encoder.model] = {
+                "revision": one.encoder.revision, "trust_remote_code": one.encoder.trust_remote_code,
+            }  # fmt: skip
     if not wanted:
         return
     from learn_rank.pretrained import load_config
