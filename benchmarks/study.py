@@ -85,7 +85,8 @@ def seeded(options: RankerOptions, seed: int) -> RankerOptions:
 
 
 def measure(run: Path, stores: Path, options: RankerOptions, folder: Path) -> dict[str, Any]:
-    """One training: validation and test scores of its best epoch, kept in the folder."""
+    """One training: validation and test scores of its best epoch, kept in the folder; from there if it was made so."""
+    made = options.of_weights()
     if not (folder / "result.json").is_file():
         start = time.monotonic()
         work = folder / "train"
@@ -97,9 +98,11 @@ def measure(run: Path, stores: Path, options: RankerOptions, folder: Path) -> di
         shutil.rmtree(work)
         write_json(
             folder / "result.json",
-            {"validation": facts["validation"], "epoch": facts["best_epoch"], "seconds": seconds},
+            {"validation": facts["validation"], "epoch": facts["best_epoch"], "seconds": seconds, "options": made},
         )
     found: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    if found.get("options") != made:
+        sys.exit(f"{folder} was trained with other options than now; use another dir, or remove it")
     return found | {"folder": folder}
 
 
@@ -117,9 +120,8 @@ def study_arm(run: Path, stores: Path, backbone: str, arm: str, folder: Path, bu
 
     def measured(trial: int, seed: int) -> dict[str, Any]:
         options = RankerOptions(
-            backbone=backbone, **ARMS[arm], **settings_of(arm, trial), checkpoint_seconds=86_400, patience=2,
-            bf16=budget.bf16,
-        )  # fmt: skip
+            backbone=backbone, **ARMS[arm], **settings_of(arm, trial), checkpoint_seconds=86_400, bf16=budget.bf16
+        )
         result = measure(run, stores / "export", seeded(options, seed), folder / f"trial-{trial}-seed-{seed}")
         print(f"{backbone}, {arm}, trial {trial}, seed {seed}: validation {result['validation']:.4f} in epoch "
               f"{result['epoch']}, {result['seconds']:.0f} s", flush=True)  # fmt: skip
@@ -224,7 +226,8 @@ def main() -> None:
         f"{' bf16=1' if budget.bf16 else ''}`",
         f"{machine(threads)} Test window of {len(window.labels):,} rows, means over {budget.seeds} seeds. {HOW} Every "
         f"arm has the same {budget.trials} trials, the best by validation UAUC of {chosen_by}; epochs by validation "
-        "UAUC. Over shuffled: less the adaptor on shuffled vectors. Intervals of AUC: the mean of those of the seeds.",
+        f"UAUC, patience {RankerOptions().patience}. Over shuffled: less the adaptor on shuffled vectors. Intervals of "
+        "AUC: the mean of those of the seeds.",
         overall_table(window, found),
         segment_table(window, found),
         chosen_table(found),

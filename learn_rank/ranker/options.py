@@ -118,12 +118,12 @@ class RankerOptions:
     shuffle_seed: int | None = field(
         default=None, metadata=_doc("control: give every id the vectors of another, by this seed")
     )
-    epochs: int = field(default=8, metadata=_doc("most passes over the training rows"))
+    epochs: int = field(default=12, metadata=_doc("most passes over the training rows"))
     monitor: str = field(
         default=UAUC,
         metadata=_doc("of the validation rows, decides which epoch is best: uauc, wuauc, auc or loss (log loss)"),
     )
-    patience: int = field(default=2, metadata=_doc("epochs without a better validation metric before stopping"))
+    patience: int = field(default=4, metadata=_doc("epochs without a better validation metric before stopping"))
     batch_size: int = field(default=4096, metadata=_doc("rows per step over all ranks together"))
     learning_rate: float = field(default=1e-3, metadata=_doc("Adam, everything but the tables"))
     weight_decay: float = field(default=0.0, metadata=_doc("decoupled, everything but the tables"))
