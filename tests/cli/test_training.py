@@ -18,11 +18,11 @@ SMALL = ["arms=[baseline]", "ranker.epochs=2", "ranker.hidden_dims=[16]", "ranke
          "ranker.batch_size=500"]  # fmt: skip
 
 
-def prepared(run: Path, seed: int) -> Path:
+def prepared(run: Path, *overrides: str, seed: int) -> Path:
     raw = run / "raw"
-    raw.mkdir(parents=True)
+    raw.mkdir(parents=True, exist_ok=True)
     write_synthetic(raw, SyntheticOptions(num_users=200, num_items=150, num_interactions=5000, seed=seed))
-    config = load("run", [f"run_dir={run}"])
+    config = load("run", [f"run_dir={run}", *overrides])
     config.dataset = synthetic_recipe(raw)
     stages.prepare(config)
     return run
@@ -82,6 +82,7 @@ def test_tomorrows_ranker_goes_on_from_todays_and_is_made_again_when_that_change
     main(command)
     manifest = read_manifest(tomorrow / "train" / "baseline", stage="train")
     assert manifest.inputs["init_from"] == read_manifest(run / "train" / "baseline", stage="train").fingerprint
+    assert manifest.facts["warm_start"]["transforms_differ"]
     users = manifest.facts["warm_start"]["features"]["user_id"]
     values = [set(pq.read_table(day / "prepare" / "vocabularies" / "user_id.parquet")["value"].to_pylist())
               for day in (run, tomorrow)]  # fmt: skip
@@ -97,3 +98,12 @@ def test_tomorrows_ranker_goes_on_from_todays_and_is_made_again_when_that_change
     with pytest.raises(SystemExit):
         main([*command[:-2], f"ranker.init_from={tmp_path}"])
     assert "not there or not finished; run `learn-rank train` first" in capsys.readouterr().err
+
+
+def test_tomorrows_log_is_prepared_again_to_keep_todays_dense_features(run: Path, tmp_path: Path) -> None:
+    tomorrow = prepared(tmp_path / "tomorrow", seed=1)
+    assert (tomorrow / "prepare" / "dense.json").read_bytes() != (run / "prepare" / "dense.json").read_bytes()
+    prepared(tomorrow, f"prepare.dense_from={run}", seed=1)
+    assert (tomorrow / "prepare" / "dense.json").read_bytes() == (run / "prepare" / "dense.json").read_bytes()
+    manifest = read_manifest(tomorrow / "prepare", stage="prepare")
+    assert manifest.inputs["dense_from"] == read_manifest(run / "prepare", stage="prepare").fingerprint
