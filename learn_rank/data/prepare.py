@@ -59,19 +59,6 @@ class PrepareOptions:
             raise InputError(f"prepare.row_group_rows is {self.row_group_rows}, must be 1 or more")
 
 
-def earlier_dense(run: Path, recipe: DatasetRecipe) -> dict[str, DenseFeature]:
-    """Name -> the dense feature as an earlier run fitted it; InputError unless it has all of the recipe's, alike."""
-    found = {feature.name: feature for feature in read_dense(run / "prepare" / DENSE)}
-    for name, source in recipe.dense.items():
-        transform = found[name].transform if name in found else "absent"
-        if transform != source.transform:
-            raise InputError(
-                f"prepare.dense_from: dense.{name} is {source.transform} in the recipe and {transform} in {run}; "
-                "prepare both by one recipe, or leave prepare.dense_from out"
-            )
-    return found
-
-
 def raw_fingerprints(recipe: DatasetRecipe) -> dict[str, str]:
     """Fingerprints of the recipe's files: InputError for a missing one, before any work."""
     root = Path(recipe.root)
@@ -93,7 +80,7 @@ def prepare(recipe: DatasetRecipe, directory: Path, options: PrepareOptions) -> 
     Under split.leave_one_out training rows are in order of time too: there the order of rows with equal times, which is
     the log's, says which of them is the last, and users' histories must show the same.
     """
-    kept = earlier_dense(Path(options.dense_from), recipe) if options.dense_from else {}
+    kept = _earlier_dense(Path(options.dense_from), recipe) if options.dense_from else {}
     with connect(directory / "scratch", memory_limit=options.memory_limit) as connection:
         steps = progress_bar(
             total=4 + len(recipe.sparse) + len(recipe.sequence) + len(SPLITS), description="prepare", unit="step"
@@ -145,6 +132,19 @@ def prepare(recipe: DatasetRecipe, directory: Path, options: PrepareOptions) -> 
         steps.update()
         steps.close()
     return facts
+
+
+def _earlier_dense(run: Path, recipe: DatasetRecipe) -> dict[str, DenseFeature]:
+    """Name -> the dense feature as an earlier run fitted it; InputError unless it has all of the recipe's, alike."""
+    found = {feature.name: feature for feature in read_dense(run / "prepare" / DENSE)}
+    for name, source in recipe.dense.items():
+        transform = found[name].transform if name in found else "absent"
+        if transform != source.transform:
+            raise InputError(
+                f"prepare.dense_from: dense.{name} is {source.transform} in the recipe and {transform} in {run}; "
+                "prepare both by one recipe, or leave prepare.dense_from out"
+            )
+    return found
 
 
 def _fit_dense(
