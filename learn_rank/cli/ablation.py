@@ -18,6 +18,7 @@ from learn_rank.cli.config import RunConfig
 from learn_rank.cli.variants import BASELINE, Variant, read_variants
 from learn_rank.errors import InputError
 from learn_rank.evaluation.statistics import interval_key
+from learn_rank.pretrained import load_config
 from learn_rank.progress import note
 from learn_rank.schema import METRICS
 
@@ -140,20 +141,16 @@ def _link(link: Path, target: Path) -> None:
 
 def _check_models(variants: list[Variant]) -> None:
     """Before the first hour of training: are the models that variants name there?"""
-    wanted: dict[tuple[str, str], dict[str, Any]] = {}
     for one in variants:
         if one.align.backbone:
-            wanted["align.backbone", one.align.backbone] = {}
+            load_config(one.align.backbone, option="align.backbone")
         if one.encoder is not None and one.encoder.kind == "hf":
-            wanted["encoder.model", one.encoder.model] = {
-                "revision": one.encoder.revision, "trust_remote_code": one.encoder.trust_remote_code,
-            }  # fmt: skip
-    if not wanted:
-        return
-    from learn_rank.pretrained import load_config
-
-    for (option, model), source in wanted.items():
-        load_config(model, option=option, **source)
+            load_config(
+                one.encoder.model,
+                option="encoder.model",
+                revision=one.encoder.revision,
+                trust_remote_code=one.encoder.trust_remote_code,
+            )
 
 
 def _folder(config: RunConfig, variant: str, seed: int | None = None) -> Path:

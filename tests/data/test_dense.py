@@ -28,6 +28,15 @@ def out(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def yesterday(raw: Path, tmp_path: Path, recipe_of: RecipeOf) -> Path:
+    """A run directory of an earlier day."""
+    folder = tmp_path / "yesterday" / "prepare"
+    folder.mkdir(parents=True)
+    prepare(recipe_of(raw), folder, PrepareOptions())
+    return folder.parent
+
+
 def set_years(raw: Path, years: list[float | str | None]) -> None:
     """Gives items 10 to 14 these years."""
     items = pq.read_table(raw / "items.parquet").drop(["year"])
@@ -142,15 +151,12 @@ def test_a_large_training_window_is_fitted_on_a_sample(
 
 
 def test_an_earlier_run_s_fit_is_kept_and_missing_values_are_counted_anew(
-    raw: Path, tmp_path: Path, out: Path, recipe_of: RecipeOf
+    raw: Path, yesterday: Path, out: Path, recipe_of: RecipeOf
 ) -> None:
-    earlier = tmp_path / "yesterday" / "prepare"
-    earlier.mkdir(parents=True)
-    prepare(recipe_of(raw), earlier, PrepareOptions())
     set_years(raw, [2995.0, 2979.0, None, 2009.0, 2970.0])
-    facts = prepare(recipe_of(raw), out, PrepareOptions(dense_from=str(tmp_path / "yesterday")))
-    assert (out / "dense.json").read_bytes() == (earlier / "dense.json").read_bytes()
-    (feature,) = read_dense(earlier / "dense.json")
+    facts = prepare(recipe_of(raw), out, PrepareOptions(dense_from=str(yesterday)))
+    assert (out / "dense.json").read_bytes() == (yesterday / "prepare" / "dense.json").read_bytes()
+    (feature,) = read_dense(yesterday / "prepare" / "dense.json")
     found = pq.read_table(out / "interactions" / "train.parquet", columns=["item_id", "dense.year"]).to_pylist()
     years = {row["item_id"]: row["dense.year"] for row in found}
     assert years[10] == feature.apply([2995.0])[0] > 10
@@ -169,13 +175,10 @@ def test_an_earlier_run_s_fit_is_kept_and_missing_values_are_counted_anew(
     ],
 )
 def test_another_recipe_s_fit_is_not_kept(
-    raw: Path, tmp_path: Path, out: Path, recipe_of: RecipeOf, dense: dict[str, DenseSource], message: str
+    raw: Path, yesterday: Path, out: Path, recipe_of: RecipeOf, dense: dict[str, DenseSource], message: str
 ) -> None:
-    earlier = tmp_path / "yesterday" / "prepare"
-    earlier.mkdir(parents=True)
-    prepare(recipe_of(raw), earlier, PrepareOptions())
     with pytest.raises(InputError, match=message):
-        prepare(recipe_of(raw, dense=dense), out, PrepareOptions(dense_from=str(tmp_path / "yesterday")))
+        prepare(recipe_of(raw, dense=dense), out, PrepareOptions(dense_from=str(yesterday)))
     assert not any(out.iterdir())
 
 
