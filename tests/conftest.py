@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning OpenMP threads make a busy machine's tests time out
+# a tiny model takes longer on two threads, and tests run side by side; sums over threads depend on how many there are,
+# so what runs here and what runs in a process of its own has to have as many
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +19,6 @@ import pytest
 from learn_rank.artifact import Manifest, publish
 from learn_rank.store.reader import FrozenStore
 from learn_rank.store.writer import write_store
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning OpenMP threads make a busy machine's tests time out
-# a tiny model takes longer on two threads, and tests run side by side; sums over threads depend on how many there are,
-# so what runs here and what runs in a process of its own has to have as many
-os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +49,13 @@ def content(tmp_path: Path) -> FrozenStore:
     with publish(tmp_path / "extract", Manifest("extract", {}, {})) as (work, facts):
         facts.update(write_store(work, pa.array(np.arange(100, 140)), vectors))
     return FrozenStore(tmp_path / "extract", stage="extract")
+
+
+def pytest_collection_finish() -> None:
+    """What collection imported is left out of garbage collections: each would walk the libraries, for .3 s."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # else bindings report at exit what they still hold

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from learn_rank.distributed import (
     thread_advice,
 )
 from learn_rank.errors import InputError
+from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")
 
@@ -118,17 +117,7 @@ with process_group(timeout_seconds=60) as process:
 
 
 def test_two_ranks_agree_and_join_again_after_a_restart(tmp_path: Path) -> None:
-    script = tmp_path / "rank.py"
-    script.write_text(_RANK)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
-    done = subprocess.run(
-        [sys.executable, *torchrun, str(script), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    run_ranks(_RANK, tmp_path, max_restarts=1)
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     for found in ranks:
         assert found["attempt"] == "1"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from learn_rank.artifact import Manifest, publish
 from learn_rank.errors import InputError
 from learn_rank.store.reader import FrozenStore
 from learn_rank.store.writer import write_store
+from tests.ranks import run_ranks
 
 USER_IDS = (1 << 40) + np.arange(20)
 ITEM_IDS = [f"item-{number}" for number in range(10)]
@@ -246,12 +245,9 @@ def test_on_a_gpu_ids_and_features_are_there_and_stores_are_not(stores: tuple[Fr
     assert table.lookup(torch.tensor([0, 5]))[1].tolist() == [True, False]
 
 
-def test_two_ranks_equal_one() -> None:
-    script = str(Path(__file__).with_name("on_two_ranks.py"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.count("equal") == 2
+def test_two_ranks_equal_one(tmp_path: Path) -> None:
+    run_ranks(Path(__file__).with_name("on_two_ranks.py"), tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["equal-0", "equal-1"]
 
 
 # Bad input

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from learn_rank.distributed import Process
 from learn_rank.errors import InputError
 from learn_rank.evaluation import user_auc
 from learn_rank.store.reader import FrozenStore
+from tests.ranks import run_ranks
 
 SMALL: dict[str, Any] = {
     "width": 16, "num_layers": 1, "num_heads": 2, "max_history": 8, "max_targets": 4, "batch_size": 16,
@@ -212,7 +211,7 @@ def test_a_validation_window_of_strangers_leaves_the_last_epoch(
     assert metrics["test"]["num_users"] == 1  # known by then
 
 
-_TORCHRUN = """
+_RANK = """
 import json, sys
 from pathlib import Path
 from learn_rank.alignment.options import AlignOptions
@@ -236,16 +235,9 @@ def test_two_ranks_share_a_batch_and_learn_what_one_does(planted: Path, content:
     found = {}
     for name, options in variants.items():
         found[name] = run(planted, content, tmp_path / f"{name}-one", options)
-    script = tmp_path / "rank.py"
-    script.write_text(_TORCHRUN)
     (tmp_path / "two").mkdir()
-    arguments = [planted, content.directory, tmp_path / "two", json.dumps({n: asdict(o) for n, o in variants.items()})]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [sys.executable, *torchrun, str(script), *map(str, arguments)],
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    changes = json.dumps({name: asdict(options) for name, options in variants.items()})
+    run_ranks(_RANK, planted, content.directory, tmp_path / "two", changes)
     gallery = Gallery([content])
     rows = torch.arange(40)
     for name, options in variants.items():

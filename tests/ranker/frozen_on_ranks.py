@@ -1,4 +1,4 @@
-"""What test_placement.py runs on one rank in its own process and on two under torchrun; it leaves JSON behind.
+"""What test_placement.py runs on one rank in its own process and on two as torchrun starts them; it leaves JSON behind.
 
 Every check is done on every rank; `found` says what came out on this one.
 """

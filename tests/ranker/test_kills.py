@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from learn_rank import checkpoint
 from learn_rank.ranker.predict import predict
 from learn_rank.ranker.train import RankerOptions, train
+from tests.ranks import run_ranks
 
 # dropout, hidden values and a schedule: what is random or follows the steps has to be the same again
 OPTIONS = RankerOptions(
@@ -184,15 +185,8 @@ def ranks(log, mount_disk: Callable[[int], Path], tmp_path_factory: pytest.TempP
         small_disk: Path | None = mount_disk(2)
     except pytest.skip.Exception:
         small_disk = None
-    script = root / "train.py"
-    script.write_text(_RANKS)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "--max-restarts=2", str(script)]
     options = json.dumps(asdict(replace(OPTIONS, epochs=2, checkpoint_steps=4)))
-    arguments = [str(log.prepared), str(log.stores), str(root), str(small_disk or ""), options]
-    done = subprocess.run(
-        [sys.executable, *torchrun, *arguments], capture_output=True, text=True, check=False, timeout=200
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_ranks(_RANKS, log.prepared, log.stores, root, small_disk or "", options, num_ranks=3, max_restarts=2)
     return root
 
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from learn_rank.ranker.options import FrozenOptions
 from learn_rank.ranker.placement import place
 from learn_rank.store.reader import FrozenStore
 from learn_rank.store.writer import write_store
+from tests.ranks import run_ranks
 
 SCRIPT = Path(__file__).parent / "frozen_on_ranks.py"
 SCRIPT_NAMES = runpy.run_path(str(SCRIPT))
@@ -72,16 +70,7 @@ def found(log, folder: Path) -> Found:
     for num_ranks in NUM_RANKS:
         (folder / str(num_ranks)).mkdir()
     SCRIPT_NAMES["main"](log.prepared, log.stores, folder)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(SCRIPT)]
-    done = subprocess.run(
-        [*torchrun, str(log.prepared), str(log.stores), str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_ranks(SCRIPT, log.prepared, log.stores, folder)
     assert files(log.stores) == before
     return {
         num_ranks: [json.loads((folder / str(num_ranks) / f"{rank}.json").read_text()) for rank in range(num_ranks)]

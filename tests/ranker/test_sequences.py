@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from learn_rank.ranker.sharding import ShardedRanker, shard
 from learn_rank.ranker.tables import build_tables, pad_rows
 from learn_rank.ranker.train import train
 from learn_rank.schema import FeatureSet, SequenceFeature, SparseFeature, interactions_schema
+from tests.ranks import run_ranks
 
 NUM_USERS, NUM_ITEMS, NUM_KINDS = 60, 40, 5
 KINDS = ("table_wise", "row_wise", "data_parallel")
@@ -277,7 +276,7 @@ def test_a_checkpoint_with_sequences_loads_however_they_are_sharded(
             assert sums_of(second, feature.name).any()
 
 
-_TORCHRUN = """
+_RANK = """
 import json, sys
 from pathlib import Path
 import numpy as np
@@ -304,14 +303,7 @@ def test_two_ranks_equal_one_with_sequences(past, tmp_path: Path) -> None:
         "data_parallel": replace(options, sharding="data_parallel"),  # but for items and kind
     }
     one = train(past.prepared, None, tmp_path / "one", options, validation_metric=auc)
-    script = tmp_path / "train.py"
-    script.write_text(_TORCHRUN)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    arguments = [str(past.prepared), str(tmp_path), json.dumps({name: asdict(run) for name, run in runs.items()})]
-    done = subprocess.run(
-        [sys.executable, *torchrun, *arguments], capture_output=True, text=True, check=False, timeout=200
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_ranks(_RANK, past.prepared, tmp_path, json.dumps({name: asdict(run) for name, run in runs.items()}))
     on_one = predict(past.prepared, None, tmp_path / "one", "test")
     for name in runs:
         other = json.loads((tmp_path / f"{name}.json").read_text())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from learn_rank.errors import InputError
 from learn_rank.ranker.predict import predict, predict_tasks, write_predictions
 from learn_rank.ranker.train import RankerOptions, train
+from tests.ranks import run_ranks
 
 TASKS = ("conversion", "esmm", "mmoe")
-_TORCHRUN = """
+_RANK = """
 import json, sys
 from pathlib import Path
 import numpy as np
@@ -183,15 +182,8 @@ def ranks(log, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
         )
         for task in TASKS
     }
-    script = root / "train.py"
-    script.write_text(_TORCHRUN)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    arguments = [str(log.prepared), str(log.stores), str(root)]
-    arguments.append(json.dumps({task: asdict(options) for task, options in runs.items()}))
-    done = subprocess.run(
-        [sys.executable, *torchrun, *arguments], capture_output=True, text=True, check=False, timeout=200
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    options = json.dumps({task: asdict(options) for task, options in runs.items()})
+    run_ranks(_RANK, log.prepared, log.stores, root, options)
     return root, runs
 
 

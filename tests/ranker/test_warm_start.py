@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from learn_rank.ranker.sharding import shard
 from learn_rank.ranker.train import train
 from learn_rank.ranker.warm_start import fill_from_earlier, row_sources
 from learn_rank.schema import FeatureSet, SparseFeature
+from tests.ranks import run_ranks
 
 OPTIONS = RankerOptions(hidden_dims=[8], embedding_dim=8, batch_size=512, epochs=2, learning_rate=5e-3)
 NUM_DROPPED = 10  # the first values of the earlier day
@@ -225,12 +224,7 @@ def test_two_ranks_hold_together_what_one_rank_holds(days, tmp_path: Path) -> No
 
     first, second = days
     options = going_on(first, row_wise_rows=50)  # users are split, items and genres are not
-    script = tmp_path / "fill.py"
-    script.write_text(_TWO_RANKS)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    command = [*torchrun, str(second), str(tmp_path), json.dumps(asdict(options))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_ranks(_TWO_RANKS, second, tmp_path, json.dumps(asdict(options)))
     whole, _ = filled(second, options)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     num_split = 0
