@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import runpy
 import signal
@@ -39,7 +40,8 @@ def run_ranks(script: Path | str, *arguments: object, num_ranks: int = 2, max_re
 
 
 def _run(script: Path | str, arguments: list[str]) -> None:
-    sys.argv = [str(script), *arguments]
+    gc.freeze()  # a collection would walk what was imported, and copy its pages
+    sys.argv = ["rank", *arguments]
     if isinstance(script, Path):
         runpy.run_path(str(script), run_name="__main__")
     else:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +11,7 @@ import pytest
 
 from learn_rank.artifact import Manifest, publish
 from tests.content.conftest import LETTERS
+from tests.ranks import run_ranks
 
 pytest.importorskip("transformers")
 
@@ -50,16 +49,6 @@ with process_group(timeout_seconds=60) as process:
 NUM_TEXTS = 100
 
 
-def run(ranks: int, root: Path, model: Path, *names: str) -> None:
-    (root / "rank.py").write_text(_RANK)
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    done = subprocess.run(
-        [sys.executable, *launch, str(root / "rank.py"), str(root), str(model), *names],
-        capture_output=True, text=True, check=False, timeout=200,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-
-
 @pytest.fixture(scope="module")
 def runs(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("ranks")
@@ -68,12 +57,12 @@ def runs(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         with publish(root / name / "prepare", Manifest("prepare", {}, {})) as (work, _):
             items = pa.table({"item_id": range(NUM_TEXTS + 3), "title": [*titles, None, *titles[:2]]})
             pq.write_table(items, work / "items.parquet")
-    run(1, root, tiny_llama, "one", "one_then_two!")
+    run_ranks(_RANK, root, tiny_llama, "one", "one_then_two!", num_ranks=1)
     saved = sorted((root / "one_then_two" / ".extract.partial" / "parts").iterdir())
     assert len(saved) == 13  # of blocks of 48, 48 and 4 texts
     for path in saved[::2]:
         path.unlink()
-    run(2, root, tiny_llama, "two", "one_then_two")
+    run_ranks(_RANK, root, tiny_llama, "two", "one_then_two")
     return root
 
 

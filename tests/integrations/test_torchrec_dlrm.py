@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -27,8 +25,8 @@ from learn_rank.integrations.torchrec_dlrm import JaggedIds
 from tests.integrations.cases_torchrec import batch_of, dlrm, tables
 from tests.integrations.dlrm_on_ranks import TEST, learn_features
 from tests.integrations.hosts import DIM, ITEM_IDS, USER_IDS, make_log
+from tests.ranks import run_ranks
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).parent / "dlrm_on_ranks.py"
 LOG = make_log(3, 50)
 PROJECTION = partial(
@@ -189,14 +187,8 @@ def test_without_torchrec_it_says_what_to_install(monkeypatch: pytest.MonkeyPatc
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What dlrm_on_ranks.py leaves behind on two ranks, and then on one."""
     root = tmp_path_factory.mktemp("ranks")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    for launcher in (torchrun, []):
-        done = subprocess.run(
-            [sys.executable, *launcher, str(SCRIPT), str(root)],
-            capture_output=True, text=True, check=False, timeout=120,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-4000:]
+    for num_ranks in (2, 1):
+        run_ranks(SCRIPT, root, num_ranks=num_ranks)
     return root
 
 

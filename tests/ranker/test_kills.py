@@ -60,10 +60,11 @@ def whole(log, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # One process imports, and forks a child per attempt: a child is killed at a random moment after its first save, every
 # other one while a save is under way, and the next one goes on. The last one is left to end.
 _ATTEMPTS = """
-import json, os, random, signal, sys, time
+import gc, json, os, random, signal, sys, time
 from pathlib import Path
 from sklearn.metrics import roc_auc_score
 from learn_rank.ranker.train import RankerOptions, train
+gc.freeze()  # a child's collection would walk what was imported, and copy its pages
 
 def start(directory, options):
     child = os.fork()
@@ -85,6 +86,7 @@ def wait(child, condition):
     while not condition():
         if os.waitpid(child, os.WNOHANG)[0]:
             return False
+        time.sleep(0.0002)
     return True
 
 def kill(child, directory, is_saving):
