@@ -1,6 +1,6 @@
 """Does LEARN help this log, and which part of it? Every arm with the same budget, settings chosen on validation.
 
-    python benchmarks/study.py run=RUN dir=DIR [seeds=5] [trials=6] [trial_seeds=1] [backbones=dcnv2,din,finalmlp]
+    python benchmarks/study.py run=RUN dir=DIR [seeds=5] [trials=6] [trial_seeds=3] [backbones=dcnv2,din,finalmlp]
                                [content=RUN/ablate/without_align/seed-0] [threads=1] [bf16=1] [out=benchmarks/results]
 
 RUN is a run directory: `learn-rank pipeline dataset=ml_1m dataset.root=DATA encoder=minilm run_dir=RUN`.
@@ -10,10 +10,10 @@ content: a run whose stores hold content embeddings without alignment, of
 Arms, of each backbone: the baseline; raw vectors beside its features; the LEARN-Adaptor; the adaptor on shuffled
 vectors (the control); the adaptor on content embeddings. Each is trained with the same `trials` settings of what they
 share, the first being the defaults; LEARN's own options are drawn within the same trials. The setting with the best
-validation UAUC, the mean of its first `trial_seeds` seeds, is trained with the others: by one seed the choice is partly
-a lottery, and the arm that drew a lucky seed is the worse for it in the test window. bf16=1 computes all trainings in
-bfloat16. What is in DIR already is not trained again: a killed study goes on, and several processes with different
-backbones may share DIR. The page of some backbones is named by them.
+validation UAUC, the mean of its first `trial_seeds` seeds, is trained with the others. By one seed the choice is a
+lottery: on kuairand it gave DIN's baseline another setting than the control, which was then a percentage point ahead.
+bf16=1 computes all trainings in bfloat16. What is in DIR already is not trained again: a killed study goes on, and
+several processes with different backbones may share DIR. The page of some backbones is named by them.
 """
 
 from __future__ import annotations
@@ -128,10 +128,12 @@ def study_arm(run: Path, stores: Path, backbone: str, arm: str, folder: Path, bu
         return result
 
     tried = [[measured(trial, seed) for seed in range(budget.trial_seeds)] for trial in range(budget.trials)]
-    chosen = int(np.argmax([np.mean([result["validation"] for result in results]) for results in tried]))
+    validation = [float(np.mean([result["validation"] for result in results])) for results in tried]
+    chosen = int(np.argmax(validation))
     results = tried[chosen] + [measured(chosen, seed) for seed in range(budget.trial_seeds, budget.seeds)]
     return {
         "trial": chosen,
+        "tried": validation,
         "settings": settings_of(arm, chosen),
         "validation": float(np.mean([result["validation"] for result in results])),
         "epochs": [result["epoch"] for result in results],
@@ -190,12 +192,13 @@ def segment_table(window: Window, found: dict[str, dict[str, dict[str, Any]]]) -
 
 
 def chosen_table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
-    lines = ["| backbone | arm | trial | settings | epochs |", "|---" * 5 + "|"]
+    lines = ["| backbone | arm | validation UAUC of the trials | chosen | settings | epochs |", "|---" * 6 + "|"]
     for backbone, arms in found.items():
         for arm, one in arms.items():
             settings = ", ".join(f"{name}={json.dumps(value)}" for name, value in one["settings"].items())
             epochs = ", ".join(map(str, one["epochs"]))
-            lines.append(f"| {backbone} | {arm} | {one['trial']} | {settings} | {epochs} |")
+            tried = ", ".join(f"{validation:.4f}" for validation in one["tried"])
+            lines.append(f"| {backbone} | {arm} | {tried} | {one['trial']} | {settings} | {epochs} |")
     return "\n".join(lines)
 
 
@@ -204,10 +207,11 @@ def main() -> None:
     torch.set_num_threads(threads := int(given.get("threads", 1)))
     run, folder = Path(given["run"]).resolve(), Path(given["dir"]).resolve()
     content = Path(given["content"]).resolve() if "content" in given else None
+    seeds = int(given.get("seeds", 5))
     budget = Budget(
-        seeds=int(given.get("seeds", 5)),
+        seeds=seeds,
         trials=int(given.get("trials", 6)),
-        trial_seeds=int(given.get("trial_seeds", 1)),
+        trial_seeds=int(given.get("trial_seeds", min(3, seeds))),
         bf16=given.get("bf16", "0") == "1",
     )
     if not 1 <= budget.trial_seeds <= budget.seeds:
