@@ -20,7 +20,7 @@ def run_ranks(script: Path | str, *arguments: object, num_ranks: int = 2, max_re
 
     Ranks are forks of a server that has imported the libraries and runs nothing else: importing takes a rank seconds.
     """
-    multiprocessing.set_forkserver_preload(["sklearn.metrics", "torchrec", "learn_rank.ranker.train"])
+    multiprocessing.set_forkserver_preload(["sklearn.metrics", "learn_rank.ranker.train"])
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -87,6 +87,7 @@ def runs(log, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
     shutil.copytree(root / "one_then_two", root / "one_two_one")
     script = root / "train.py"
     script.write_text(_TORCHRUN)
+    # the command itself, once: other tests have its launcher without its imports, tests/ranks.py
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     arguments = [str(log.prepared), str(log.stores), str(root), json.dumps(asdict(OPTIONS))]
     done = subprocess.run(
