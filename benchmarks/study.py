@@ -5,7 +5,8 @@
 
 RUN is a run directory: `learn-rank pipeline dataset=ml_1m dataset.root=DATA encoder=minilm run_dir=RUN`.
 content: a run whose stores hold content embeddings without alignment, of
-`learn-rank ablate run_dir=RUN 'ablate.variants=[without_align]' ablate.downstream=true`; that arm is left out without.
+`learn-rank ablate run_dir=RUN 'ablate.variants=[without_align]' ablate.downstream=true`, with the dataset= and encoder=
+of RUN, which say how items become texts and vectors; that arm is left out without.
 
 Arms, of each backbone: the baseline; raw vectors beside its features; the LEARN-Adaptor; the adaptor on shuffled
 vectors (the control); the adaptor on content embeddings. Each is trained with the same `trials` settings of what they
