@@ -19,6 +19,7 @@ from learn_rank import __version__
 from learn_rank.durable import write_json
 from learn_rank.errors import InputError
 from learn_rank.fingerprints import file_checksum, fingerprint
+from learn_rank.progress import note
 from learn_rank.schema import MANIFEST, STAGE_FORMATS
 
 _RECORDED_PACKAGES = (
@@ -110,11 +111,20 @@ def read_record(directory: Path) -> dict[str, Any] | None:
 
 
 def is_current(directory: Path, manifest: Manifest) -> bool:
-    """True if the folder is published, was made from the same inputs and options, and is as it was written."""
+    """True if the folder is published, was made from the same inputs and options, and is as it was written.
+
+    A damaged one is said in a line: its stage makes it again.
+    """
     record = read_record(directory)
     if record is None or record["fingerprint"] != manifest.fingerprint:
         return False
-    return record.get("checksum") == _checksum_of(record) and find_damage(directory, _from_record(record)) is None
+    if record.get("checksum") != _checksum_of(record):
+        damage: str | None = f"{directory / MANIFEST}: damaged"
+    else:
+        damage = find_damage(directory, _from_record(record))
+    if damage is not None:
+        note(f"{damage}; {directory} is made again")
+    return damage is None
 
 
 def find_damage(directory: Path, manifest: Manifest) -> str | None:

@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from learn_rank.artifact import Manifest, is_current, read_manifest
+from learn_rank.artifact import Manifest, is_current, read_manifest, read_record
 from learn_rank.cli.config import RunConfig
+from learn_rank.errors import InputError
 from learn_rank.publish import publish
 
 Work = Callable[[Path], dict[str, Any]]
@@ -37,6 +38,7 @@ def stage(
     if is_current(directory, manifest):
         say(name, "unchanged")
         return
+    _refuse_shared(directory)
     start = time.monotonic()
     with publish(directory, manifest, reads=reads, is_resumable=is_resumable) as (work, facts):
         facts.update(work_in(work))
@@ -52,12 +54,23 @@ def stage_on_ranks(directory: Path, manifest: Manifest, work_in: Work, *, is_res
         is_done = on_main(partial(is_current, directory, manifest))
         if not is_done:
             with ExitStack() as stack:
+                on_main(partial(_refuse_shared, directory))
                 work, facts = on_main(
                     lambda: stack.enter_context(publish(directory, manifest, is_resumable=is_resumable))
                 )
                 facts.update(work_in(work))
         if process.is_main:
             say(manifest.stage, "unchanged" if is_done else f"{time.monotonic() - start:.1f} s")
+
+
+def _refuse_shared(directory: Path) -> None:
+    """An ablation's variants share the run's tables and content by links: one of them may not replace them for all."""
+    if directory.is_symlink():
+        records = (read_record(parent) for parent in directory.absolute().parents)
+        if any(record is not None and record["stage"] == "ablate" for record in records):
+            raise InputError(
+                f"{directory}: is shared with {directory.resolve()}; remove this link first to make one of its own here"
+            )
 
 
 def say(name: str, what: str) -> None:

@@ -256,7 +256,6 @@ def _write_store(
                 work, batches, key_type=key, dim=dim, dtype="float32", has_as_of=False, expected_rows=num_rows
             )
         )
-    directory.with_name(f".{directory.name}.lock").unlink()  # nobody else writes into an unpublished folder
 
 
 def _carry_store(source: Path, target: Path, *, link: bool) -> None:
