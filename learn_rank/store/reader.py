@@ -18,7 +18,19 @@ from learn_rank.artifact import Manifest, read_manifest
 from learn_rank.errors import InputError
 from learn_rank.memory import available_bytes
 from learn_rank.store.asked import asked_ids, asked_times
-from learn_rank.store.files import AS_OF, BUCKETS, KEYS, OFFSETS, ROWS, SCALES, StoreFacts, current_version, map_file
+from learn_rank.store.checksums import check_sample
+from learn_rank.store.files import (
+    AS_OF,
+    BUCKETS,
+    KEYS,
+    OFFSETS,
+    ROWS,
+    SCALES,
+    StoreFacts,
+    current_version,
+    map_file,
+    version_folder,
+)
 from learn_rank.store.gather import gather_vectors
 from learn_rank.store.index import find_keys, newest_before
 from learn_rank.store.indexed import IndexedStore
@@ -56,6 +68,7 @@ class FrozenStore:
     ) -> None:
         """Opens a published folder of vectors, made by `stage`; the version in use unless another is named.
 
+        Small files are compared with their checksums, of large ones a few blocks; `learn-rank store verify` reads all.
         With shuffle_seed every id keeps its rows' positions but takes the vectors of another id: the control for any
         claimed lift, since nothing but the meaning of the vectors is lost. prefetch: whether `prefetch` reads ahead;
         None decides by the size of the table and the memory that is left.
@@ -63,8 +76,10 @@ class FrozenStore:
         directory = self.directory = Path(directory)
         self.manifest: Manifest = read_manifest(directory, stage=stage)
         self.version = current_version(directory) if version is None else version
-        folder = directory / self.version
+        folder = self._folder = version_folder(directory, self.version)
         facts = self.facts = StoreFacts.read(folder)
+        for name, recorded in facts.files.items():
+            check_sample(folder / name, recorded)
         self.fingerprint = facts.fingerprint + ("" if shuffle_seed is None else f"-shuffled-{shuffle_seed}")
         self.dim, self.dtype, self.num_rows, self.num_ids = facts.dim, facts.dtype, facts.num_rows, facts.num_ids
         self.key_type, self.has_as_of = facts.key_type, facts.has_as_of
@@ -118,7 +133,11 @@ class FrozenStore:
             raise InputError(f"{self.directory}: holds snapshots by time; pass `before`")
         rows = places
         if self._as_of is not None and self._offsets is not None:
-            rows = newest_before(self._as_of, self._offsets, places, asked_times(before, len(places)))
+            times = asked_times(before, len(places))
+            try:
+                rows = newest_before(self._as_of, self._offsets, places, times)
+            except IndexError:
+                raise InputError(f"{self._folder / OFFSETS}: is damaged; `learn-rank store verify` says where")
         return rows if self._permuted_ids is None else self._permuted(places, rows)
 
     def at(self, rows: torch.Tensor) -> Looked:

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -124,13 +125,13 @@ class StoreWriter:
         self._record = record_type(dim, dtype, has_as_of=has_as_of)
         parts = num_parts(expected_rows * self._record.itemsize, memory_limit)
         self._journal: dict[str, Any] = {"boot": _boot_id(), "parts": parts, "units": 0, "done": 0, "sizes": None}
-        self._journal |= {"position": None, "dropped": 0, "error": [0.0, 0.0, 0.0]}
+        self._journal |= {"position": None, "dropped": 0, "error": {}}
         recorded = _read_journal(directory / _JOURNAL) if resume else None
         if recorded is not None and (recorded["boot"], recorded["parts"]) == (self._journal["boot"], parts):
             self._journal = recorded
         else:
             shutil.rmtree(directory / _SPILL, ignore_errors=True)
-        self._error = EncodingError(*self._journal["error"])
+        self._error = EncodingError(**self._journal["error"])
         self._spill = Spill(directory / _SPILL, self._record, parts, self._journal["sizes"])
         self._written = time.monotonic()
 
@@ -152,8 +153,7 @@ class StoreWriter:
         encoded = encode(vectors, self._dtype)
         keep = check_vectors(ids, vectors, encoded, where=where, zero_vectors=self._zero_vectors)
         self._journal["dropped"] += int(len(keys) - keep.sum())
-        if vectors.dtype != encoded.values.dtype:
-            self._error.add(vectors, encoded)
+        self._error.add(ids, vectors, encoded, keep)
         self._spill.add(fill_records(self._record, keys, encoded, as_of, unit=self.units_done)[keep])
 
     def end_unit(self) -> None:
@@ -187,11 +187,7 @@ class StoreWriter:
                 self._spill.drop(part)
                 bar.update()
         facts = files.finish(
-            notes={
-                "relative_error": self._error.relative,
-                "largest_error": self._error.largest,
-                "num_zero_dropped": self._journal["dropped"],
-            }
+            notes={**self._error.notes, "num_zero_dropped": self._journal["dropped"]}
         )
         shutil.rmtree(self._directory / _SPILL, ignore_errors=True)
         (self._directory / _JOURNAL).unlink(missing_ok=True)
@@ -201,8 +197,7 @@ class StoreWriter:
     def _record_progress(self) -> None:
         if self._spill.in_memory:
             return
-        error = [self._error.squared_error, self._error.squared, self._error.largest]
-        self._journal |= {"sizes": self._spill.sizes, "error": error}
+        self._journal |= {"sizes": self._spill.sizes, "error": asdict(self._error)}
         write_json(self._directory / _JOURNAL, self._journal)
         self._written = time.monotonic()
 
