@@ -11,6 +11,8 @@ import pyarrow as pa
 from numba import njit
 
 _BITS: dict[str, Any] = {"float16": np.uint16, "float32": np.uint32}
+# of a row: a share that its type does not cost rows whose numbers are of about one size
+LOUD_ERROR = {"float16": 0.01, "int8": 0.05, "float32": 0.01}
 _ID_LENGTH = 80  # of an id in a note
 _EXPONENT = {"float16": 0x7C00, "float32": 0x7F800000}
 
