@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from learn_rank.errors import InputError
 
@@ -75,6 +76,33 @@ def require_plausible(
     raise InputError(f"{where}, row {first_row + row} {implausible(times[row].item(), unit, option=option, now=now)}")
 
 
+def milliseconds_of(timestamps: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """[B] unix milliseconds, rounded down, of Arrow timestamps of any unit and zone; without a zone they are UTC."""
+    return _to_milliseconds(timestamps.cast(pa.int64()).to_numpy(), timestamps.type.unit)
+
+
+def column_milliseconds(
+    column: pa.Array | pa.ChunkedArray, unit: str, where: str, *, option: str = "timestamp_unit", first_row: int = 0
+) -> npt.NDArray[np.int64]:
+    """[B] unix milliseconds of timestamps, or of integers in `unit`; of STEP the integers themselves.
+
+    InputError, naming `where`: nulls, a column of another type, times that are none in this unit.
+    """
+    if column.null_count:
+        raise InputError(f"{where} has nulls; every row needs its time")
+    if pa.types.is_timestamp(column.type):
+        times = milliseconds_of(column)
+        require_plausible(times, "ms", where, option=f"the unit of its type {column.type}", first_row=first_row)
+        return times
+    if not pa.types.is_integer(column.type):
+        raise InputError(f"{where} is {column.type}, expected integers or timestamps")
+    values: npt.NDArray[Any] = column.to_numpy()
+    if unit != STEP:
+        require_plausible(values, unit, where, option=option, first_row=first_row)
+    values = values.astype(np.int64)
+    return values if unit == STEP else _to_milliseconds(values, unit)
+
+
 def iso_milliseconds(text: str, name: str) -> int:
     """Unix milliseconds of an ISO time, UTC unless it says otherwise; InputError with the option's name.
 
@@ -86,6 +114,11 @@ def iso_milliseconds(text: str, name: str) -> int:
     except ValueError:
         raise InputError(f"{name} is '{text}', expected an ISO time such as 2022-05-01 or 2022-05-01T12:00")
     return round((parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def _to_milliseconds(times: npt.NDArray[np.int64], unit: str) -> npt.NDArray[np.int64]:
+    in_second = UNITS[unit]
+    return times * (1000 // in_second) if in_second <= 1000 else times // (in_second // 1000)
 
 
 def _year(seconds: float) -> str:

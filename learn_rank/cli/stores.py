@@ -28,7 +28,9 @@ def build(config: StoreBuildConfig) -> None:
     from learn_rank.store.source import open_source
 
     options, out = part_of(config, StoreOptions), Path(config.out)
-    source = open_source(Path(config.input), key=options.key, vector=options.vector, as_of=options.as_of)
+    source = open_source(
+        Path(config.input), key=options.key, vector=options.vector, as_of=options.as_of, as_of_unit=options.as_of_unit
+    )
     decides = {name: value for name, value in asdict(options).items() if name != "memory_limit"}
     manifest = Manifest("store", {"input": file_fingerprint(Path(config.input))}, decides)
     if is_current(out, manifest):
@@ -74,7 +76,9 @@ def refresh(config: StoreRefreshConfig) -> None:
     from learn_rank.store.source import open_source
 
     options = part_of(config, StoreOptions)
-    source = open_source(Path(config.input), key=options.key, vector=options.vector, as_of=options.as_of)
+    source = open_source(
+        Path(config.input), key=options.key, vector=options.vector, as_of=options.as_of, as_of_unit=options.as_of_unit
+    )
     version, facts, is_new = refresh_store(directory, source, options)
     if not is_new:
         print(f"store: {directory} unchanged: {version}, which is in use, was made with this delta")

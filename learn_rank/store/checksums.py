@@ -26,7 +26,10 @@ _ADVICE = "build the store again or use another version"
 
 
 def check_file(path: Path, recorded: dict[str, Any], report: Callable[[int], Any] = int) -> None:
-    """Reads all of a file. InputError naming it and the bytes that are not what was written; report takes bytes read."""
+    """Reads all of a file. InputError naming it and the bytes that are not what was written.
+
+    report takes the number of bytes that were read.
+    """
     _check_size(path, recorded)
     with path.open("rb", buffering=0) as stream:
         file = _Summed()
@@ -58,7 +61,7 @@ class CheckedReader:
     def read(self, count: int, dtype: Any) -> npt.NDArray[Any]:
         """The next `count` values."""
         values = np.empty(count, dtype)
-        rest = memoryview(values.view(np.uint8)) if count else memoryview(b"")
+        rest = values.view(np.uint8).data if count else memoryview(b"")
         while len(rest):
             size = self._stream.readinto(rest[:_BUFFER_BYTES])
             if not size:

@@ -97,7 +97,7 @@ class EncodingError:
         self.squared += found[1]
         self.largest = max(self.largest, found[2])
         if found[3] > self.worst:
-            self.worst, self.worst_id = found[3], _shortened(ids[found[4]].as_py())
+            self.worst, self.worst_id = found[3], shortened(ids[found[4]].as_py())
 
     @property
     def notes(self) -> dict[str, Any]:
@@ -111,7 +111,8 @@ class EncodingError:
         }
 
 
-def _shortened(name: int | str) -> int | str:
+def shortened(name: int | str) -> int | str:
+    """An id as a note or an error shows it."""
     return name[:_ID_LENGTH] + "..." if isinstance(name, str) and len(name) > _ID_LENGTH else name
 
 

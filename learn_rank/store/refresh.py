@@ -152,7 +152,7 @@ def _remove(path: Path) -> None:
 def _delta_fingerprint(source: VectorSource, options: StoreOptions) -> str:
     """Of every byte of a delta and of how it is read; where it lies does not matter."""
     files = [file_fingerprint(path) for path in dict.fromkeys(unit.path for unit in source.units)]
-    columns = [source.key, source.vector, source.as_of]
+    columns = [source.key, source.vector, source.as_of, source.as_of_unit]
     return fingerprint(files=files, columns=columns, zero_vectors=options.zero_vectors)
 
 
@@ -207,7 +207,7 @@ def _merge(
     delta = Spill(spill_folder, record, num_parts(total, options.memory_bytes))
     error = _read_delta(source, facts, delta, options)
     files = StoreFiles(work, dim=facts.dim, dtype=facts.dtype, key_type=facts.key_type, has_as_of=facts.has_as_of)
-    notes = {"added": 0, "changed": 0, "removed": 0}
+    notes: dict[str, Any] = {"added": 0, "changed": 0, "removed": 0}
     order = ["as_of"] if facts.has_as_of else []
     with (
         closing(_OldRows(old, facts)) as old_rows,
@@ -220,7 +220,11 @@ def _merge(
             delta.drop(part)
             bar.update()
         old_rows.finish()
-    return files.finish(parent=facts.fingerprint, delta=delta_fingerprint, notes=notes | error.notes)
+    return files.finish(
+        parent=facts.fingerprint,
+        delta=delta_fingerprint,
+        notes={**notes, **error.notes, "examples": facts.notes.get("examples", [])},
+    )
 
 
 def _read_delta(source: VectorSource, facts: StoreFacts, delta: Spill, options: StoreOptions) -> EncodingError:
@@ -235,9 +239,7 @@ def _read_delta(source: VectorSource, facts: StoreFacts, delta: Spill, options: 
                 if has.any():
                     present = Encoded(encoded.values[has], None if encoded.scales is None else encoded.scales[has])
                     ids, vectors = batch.ids.filter(pa.array(has)), batch.vectors[has]
-                    kept[has] = check_vectors(
-                        ids, vectors, present, where=str(unit), zero_vectors=options.zero_vectors
-                    )
+                    kept[has] = check_vectors(ids, vectors, present, where=str(unit), zero_vectors=options.zero_vectors)
                     error.add(ids, vectors, present, kept[has])
                 records = fill_records(delta.record, keys, encoded, batch.as_of, unit=number)
                 records[REMOVED] = ~has
@@ -293,7 +295,7 @@ class _OldRows:
         return self._files[name].read(count, dtype)
 
 
-def _merge_part(old: _Rows, delta: Records, source: VectorSource, notes: dict[str, int]) -> _Rows:
+def _merge_part(old: _Rows, delta: Records, source: VectorSource, notes: dict[str, Any]) -> _Rows:
     """Old rows without those that the delta names, and the delta's rows that have a vector, in order."""
     has_as_of = old.as_of is not None
     old_times = old.as_of if has_as_of else np.zeros(len(old.keys), np.int64)

@@ -18,7 +18,7 @@ from learn_rank.artifact import write_json
 from learn_rank.errors import InputError
 from learn_rank.hashing import UInt64Array, unhash_int64
 from learn_rank.progress import progress_bar
-from learn_rank.store.encoding import Encoded, EncodingError, encode, flags
+from learn_rank.store.encoding import Encoded, EncodingError, encode, flags, shortened
 from learn_rank.store.files import StoreFacts, StoreFiles, use_version
 from learn_rank.store.keys import key_type, to_keys
 from learn_rank.store.options import DTYPES
@@ -27,6 +27,7 @@ from learn_rank.store.spill import KEY, Records, Spill, num_parts
 FIRST_VERSION = "v1"
 _SPILL, _JOURNAL = "spill", "journal.json"
 _JOURNAL_SECONDS = 2.0
+_NUM_EXAMPLES = 3
 DEFAULT_MEMORY = 2 << 30
 Int64Array = npt.NDArray[np.int64]
 
@@ -125,7 +126,7 @@ class StoreWriter:
         self._record = record_type(dim, dtype, has_as_of=has_as_of)
         parts = num_parts(expected_rows * self._record.itemsize, memory_limit)
         self._journal: dict[str, Any] = {"boot": _boot_id(), "parts": parts, "units": 0, "done": 0, "sizes": None}
-        self._journal |= {"position": None, "dropped": 0, "error": {}}
+        self._journal |= {"position": None, "dropped": 0, "error": {}, "examples": []}
         recorded = _read_journal(directory / _JOURNAL) if resume else None
         if recorded is not None and (recorded["boot"], recorded["parts"]) == (self._journal["boot"], parts):
             self._journal = recorded
@@ -154,6 +155,8 @@ class StoreWriter:
         keep = check_vectors(ids, vectors, encoded, where=where, zero_vectors=self._zero_vectors)
         self._journal["dropped"] += int(len(keys) - keep.sum())
         self._error.add(ids, vectors, encoded, keep)
+        if not self._journal["examples"]:
+            self._journal["examples"] = examples_of(ids)
         self._spill.add(fill_records(self._record, keys, encoded, as_of, unit=self.units_done)[keep])
 
     def end_unit(self) -> None:
@@ -187,7 +190,11 @@ class StoreWriter:
                 self._spill.drop(part)
                 bar.update()
         facts = files.finish(
-            notes={**self._error.notes, "num_zero_dropped": self._journal["dropped"]}
+            notes={
+                **self._error.notes,
+                "num_zero_dropped": self._journal["dropped"],
+                "examples": self._journal["examples"],
+            }
         )
         shutil.rmtree(self._directory / _SPILL, ignore_errors=True)
         (self._directory / _JOURNAL).unlink(missing_ok=True)
@@ -278,6 +285,11 @@ def refuse_duplicates(
     if len(names) > 1:
         raise InputError(f"{places}: ids {names[0]!r} and {names[1]!r} share a 64-bit hash; rename one of them")
     raise InputError(f"{places}: {len(repeated)} duplicate ids, first {names[0]!r}; keep one row per id")
+
+
+def examples_of(ids: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """A few ids as people know them: a store keeps hashes."""
+    return [shortened(name) for name in ids[:_NUM_EXAMPLES].to_pylist()]
 
 
 def _read_journal(path: Path) -> dict[str, Any] | None:

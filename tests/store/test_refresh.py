@@ -29,7 +29,7 @@ Write, Build = Callable[..., Path], Callable[..., Path]
 
 def refresh(store: Path, delta: Path, **options: str) -> StoreFacts:
     chosen = StoreOptions(**options)
-    source = open_source(delta, key=chosen.key, vector=chosen.vector, as_of=chosen.as_of)
+    source = open_source(delta, key=chosen.key, vector=chosen.vector, as_of=chosen.as_of, as_of_unit=chosen.as_of_unit)
     return refresh_store(store, source, chosen).facts
 
 
