@@ -165,7 +165,7 @@ def _blocks(path: Path, size: int) -> Iterator[tuple[int, str]]:
 def _check_size(path: Path, recorded: dict[str, Any]) -> None:
     size = path.stat().st_size if path.is_file() else -1
     if size != recorded["size"]:
-        raise InputError(f"{path}: {max(size, 0)} bytes, expected {recorded['size']}; {_ADVICE}")
+        raise InputError(f"{path}: {max(size, 0)} bytes, expected {recorded['size']}; the store is damaged, {_ADVICE}")
 
 
 def _check_segments(path: Path, found: list[str], recorded: dict[str, Any]) -> None:
