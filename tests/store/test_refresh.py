@@ -129,7 +129,7 @@ def test_a_refreshed_store_equals_one_built_from_the_result(
 def test_the_same_delta_again_makes_no_other_version(
     tmp_path: Path, base: Path, write_vectors: Write, removed: bool
 ) -> None:
-    delta = write_vectors(tmp_path / "d.parquet", [2], [None if removed else [20.0]])
+    delta = write_vectors(tmp_path / "d.parquet", [2, 9], [None if removed else [20.0], [9.0]])
     made = refreshed(base, delta)
     assert made.is_new
     again = refreshed(base, delta)

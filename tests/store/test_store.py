@@ -4,6 +4,7 @@ import ctypes
 import json
 import mmap
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -244,20 +245,19 @@ def test_of_a_large_file_some_blocks_are_read_when_it_is_opened(
     folder = publish_store(tmp_path / "s", pa.array(np.arange(1000)), np.ones((1000, 4)))
     FrozenStore(folder, stage="export")
     path = folder / "v1" / "rows.bin"
-    seen = []
+    missed: list[int] = []
     for at in range(0, 8000, 50):
         with path.open("r+b") as stream:
             stream.seek(at)
             stream.write(b"!")
-        try:
+        with suppress(InputError):
             FrozenStore(folder, stage="export")
-        except InputError as error:
-            assert "rows.bin: bytes" in str(error)
-            seen.append(at)
+            missed.append(at)
         with path.open("r+b") as stream:
             stream.seek(at)
             stream.write(b"\0")
-    assert (seen[0], seen[-1], len(seen)) == (0, 7950, 16)
+    assert {0, 7950}.isdisjoint(missed)
+    assert len(missed) == 160 - 16
 
 
 @pytest.mark.parametrize("offset", [-(1 << 62), -1, 4, 1 << 62])
@@ -334,13 +334,13 @@ def test_a_version_is_a_name_and_no_path(tmp_path: Path, version: str) -> None:
     folder = publish_store(tmp_path / "s", pa.array([1, 2]), np.eye(2))
     for use in (lambda: FrozenStore(folder, version=version), lambda: drop_version(folder, version),
                 lambda: switch_version(folder, version)):  # fmt: skip
-        with pytest.raises(InputError, match="no version .*; it has v1"):
+        with pytest.raises(InputError, match=r"no version .*; it has v1"):
             use()
 
 
 @pytest.mark.parametrize(
     ("scale", "advice"),
-    [(1e-3, "looks like s, "), (1e3, "looks like us, "), (1e6, "looks like ns, "), (0, "from 1990 on$")],
+    [(1e-3, "looks like s, "), (1e3, "looks like us, "), (1e6, "looks like ns, "), (0, "on$")],
 )
 def test_times_of_another_unit_are_refused_where_snapshots_have_dates(
     tmp_path: Path, scale: float, advice: str
@@ -351,7 +351,7 @@ def test_times_of_another_unit_are_refused_where_snapshots_have_dates(
     assert store.rows_of([1, 1, 1], [now + 1, now, NEWEST]).tolist() == [0, -1, 1]
     wrong = round((now + 1) * scale)
     with pytest.raises(
-        InputError, match=f"is asked for the time {wrong}, expected unix milliseconds from 1990.*{advice}"
+        InputError, match=f"is asked for the time {wrong}, expected unix milliseconds from 1990 .*{advice}"
     ):
         store.lookup([1, 1], [now, wrong])
     assert store.rows_of([1, 2], [now + 1, wrong]).tolist() == [0, -1]  # 2 has no vector at any time: it may fill up
