@@ -66,7 +66,8 @@ def _kill_all(folder: Path) -> list[int]:
 
 
 def _build(folder: Path, store: Path) -> None:
-    from learn_rank.artifact import Manifest, is_current, publish
+    from learn_rank.artifact import Manifest, is_current
+    from learn_rank.publish import publish
     from learn_rank.store import spill, writer
     from learn_rank.store.build import build_store
     from learn_rank.store.options import StoreOptions
