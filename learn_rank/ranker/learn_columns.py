@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from learn_rank.distributed import process_group
 from learn_rank.durable import write_file
 from learn_rank.errors import InputError
 from learn_rank.io import open_parquet, parquet_files, read_batches, require_columns
-from learn_rank.progress import progress_bar
+from learn_rank.progress import note, progress_bar
 from learn_rank.ranker.columns import Int64Array
 from learn_rank.ranker.frozen import FrozenVectors
 from learn_rank.ranker.inputs import check_fingerprints, open_inputs
@@ -26,9 +27,11 @@ from learn_rank.ranker.model import load_adaptor
 from learn_rank.ranker.options import LearnColumnsOptions
 from learn_rank.ranker.predict import trained_options
 from learn_rank.schema import FEATURES, FOLD, LEARN_COLUMNS, FeatureSet
+from learn_rank.times import STEP, column_milliseconds
 
 _READ_ROWS = 32_768
-_MILLISECONDS = {"s": 1000, "ms": 1}
+_AS_PREPARED = STEP  # times that are taken as they are, in `prepare`'s unit
+_MANY_MISSING = 0.9  # of the rows; more without a vector are said
 _MISSING = ("rows_without_user", "rows_without_item")
 
 
@@ -55,6 +58,7 @@ def write_learn_columns(
     adaptor = None
     if checkpoint_dir is None:
         frozen = FrozenVectors(stores, num_folds=FeatureSet.read(prepared / FEATURES).num_folds)
+        frozen.check_matches(prepared)
     else:
         trained, meta = trained_options(checkpoint_dir)
         inputs = open_inputs(prepared, stores, trained)
@@ -64,6 +68,8 @@ def write_learn_columns(
         with process_group():
             check_fingerprints(inputs, meta, checkpoint_dir, accept_stores=accept_stores)
             adaptor = load_adaptor(checkpoint_dir, trained, frozen)
+    if log.resolve().is_relative_to(prepared.resolve()):  # `prepare` has brought times to milliseconds
+        options = replace(options, timestamp_unit=_AS_PREPARED)
     files = parquet_files(log)
     facts = dict.fromkeys(("num_rows", *_MISSING), 0)
     total = 0
@@ -83,6 +89,9 @@ def write_learn_columns(
                 write_file(target, partial(writer.write, file))
             for name, count in _counts(target).items():
                 facts[name] += count
+    for name, column in zip(_MISSING, (options.user_id, options.item_id), strict=True):
+        if facts[name] > _MANY_MISSING * facts["num_rows"]:
+            note(f"{log}: {facts[name]:,} of {facts['num_rows']:,} rows have no vector by their '{column}'")
     return facts
 
 
@@ -108,16 +117,24 @@ class _Writer:
         read += [FOLD] if frozen.num_folds and FOLD in schema.names else []
         missing = np.zeros(2, np.int64)
         nothing = pa.RecordBatch.from_pylist([], schema=schema)
-        with pq.ParquetWriter(target, self._with_learn(nothing, file, kept, missing).schema) as writer:
+        with pq.ParquetWriter(target, self._with_learn(nothing, file, 0, kept, missing).schema) as writer:
+            row = 0
             for part in read_batches(file, list(dict.fromkeys(read)), None, _READ_ROWS):
-                writer.write_batch(self._with_learn(part, file, kept, missing))
+                writer.write_batch(self._with_learn(part, file, row, kept, missing))
+                row += len(part)
                 self._report(len(part))
             writer.add_key_value_metadata(dict(zip(_MISSING, map(str, missing), strict=True)))
 
-    def _with_learn(self, part: pa.RecordBatch, file: Path, kept: list[str], missing: Int64Array) -> pa.RecordBatch:
+    def _with_learn(
+        self, part: pa.RecordBatch, file: Path, row: int, kept: list[str], missing: Int64Array
+    ) -> pa.RecordBatch:
+        """row: number of the part's first row in the file."""
         options, frozen = self._options, self._frozen
         users, items = part.column(options.user_id), part.column(options.item_id)
-        times = _times(part, options, file) if frozen.needs_time else np.zeros(len(part), np.int64)
+        times = np.zeros(len(part), np.int64)
+        if frozen.needs_time:
+            where = f"{file}: column '{options.timestamp}'"
+            times = column_milliseconds(part.column(options.timestamp), options.timestamp_unit, where, first_row=row)
         user_rows, item_rows = frozen.rows(users, items, timestamps=times, folds=_folds(part, frozen))
         user, item, *masks = frozen.lookup(torch.from_numpy(user_rows), torch.from_numpy(item_rows))
         fusion = torch.zeros(len(part), options.fusion_dim)
@@ -141,17 +158,6 @@ def _as_column(vectors: torch.Tensor, options: LearnColumnsOptions) -> pa.Array:
         return lists
     texts = pa.ListArray.from_arrays(lists.offsets, pc.cast(values, pa.string()))
     return pc.binary_join(texts, options.separator)
-
-
-def _times(part: pa.RecordBatch, options: LearnColumnsOptions, file: Path) -> Int64Array:
-    """Unix milliseconds [B]."""
-    column = part.column(options.timestamp)
-    if column.null_count:
-        raise InputError(f"{file}: column '{options.timestamp}' holds {column.null_count} nulls; fill or drop them")
-    if pa.types.is_timestamp(column.type):
-        return np.asarray(column.cast(pa.timestamp("ms"), safe=False).cast(pa.int64()))
-    times = np.asarray(column.cast(pa.int64()))
-    return times // 1000 if options.timestamp_unit == "us" else times * _MILLISECONDS[options.timestamp_unit]
 
 
 def _folds(part: pa.RecordBatch, frozen: FrozenVectors) -> Int64Array:

@@ -8,6 +8,7 @@ from typing import Any
 
 from learn_rank.errors import InputError
 from learn_rank.schema import ITEM_ID, TIMESTAMP, USER_ID
+from learn_rank.times import STEP, UNITS
 from learn_rank.trackers import TRACKERS
 
 BACKBONES = ("dcnv2", "deepfm", "din", "dlrm", "finalmlp", "masknet")
@@ -319,7 +320,10 @@ class LearnColumnsOptions:
     user_id: str = field(default=USER_ID, metadata=_doc("user id column"))
     item_id: str = field(default=ITEM_ID, metadata=_doc("item id column"))
     timestamp: str = field(default=TIMESTAMP, metadata=_doc("when a row came up: integers or timestamps"))
-    timestamp_unit: str = field(default="ms", metadata=_doc("of integer timestamps: s, ms or us"))
+    timestamp_unit: str = field(
+        default="s",
+        metadata=_doc("of integer timestamps, as in recipes: s, ms, us, ns, or step; the run's own splits know theirs"),
+    )
     values: str = field(
         default="learned",
         metadata=_doc(
@@ -338,7 +342,7 @@ class LearnColumnsOptions:
 
     def __post_init__(self) -> None:
         for name, choices in (
-            ("timestamp_unit", ("s", "ms", "us")), ("layout", ("fixed_list", "list", "string")),
+            ("timestamp_unit", (*UNITS, STEP)), ("layout", ("fixed_list", "list", "string")),
             ("dtype", ("float32", "float16")), ("values", ("learned", "frozen")),
         ):  # fmt: skip
             if getattr(self, name) not in choices:

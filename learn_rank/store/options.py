@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from learn_rank.errors import InputError
 from learn_rank.memory import parse_bytes
+from learn_rank.times import STEP, UNITS
 
 DTYPES = ("float16", "float32", "int8")
 ZERO_VECTORS = ("refuse", "drop", "keep")
@@ -20,7 +21,13 @@ class StoreOptions:
     vector: str = field(default="embedding", metadata={"help": "column of float lists, all of one length"})
     as_of: str = field(
         default="",
-        metadata={"help": "column of snapshot times, unix milliseconds or timestamps; empty: one vector per id"},
+        metadata={"help": "column of snapshot times, integers or timestamps; empty: one vector per id"},
+    )
+    as_of_unit: str = field(
+        default="ms",
+        metadata={
+            "help": "of an integer as_of: s, ms, us, ns, or step, of a log that has no times; kept as milliseconds"
+        },
     )
     dtype: str = field(
         default="float16", metadata={"help": "float16, float32, or int8 with one scale per row (its error is printed)"}
@@ -33,7 +40,7 @@ class StoreOptions:
     )
 
     def __post_init__(self) -> None:
-        for name, choices in (("dtype", DTYPES), ("zero_vectors", ZERO_VECTORS)):
+        for name, choices in (("dtype", DTYPES), ("zero_vectors", ZERO_VECTORS), ("as_of_unit", (*UNITS, STEP))):
             if getattr(self, name) not in choices:
                 raise InputError(f"{name} is '{getattr(self, name)}', expected one of {', '.join(choices)}")
         if self.memory_bytes < _MIN_MEMORY:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from learn_rank.errors import InputError
 from learn_rank.io import open_parquet, parquet_files, read_batches, require_columns, require_same_columns
 from learn_rank.store.keys import key_type, to_keys
+from learn_rank.times import column_milliseconds
 
 _BATCH_ROWS = 32_768
 _FLOATS = (pa.float16(), pa.float32(), pa.float64())
@@ -50,20 +51,28 @@ class VectorSource:
     as_of: str
     key_type: str
     dim: int
+    as_of_unit: str = "ms"
 
     @property
     def num_rows(self) -> int:
         return sum(unit.num_rows for unit in self.units)
 
     def read(self, number: int) -> Iterator[SourceBatch]:
-        """The batches of a unit. InputError naming file, row group and row: a null id or time, uneven dimensions."""
+        """The batches of a unit. InputError naming file, row group and row: a null id or time, a time in
+        another unit, uneven dimensions.
+        """
         unit, row = self.units[number], 0
         columns = [self.key, self.vector, *([self.as_of] if self.as_of else [])]
         for batch in read_batches(unit.path, columns, [unit.row_group], _BATCH_ROWS):
             if pc.any(pc.is_null(batch.column(self.key))).as_py():
                 raise InputError(f"{unit}: column '{self.key}' has nulls; drop or fill them")
             vectors, has_vector = self._vectors(batch.column(self.vector), unit, row)
-            as_of = _times(batch.column(self.as_of), f"{unit}: column '{self.as_of}'") if self.as_of else None
+            as_of = None
+            if self.as_of:
+                where = f"{unit}: column '{self.as_of}'"
+                as_of = column_milliseconds(
+                    batch.column(self.as_of), self.as_of_unit, where, option="as_of_unit", first_row=row
+                )
             yield SourceBatch(batch.column(self.key), vectors, has_vector, as_of)
             row += len(batch)
 
@@ -98,7 +107,7 @@ class VectorSource:
         return vectors, has_vector
 
 
-def open_source(path: Path, *, key: str, vector: str, as_of: str = "") -> VectorSource:
+def open_source(path: Path, *, key: str, vector: str, as_of: str = "", as_of_unit: str = "ms") -> VectorSource:
     """Reads the footers. InputError: no such file or column, other types, files that do not agree, no rows."""
     units: list[Unit] = []
     schema: pa.Schema | None = None
@@ -120,7 +129,8 @@ def open_source(path: Path, *, key: str, vector: str, as_of: str = "") -> Vector
         id_type = key_type(pa.array([], schema.field(key).type))
     except InputError as error:
         raise InputError(f"{units[0].path}: column '{key}': {error}")
-    return VectorSource(units, key, vector, as_of, id_type, _dim(units, vector, schema.field(vector).type))
+    dim = _dim(units, vector, schema.field(vector).type)
+    return VectorSource(units, key, vector, as_of, id_type, dim, as_of_unit)
 
 
 def _dim(units: list[Unit], column: str, kind: pa.DataType) -> int:
@@ -137,14 +147,3 @@ def _dim(units: list[Unit], column: str, kind: pa.DataType) -> int:
                     raise InputError(f"{unit}: column '{column}' starts with an empty vector")
                 return int(lengths[0].as_py())
     raise InputError(f"{units[0].path}: column '{column}' holds nothing but nulls")
-
-
-def _times(column: pa.Array, where: str) -> npt.NDArray[np.int64]:
-    """[B] unix milliseconds of integers (taken as such) or timestamps."""
-    if column.null_count:
-        raise InputError(f"{where} has nulls; a snapshot needs its time")
-    if pa.types.is_timestamp(column.type):
-        column = column.cast(pa.timestamp("ms", column.type.tz), safe=False).cast(pa.int64())
-    if not pa.types.is_integer(column.type):
-        raise InputError(f"{where} is {column.type}, expected unix milliseconds or timestamps")
-    return column.cast(pa.int64()).to_numpy()
