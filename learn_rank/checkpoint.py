@@ -206,7 +206,10 @@ def _read_pointers(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return _read_signed(path)
+        pointers: dict[str, Any] = json.loads(path.read_text())
+        if pointers.keys() == {LATEST, BEST, _KEPT}:  # of learn-rank 0.1, without a fingerprint
+            return pointers
+        return _checked(pointers)
     except _UNREADABLE as error:
         raise InputError(f"{path}: damaged ({error}); delete it, and the newest checkpoint is taken")
 
@@ -224,15 +227,14 @@ def _check(directory: Path, name: str, pointer: str) -> None:
 
 def _read_record(folder: Path) -> dict[str, Any]:
     try:
-        return _read_signed(folder / _META)
+        return _checked(json.loads((folder / _META).read_text()))
     except _UNREADABLE as error:
         raise _damaged(folder, f"{_META}: {error}")
 
 
-def _read_signed(path: Path) -> dict[str, Any]:
-    """A JSON object that was written with its own fingerprint; an error of _UNREADABLE if it is not the one written."""
-    content: dict[str, Any] = json.loads(path.read_text())
-    if content.pop("fingerprint") != fingerprint(**content):
+def _checked(content: dict[str, Any]) -> dict[str, Any]:
+    """A record without its fingerprint; an error of _UNREADABLE if that is another's."""
+    if content.pop("fingerprint", None) != fingerprint(**content):
         raise ValueError("was changed, or made by another version of learn-rank")
     return content
 

@@ -246,7 +246,7 @@ def test_values_that_torch_would_unpickle_and_files_of_elsewhere_are_refused(tmp
     place.relative_path = "__0_0.distcp"
     honest.state_dict_metadata["w"] = BytesStorageMetadata()
     rewrite_metadata(folder, honest, has_checksum=True)
-    with pytest.raises(InputError, match="asks for .*BytesStorageMetadata"):
+    with pytest.raises(InputError, match=r"asks for .*BytesStorageMetadata"):
         value(run)
     honest.state_dict_metadata["w"] = "anything"
     rewrite_metadata(folder, honest, has_checksum=True)
