@@ -28,10 +28,11 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-from learn_rank.artifact import file_checksum, fingerprint, fsync, write_json
 from learn_rank.checkpoint_reader import CheckpointReader
 from learn_rank.distributed import on_main
+from learn_rank.durable import fsync, write_json
 from learn_rank.errors import InputError
+from learn_rank.fingerprints import file_checksum, fingerprint
 from learn_rank.progress import note
 
 LATEST, BEST = "latest", "best"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ def read_weights(path: Path, *, map_location: torch.device | str = "cpu", remedy
         content = torch.load(path, weights_only=True, map_location=map_location)
         if not isinstance(content, dict):
             raise TypeError(f"a {type(content).__name__}, expected a dict")
+    except pickle.UnpicklingError:  # whose message says how to load it all the same
+        raise InputError(f"{path}: damaged, or holds more than tensors and plain values, which is not read; {remedy}")
     except Exception as error:  # bytes that are anything raise anything
         raise InputError(f"{path}: damaged, or no file of weights ({reason_of(error)}); {remedy}")
     return content

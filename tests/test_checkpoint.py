@@ -20,9 +20,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from learn_rank import checkpoint
-from learn_rank.artifact import file_checksum, fingerprint
 from learn_rank.distributed import process_group
 from learn_rank.errors import InputError
+from learn_rank.fingerprints import file_checksum, fingerprint
 from tests.hostile import Runs
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from learn_rank.artifact import Manifest, is_current, publish, read_manifest
+from learn_rank.artifact import Manifest, is_current, read_manifest
 from learn_rank.cli.config import RunConfig
+from learn_rank.publish import publish
 
 Work = Callable[[Path], dict[str, Any]]
 
@@ -25,14 +26,19 @@ def fingerprint_of(directory: Path, stage: str) -> str:
     return read_manifest(directory, stage=stage).fingerprint
 
 
-def stage(directory: Path, manifest: Manifest, work_in: Work, *, is_resumable: bool = False) -> None:
-    """Does the work in a folder that appears when it is whole; its facts go into the manifest."""
+def stage(
+    directory: Path, manifest: Manifest, work_in: Work, *, reads: Sequence[Path] = (), is_resumable: bool = False
+) -> None:
+    """Does the work in a folder that appears when it is whole; its facts go into the manifest.
+
+    reads: the user's files that the work reads; the folder may not hold them, nor lie among them.
+    """
     name = f"export/{directory.name}" if manifest.stage == "export" else manifest.stage
     if is_current(directory, manifest):
         say(name, "unchanged")
         return
     start = time.monotonic()
-    with publish(directory, manifest, is_resumable=is_resumable) as (work, facts):
+    with publish(directory, manifest, reads=reads, is_resumable=is_resumable) as (work, facts):
         facts.update(work_in(work))
     say(name, f"{time.monotonic() - start:.1f} s")
 

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from learn_rank.artifact import file_checksum
 from learn_rank.errors import InputError
+from learn_rank.fingerprints import file_checksum
 from learn_rank.serving.files import LOGITS, ONNX, PROGRAM, STAGE, ServedModel
 from learn_rank.serving.program_file import read_program
 

@@ -116,7 +116,7 @@ def test_a_file_of_weights_that_is_no_tower_or_runs_something_is_refused(made: M
     path, marker = tmp_path / "tower.pt", tmp_path / "ran"
     saved = torch.load(path, weights_only=True)
     for content, message in (
-        ({**saved, "more": Runs(marker)}, "damaged, or no file of weights"),
+        ({**saved, "more": Runs(marker)}, "damaged, or holds more than tensors and plain values"),
         ({"weights": saved["weights"]}, "holds weights, expected content_dim"),
         ({**saved, "weights": {}}, "does not fit this tower, which differs in"),
         (
