@@ -27,6 +27,7 @@ class EncodedFeature:
     key: str
     vocabulary: str  # DuckDB table value -> row; with num_buckets > 0 it holds only the values of the feature's column
     num_buckets: int
+    value_type: str  # DuckDB's name of the type that single values have in the log
 
     @property
     def unknown(self) -> int:
@@ -88,6 +89,7 @@ def encode_sparse(
         key=key,
         vocabulary=vocabulary,
         num_buckets=source.num_buckets if source.encoding == "hash" else 0,
+        value_type="VARCHAR" if source.separator else _type_of(connection, table, column).partition("[")[0],
     )
 
 
@@ -116,8 +118,12 @@ def list_of_values(connection: duckdb.DuckDBPyConnection, table: str, column: st
     """SQL giving the values of a column as VARCHAR[]; None for a column of single values."""
     if separator:
         return f"[trim(x) for x in string_split(CAST({quote(column)} AS VARCHAR), {literal(separator)})]"
-    kind = connection.execute(f"SELECT typeof({quote(column)}) FROM {table} LIMIT 1").fetchall()
-    return f"CAST({quote(column)} AS VARCHAR[])" if kind and kind[0][0].endswith("]") else None
+    is_list = _type_of(connection, table, column).endswith("]")
+    return f"CAST({quote(column)} AS VARCHAR[])" if is_list else None
+
+
+def _type_of(connection: duckdb.DuckDBPyConnection, table: str, column: str) -> str:
+    return str(connection.sql(f"SELECT {quote(column)} FROM {table} LIMIT 0").types[0])
 
 
 def hashed(num_buckets: int) -> str:

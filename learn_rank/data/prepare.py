@@ -128,6 +128,7 @@ def prepare(recipe: DatasetRecipe, directory: Path, options: PrepareOptions) -> 
         facts |= _write_items(connection, recipe, directory, types[ITEM_ID])
         if sequences:
             facts["sequences"] = {one.feature.name: _sequence_facts(connection, one, directory) for one in sequences}
+        facts["value_types"] = {one.feature.name: one.value_type for one in encoded}
         features.write(directory / FEATURES)
         steps.update()
         steps.close()

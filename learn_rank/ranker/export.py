@@ -108,7 +108,8 @@ def export_model(
 def _served_model(inputs: RankerInputs, options: RankerOptions) -> ServedModel:
     """How raw values become what the ranker looks up, from the recipe; without programs yet."""
     features = inputs.features
-    recipe = read_manifest(inputs.prepared, stage="prepare").options["recipe"]
+    manifest = read_manifest(inputs.prepared, stage="prepare")
+    recipe = manifest.options["recipe"]
     log = recipe["interactions"]
     owners = {f"interactions.{log['user_id']}": USER, f"interactions.{log['item_id']}": ITEM}
 
@@ -127,6 +128,7 @@ def _served_model(inputs: RankerInputs, options: RankerOptions) -> ServedModel:
             is_list=feature.is_list,
             separator=source["separator"],
             num_buckets=source["num_buckets"] if source["encoding"] == "hash" else 0,
+            value_type=manifest.facts["value_types"][feature.name],
         )
     sequences = tuple(
         ServedSequence(

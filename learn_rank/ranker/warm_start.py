@@ -58,7 +58,7 @@ def fill_from_earlier(
         "model": {name: value for name, value in state["model"].items() if name not in weights.values()},
         "optimizer": {"state": {k: v for k, v in state["optimizer"]["state"].items() if k not in is_table}},
     }
-    checkpoint.load(earlier, rest, checkpoint.BEST)
+    checkpoint.load(earlier, rest, checkpoint.BEST, is_verified=True)
     carried = {}
     for feature, old in zip(features.sparse, earlier_features.sparse, strict=True):
         sources = row_sources(feature, old, inputs.prepared, prepared)

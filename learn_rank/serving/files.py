@@ -40,7 +40,7 @@ class ServedSparse:
     """A sparse feature as raw values come to it.
 
     side: what it describes: the user, the item, or the request (context). is_id: its value is the user's (item's) own
-    id. num_buckets: of encoding=hash; 0 with a vocabulary.
+    id. num_buckets: of encoding=hash; 0 with a vocabulary. value_type: DuckDB's name of what its values are in the log.
     """
 
     name: str
@@ -50,6 +50,7 @@ class ServedSparse:
     is_list: bool = False
     separator: str = ""
     num_buckets: int = 0
+    value_type: str = "VARCHAR"
 
 
 @dataclass(frozen=True)
