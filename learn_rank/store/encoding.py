@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from learn_rank.compiled import njit
 
 _BITS: dict[str, Any] = {"float16": np.uint16, "float32": np.uint32}
 _EXPONENT = {"float16": 0x7C00, "float32": 0x7F800000}
