@@ -275,7 +275,8 @@ def _overview(prefix: str = "") -> str:
 
 
 def _help(name: str) -> str:
-    from learn_rank.cli.config import SCHEMAS, RunConfig, config_dir, keys_of
+    from learn_rank.cli.config import SCHEMAS, RunConfig, recipe_names
+    from learn_rank.cli.words import keys_of
 
     command = _COMMANDS[name]
     lines = [
@@ -288,12 +289,10 @@ def _help(name: str) -> str:
         if not sections or key.split(".")[0] in sections:
             lines.append(f"  {key}={default}\n      {text}" if text else f"  {key}={default}")
     for group in command.sections:
-        recipes = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
-        if recipes:
+        if recipes := recipe_names(group):
             lines.append(f"  {group}=NAME with NAME one of {', '.join(recipes)}")
     if "ablate" in command.sections:
-        variants = sorted(path.stem for path in (config_dir() / "ablation").glob("*.yaml"))
-        lines.append(f"  names of ablate.variants: {', '.join(variants)}")
+        lines.append(f"  names of ablate.variants: {', '.join(recipe_names('ablation'))}")
     return "\n".join(lines)
 
 
