@@ -110,8 +110,8 @@ class _Reader:
     def _scalar(self, event: Any) -> str | None:
         if "\0" in event.value:
             self._refuse(event, "a text with the character NUL")
-        is_plain = event.style is None and event.tag is None
-        return None if is_plain and event.value in _NULLS else event.value
+        is_plain = event.tag is None and event.implicit[0]  # neither quoted nor a block
+        return None if is_plain and event.value in _NULLS else str(event.value)
 
     def _key(self, event: Any, taken: dict[str, Any]) -> str:
         if not isinstance(event, yaml.ScalarEvent) or event.tag not in _PLAIN_TAGS or not event.value:

@@ -88,7 +88,7 @@ def read_variants(config: RunConfig) -> list[Variant]:
 
 def _read(written: str) -> tuple[str, Recipe]:
     """Name and recipe of one entry of `ablate.variants`."""
-    is_path = os.path.isfile(written)  # whatever its name
+    is_path = written.endswith((".yaml", ".yml")) and os.path.isfile(written)  # a colon may be of its name
     head, settings = (written, "") if is_path else (part.strip() for part in written.partition(":")[::2])
     path = Path(head) if is_path or head.endswith((".yaml", ".yml")) else config_dir() / "ablation" / f"{head}.yaml"
     name = path.stem
