@@ -22,6 +22,7 @@ from learn_rank.data.recipe import DatasetRecipe
 from learn_rank.data.synthetic import SyntheticOptions
 from learn_rank.errors import InputError
 from learn_rank.evaluation.options import EvaluateOptions, SegmentOptions
+from learn_rank.memory import LIMIT_HELP
 from learn_rank.ranker.options import BACKBONES, FindOptions, FrozenOptions, LearnColumnsOptions, RankerOptions
 from learn_rank.schema import ITEM_ID, USER_ID
 from learn_rank.store.options import StoreOptions
@@ -129,7 +130,7 @@ class SegmentConfig(SegmentOptions):
     out: str = field(default="", metadata={"help": "folder for user_segments.parquet, item_segments.parquet; required"})
     user_id: str = field(default=USER_ID, metadata={"help": "user id column; empty: no users"})
     item_id: str = field(default=ITEM_ID, metadata={"help": "item id column; empty: no items"})
-    memory_limit: str = field(default="2GiB", metadata={"help": "larger logs spill beside the output"})
+    memory_limit: str = field(default="2GiB", metadata={"help": LIMIT_HELP})
 
 
 @dataclass

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from learn_rank.errors import InputError
-from learn_rank.memory import parse_bytes
+from learn_rank.memory import LIMIT_HELP, parse_bytes
 from learn_rank.schema import ITEM_ID, USER_ID
 
 SEGMENTS = ("cold_start", "long_tail", "others")
@@ -90,10 +90,10 @@ class EvaluateOptions:
     seed: int = field(default=0, metadata={"help": "of the bootstrap"})
     segments: SegmentOptions = field(default_factory=SegmentOptions)
     threads: int = field(default=0, metadata={"help": "0: one per core"})
-    memory_limit: str = field(
-        default="2GiB", metadata={"help": "of what the process holds more than before; larger data goes to disk"}
+    memory_limit: str = field(default="2GiB", metadata={"help": LIMIT_HELP})
+    spill_dir: str = field(
+        default="", metadata={"help": "where what goes through the disk lies; empty: the system's temporary folder"}
     )
-    spill_dir: str = field(default="", metadata={"help": "folder for that; empty: the system's temporary folder"})
 
     def __post_init__(self) -> None:
         if not self.labels or not all([*self.labels, self.baseline, self.user_id]):
