@@ -203,7 +203,7 @@ def _read_pointers(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        pointers: dict[str, Any] = json.loads(path.read_text())
+        pointers: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path}: damaged ({error}); delete it, and the newest checkpoint is taken")
     return pointers
@@ -222,7 +222,7 @@ def _check(directory: Path, name: str, pointer: str) -> None:
 
 def _read_record(folder: Path) -> dict[str, Any]:
     try:
-        record: dict[str, Any] = json.loads((folder / _META).read_text())
+        record: dict[str, Any] = json.loads((folder / _META).read_text(encoding="utf-8"))
         is_whole = record.pop("fingerprint") == fingerprint(**record)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(folder, f"{_META}: {error}")

@@ -78,7 +78,7 @@ class StoreFacts:
         if not path.is_file():
             raise InputError(f"{version}: no {FACTS}; the store is damaged or of an older format, build it again")
         try:
-            fields = json.loads(path.read_text())
+            fields = json.loads(path.read_text(encoding="utf-8"))
             recorded = fields.pop("fingerprint")
             facts = StoreFacts(**fields)
         except (ValueError, TypeError, KeyError) as error:
@@ -93,7 +93,7 @@ def current_version(directory: Path) -> str:
     path = directory / CURRENT
     if not path.is_file():
         raise InputError(f"{directory}: no version in use; the store is of an older format or damaged, build it again")
-    return path.read_text().strip()
+    return path.read_text(encoding="utf-8").strip()
 
 
 def use_version(directory: Path, version: str) -> None:
