@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from learn_rank.errors import InputError
+from learn_rank.options import check_seed
 from learn_rank.schema import EMBEDDING_DIM
 
 # what decides the weights' shapes and how they are read: fine-tuning takes them from the run it starts from
@@ -131,6 +132,7 @@ class AlignOptions:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise InputError(f"align.{name} is {getattr(self, name)}, must be 1 or more")
+        check_seed("align.seed", self.seed)
         if self.temperature <= 0 or self.learning_rate <= 0:
             raise InputError("align.temperature and align.learning_rate must be above 0")
         if self.recency_alpha <= 1 or self.recency_beta < self.recency_alpha:

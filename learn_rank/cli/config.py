@@ -23,6 +23,7 @@ from learn_rank.data.synthetic import SyntheticOptions
 from learn_rank.errors import InputError
 from learn_rank.evaluation.options import EvaluateOptions, SegmentOptions
 from learn_rank.memory import LIMIT_HELP
+from learn_rank.options import check_seed
 from learn_rank.ranker.options import BACKBONES, FindOptions, FrozenOptions, LearnColumnsOptions, RankerOptions
 from learn_rank.schema import ITEM_ID, USER_ID
 from learn_rank.store.options import StoreOptions
@@ -55,8 +56,10 @@ class AblateOptions:
     def __post_init__(self) -> None:
         if not self.variants:
             raise InputError("ablate.variants is empty; give names such as [without_align,learn]")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise InputError(f"ablate.seeds is {self.seeds}, expected distinct numbers from 0")
+        for seed in self.seeds:
+            check_seed("ablate.seeds", seed)
         if self.paper and self.paper not in PAPER_DATASETS:
             raise InputError(f"ablate.paper is '{self.paper}', expected one of {', '.join(PAPER_DATASETS)}")
 
