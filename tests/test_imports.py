@@ -11,8 +11,9 @@ import learn_rank
 
 PACKAGE = Path(learn_rank.__file__).parent
 FOUNDATIONS = {
-    "schema", "errors", "artifact", "io", "layers", "distributed", "checkpoint", "progress", "ids", "hashing",
-    "memory", "compiled", "options", "prefetch", "scalars", "schedule", "pretrained", "trackers",
+    "schema", "errors", "artifact", "durable", "fingerprints", "publish", "io", "layers", "distributed", "checkpoint",
+    "progress", "ids", "hashing", "compiled", "options",
+    "memory", "prefetch", "scalars", "schedule", "pretrained", "trackers",
 }  # fmt: skip
 SHARED = {"store", "data", "adaptor"}
 SERVING = {"serving"}  # what a service loads; a ranker is written in its format
