@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -284,9 +286,26 @@ def _composed(name: str, chosen: Mapping[str, str]) -> dict[str, Any]:
     store = ConfigStore.instance()
     for key, node in {"run": RunConfig, **SCHEMAS}.items():
         store.store(name=f"{key}_schema", node=node)
-    with initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
+    with _working_folder(), initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
         config = compose(name, overrides=[f"{group}={value or 'null'}" for group, value in chosen.items()])
     return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
+
+
+@contextmanager
+def _working_folder() -> Iterator[None]:
+    """A working folder for hydra, which asks for one, where that of the process was removed."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        here = os.open(".", os.O_RDONLY)
+        os.chdir("/")
+        try:
+            yield
+        finally:
+            os.fchdir(here)
+            os.close(here)
+    else:
+        yield
 
 
 def _recipe(path: Path) -> dict[str, Any]:

@@ -329,7 +329,8 @@ def _explain(error: OSError) -> str:
     )
     said = error.strerror or str(error) or type(error).__name__
     remedy = _REMEDIES.get(error.errno or 0, "")
-    return f"{where or 'reading or writing'}: {said}" + (f"; {remedy}, then run again" if remedy else "")
+    where = where or ("the working folder" if error.errno == errno.ENOENT else "reading or writing")
+    return f"{where}: {said}" + (f"; {remedy}, then run again" if remedy else "")
 
 
 def _fail(message: str) -> NoReturn:

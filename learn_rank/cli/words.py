@@ -52,7 +52,7 @@ def locate(schema: type, key: str) -> Option | None:
             return None
         path.append(name)
     is_section = dataclasses.is_dataclass(_bare(kind)) and not is_entry
-    return None if is_section else Option(tuple(path), kind)
+    return None if is_section or key.endswith(".") else Option(tuple(path), kind)
 
 
 def read_word(text: str, kind: Any, *, key: str) -> Any:
@@ -89,7 +89,9 @@ def convert(value: Any, kind: Any, *, key: str = "", where: str = "") -> Any:
         )
     if isinstance(bare, types.UnionType):
         fitting = [one for one in typing.get_args(bare) if isinstance(value, typing.get_origin(one) or one)]
-        return convert(value, fitting[0] if fitting else typing.get_args(bare)[0], key=key, where=where)
+        if not fitting:
+            raise _mismatch(value, bare, said)
+        return convert(value, fitting[0], key=key, where=where)
     if dataclasses.is_dataclass(bare):
         _require(value, Mapping, bare, said)
         kinds = _kinds(typing.cast(type, bare))
@@ -225,8 +227,12 @@ def _number(text: str, kind: type) -> float:
 
 def _require(value: Any, shape: Any, kind: Any, said: str) -> None:
     if not isinstance(value, shape):
-        found = "a mapping" if isinstance(value, dict) else "a list" if isinstance(value, list) else f"'{value}'"
-        raise InputError(f"{said} is {found}, expected {_expected(kind)}")
+        raise _mismatch(value, kind, said)
+
+
+def _mismatch(value: Any, kind: Any, said: str) -> InputError:
+    found = "a mapping" if isinstance(value, dict) else "a list" if isinstance(value, list) else f"'{value}'"
+    return InputError(f"{said} is {found}, expected {_expected(kind)}")
 
 
 def _expected(kind: Any) -> str:
