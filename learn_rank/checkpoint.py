@@ -207,10 +207,7 @@ def _read_pointers(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        pointers: dict[str, Any] = json.loads(path.read_text())
-        if pointers.keys() == {LATEST, BEST, _KEPT}:  # of learn-rank 0.1, without a fingerprint
-            return pointers
-        return _checked(pointers)
+        return _checked(json.loads(path.read_text(encoding="utf-8")))
     except _UNREADABLE as error:
         raise InputError(f"{path}: damaged ({error}); delete it, and the newest checkpoint is taken")
 
@@ -228,7 +225,7 @@ def _check(directory: Path, name: str, pointer: str) -> None:
 
 def _read_record(folder: Path) -> dict[str, Any]:
     try:
-        return _checked(json.loads((folder / _META).read_text()))
+        return _checked(json.loads((folder / _META).read_text(encoding="utf-8")))
     except _UNREADABLE as error:
         raise _damaged(folder, f"{_META}: {error}")
 

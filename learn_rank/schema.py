@@ -96,13 +96,13 @@ class FeatureSet:
     sequences: tuple[SequenceFeature, ...] = ()
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @staticmethod
     def read(path: Path) -> FeatureSet:
         if not path.is_file():
             raise InputError(f"{path}: no such file; run `learn-rank prepare` first")
-        fields = json.loads(path.read_text())
+        fields = json.loads(path.read_text(encoding="utf-8"))
         fields["sparse"] = tuple(SparseFeature(**feature) for feature in fields["sparse"])
         fields["sequences"] = tuple(SequenceFeature(**feature) for feature in fields.get("sequences", ()))
         fields["dense"] = tuple(fields["dense"])

@@ -46,7 +46,7 @@ class Tracker:
 
     def _work(self) -> None:
         try:
-            run_id = self._id_file.read_text() if self._id_file.is_file() else None
+            run_id = self._id_file.read_text(encoding="utf-8") if self._id_file.is_file() else None
             run = _START[self._name](run_id, self._run_name, self._config)
             if run_id is None:
                 self._id_file.parent.mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,8 @@ import learn_rank
 PACKAGE = Path(learn_rank.__file__).parent
 FOUNDATIONS = {
     "schema", "errors", "artifact", "durable", "fingerprints", "publish", "io", "inputs", "names", "times", "layers",
-    "distributed", "checkpoint", "progress", "ids", "hashing", "compiled", "memory", "prefetch", "scalars", "schedule",
-    "pretrained", "trackers",
+    "distributed", "checkpoint", "checkpoint_reader", "weights", "progress", "ids", "hashing", "compiled", "memory",
+    "prefetch", "scalars", "schedule", "pretrained", "trackers",
 }  # fmt: skip
 SHARED = {"store", "data", "adaptor"}
 SERVING = {"serving"}  # what a service loads; a ranker is written in its format

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from learn_rank.errors import InputError
+from learn_rank.options import check_seed
 from learn_rank.schema import EMBEDDING_DIM
 from learn_rank.times import iso_milliseconds
 
@@ -131,6 +132,7 @@ class AlignOptions:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise InputError(f"align.{name} is {getattr(self, name)}, must be 1 or more")
+        check_seed("align.seed", self.seed)
         if self.temperature <= 0 or self.learning_rate <= 0:
             raise InputError("align.temperature and align.learning_rate must be above 0")
         if self.recency_alpha <= 1 or self.recency_beta < self.recency_alpha:

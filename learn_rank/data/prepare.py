@@ -22,6 +22,7 @@ from learn_rank.data.split import split_rows
 from learn_rank.data.write import write_query
 from learn_rank.errors import InputError
 from learn_rank.fingerprints import file_fingerprint
+from learn_rank.memory import LIMIT_HELP, parse_bytes
 from learn_rank.progress import note, progress_bar
 from learn_rank.schema import (
     DENSE,
@@ -44,7 +45,7 @@ from learn_rank.schema import (
 class PrepareOptions:
     """Resources of `prepare`, and an earlier run to go on from."""
 
-    memory_limit: str = field(default="8GB", metadata={"help": "above this DuckDB spills to disk"})
+    memory_limit: str = field(default="8GB", metadata={"help": LIMIT_HELP})
     row_group_rows: int = field(default=65_536, metadata={"help": "rows per Parquet row group"})
     dense_from: str = field(
         default="",
@@ -57,6 +58,7 @@ class PrepareOptions:
     def __post_init__(self) -> None:
         if self.row_group_rows < 1:
             raise InputError(f"prepare.row_group_rows is {self.row_group_rows}, must be 1 or more")
+        parse_bytes(self.memory_limit, name="prepare.memory_limit")
 
 
 def raw_fingerprints(recipe: DatasetRecipe) -> dict[str, str]:

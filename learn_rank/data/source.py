@@ -11,6 +11,7 @@ import duckdb
 
 from learn_rank.errors import InputError
 from learn_rank.io import open_parquet, require_columns
+from learn_rank.memory import parse_bytes
 
 _CSV_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 INTEGER_TYPES = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
@@ -33,7 +34,7 @@ def expression(source: str, types: dict[str, str]) -> str:
 
 @contextmanager
 def connect(scratch: Path, *, memory_limit: str) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A DuckDB connection that spills to `scratch` above memory_limit (such as "8GB"); the spill is removed after.
+    """A DuckDB connection that spills to `scratch` above memory_limit (memory.parse_bytes); the spill is removed after.
 
     InputError, from any query: what DuckDB cannot spill does not fit into memory_limit.
     """
@@ -41,7 +42,7 @@ def connect(scratch: Path, *, memory_limit: str) -> Iterator[duckdb.DuckDBPyConn
     connection = duckdb.connect(str(scratch / "scratch.duckdb"))
     try:
         connection.execute(f"SET temp_directory = '{_escape(str(scratch))}'")
-        connection.execute(f"SET memory_limit = '{_escape(memory_limit)}'")
+        connection.execute(f"SET memory_limit = '{parse_bytes(memory_limit, name='memory_limit')}B'")
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("SET enable_progress_bar = false")
         yield connection

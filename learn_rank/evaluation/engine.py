@@ -368,6 +368,6 @@ def _open(stack: ExitStack, partitions: Partitions) -> Partitions:
 
 def _announce_compilation() -> None:
     """Says why the first evaluation of an installation takes longer."""
-    cache = Path(measure_users.stats.cache_path)
-    if not any(cache.glob("kernel.measure_users-*.nbi")):
+    cache = measure_users.stats.cache_path  # None: there is no place to keep it
+    if cache is None or not any(Path(cache).glob("kernel.measure_users-*.nbi")):
         note("compiling the evaluation for this machine, once: about 15 seconds")

@@ -83,7 +83,7 @@ def save_state(
 def load_state(directory: Path) -> SavedPart:
     """Reads a state folder; InputError if it is not one or not whole."""
     read_manifest(directory, stage=STAGE)
-    record = json.loads((directory / "state.json").read_text())
+    record = json.loads((directory / "state.json").read_text(encoding="utf-8"))
     segments = SegmentOptions(**record["options"].pop("segments"))
     options = EvaluateOptions(**record["options"], segments=segments)
     fields: dict[str, Any] = {

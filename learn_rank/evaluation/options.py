@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from learn_rank.errors import InputError
-from learn_rank.memory import parse_bytes
+from learn_rank.memory import LIMIT_HELP, parse_bytes
+from learn_rank.options import check_seed
 from learn_rank.schema import ITEM_ID, USER_ID
 
 SEGMENTS = ("cold_start", "long_tail", "others")
@@ -90,10 +91,10 @@ class EvaluateOptions:
     seed: int = field(default=0, metadata={"help": "of the bootstrap"})
     segments: SegmentOptions = field(default_factory=SegmentOptions)
     threads: int = field(default=0, metadata={"help": "0: one per core"})
-    memory_limit: str = field(
-        default="2GiB", metadata={"help": "of what the process holds more than before; larger data goes to disk"}
+    memory_limit: str = field(default="2GiB", metadata={"help": LIMIT_HELP})
+    spill_dir: str = field(
+        default="", metadata={"help": "where what goes through the disk lies; empty: the system's temporary folder"}
     )
-    spill_dir: str = field(default="", metadata={"help": "folder for that; empty: the system's temporary folder"})
 
     def __post_init__(self) -> None:
         if not self.labels or not all([*self.labels, self.baseline, self.user_id]):
@@ -114,9 +115,10 @@ class EvaluateOptions:
                 raise InputError(f"evaluate.{name} is '{value}', expected one of {', '.join(allowed)}")
         if not 0.5 <= self.confidence < 1:
             raise InputError(f"evaluate.confidence is {self.confidence}, expected 0.5 to below 1, such as 0.95")
-        for name, at_least in (("reliability_bins", 2), ("bootstrap_samples", 0), ("seed", 0), ("threads", 0)):
+        for name, at_least in (("reliability_bins", 2), ("bootstrap_samples", 0), ("threads", 0)):
             if getattr(self, name) < at_least:
                 raise InputError(f"evaluate.{name} is {getattr(self, name)}, expected at least {at_least}")
+        check_seed("evaluate.seed", self.seed)
         if self.value and (not self.value_top or list(self.value_top) != sorted({k for k in self.value_top if k > 0})):
             raise InputError(
                 f"evaluate.value_top is {self.value_top}, expected rising numbers from 1, such as [1,5,10]"

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from learn_rank.errors import InputError
+from learn_rank.options import check_seed
 from learn_rank.schema import ITEM_ID, TIMESTAMP, USER_ID
 from learn_rank.times import STEP, UNITS
 from learn_rank.trackers import TRACKERS
@@ -215,7 +216,7 @@ class RankerOptions:
         _check("mask_blocks", self.mask_blocks, at_least=0)
         for name in ("embedding_dim", "fusion_dim", "epochs", "patience", "batch_size", "shuffle_rows"):
             _check(name, getattr(self, name), at_least=1)
-        for name in ("num_cross_layers", "cross_rank", "cvr_loss_weight", "weight_decay", "checkpoint_seconds", "seed"):
+        for name in ("num_cross_layers", "cross_rank", "cvr_loss_weight", "weight_decay", "checkpoint_seconds"):
             _check(name, getattr(self, name), at_least=0)
         for name in ("warmup_steps", "row_wise_rows", "data_parallel_rows"):
             _check(name, getattr(self, name), at_least=0)
@@ -242,8 +243,9 @@ class RankerOptions:
         for name in ("dropout", "vector_dropout", "unknown_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, expected 0 <= {name} < 1")
+        check_seed("ranker.seed", self.seed)
         if self.shuffle_seed is not None:
-            _check("shuffle_seed", self.shuffle_seed, at_least=0)
+            check_seed("ranker.shuffle_seed", self.shuffle_seed)
 
     @property
     def reads_sequences(self) -> bool:

@@ -149,7 +149,7 @@ class ServedModel:
         read_manifest(folder, stage=STAGE)
         path = folder / MODEL
         try:
-            fields: dict[str, Any] = json.loads(path.read_text())
+            fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             for name, kind in _KINDS.items():
                 fields[name] = tuple(kind(**one) for one in fields[name])
             return ServedModel(**fields)

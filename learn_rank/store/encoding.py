@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from numba import njit
+
+from learn_rank.compiled import njit
 
 _BITS: dict[str, Any] = {"float16": np.uint16, "float32": np.uint32}
 # of a row: a share that its type does not cost rows whose numbers are of about one size

@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xxhash
-from numba import njit
 
+from learn_rank.compiled import njit
 from learn_rank.durable import write_text
 from learn_rank.errors import InputError
 from learn_rank.hashing import UInt64Array

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from learn_rank.errors import InputError
-from learn_rank.memory import parse_bytes
+from learn_rank.memory import LIMIT_HELP, parse_bytes
 from learn_rank.times import STEP, UNITS
 
 DTYPES = ("float16", "float32", "int8")
@@ -35,9 +35,7 @@ class StoreOptions:
     zero_vectors: str = field(
         default="refuse", metadata={"help": "refuse, drop (their ids take the learned missing vector) or keep"}
     )
-    memory_limit: str = field(
-        default="2GiB", metadata={"help": "of the whole process; larger tables are sorted through files beside out"}
-    )
+    memory_limit: str = field(default="2GiB", metadata={"help": LIMIT_HELP})
 
     def __post_init__(self) -> None:
         for name, choices in (("dtype", DTYPES), ("zero_vectors", ZERO_VECTORS), ("as_of_unit", (*UNITS, STEP))):

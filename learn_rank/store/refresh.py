@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from numba import njit
 
+from learn_rank.compiled import njit
 from learn_rank.durable import fsync, lock, write_text
 from learn_rank.errors import InputError
 from learn_rank.fingerprints import file_fingerprint, fingerprint

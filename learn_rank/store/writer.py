@@ -293,10 +293,10 @@ def examples_of(ids: pa.Array | pa.ChunkedArray) -> list[Any]:
 
 
 def _read_journal(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _boot_id() -> str:
     """Changes when the machine starts: what a killed process wrote is in the page cache, a dead machine may lose it."""
     path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.is_file() else ""
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
