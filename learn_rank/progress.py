@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from typing import Any
 
 from tqdm import tqdm
 
+from learn_rank.printable import printable
+
 _LOG_SECONDS = 15.0
-# what a terminal obeys, what begins a line, and what turns the order of letters around
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def note(text: str) -> None:
     """One line on stderr, clear of any bar."""
     if sys.stderr is not None:  # closed
         tqdm.write(f"learn-rank: {printable(text)}", file=sys.stderr)
-
-
-def printable(text: str, *, keeps: str = "") -> str:
-    r"""Text in which control characters are named instead of obeyed, but for those of `keeps`.
-
-    >>> printable("a\x1b[31mb\nc")
-    'a\\x1b[31mb\\nc'
-    """
-    return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keeps else repr(found[0])[1:-1], text)
 
 
 def progress_bar(*, total: int, description: str, unit: str, is_shown: bool = True) -> Any:

@@ -13,7 +13,7 @@ PACKAGE = Path(learn_rank.__file__).parent
 FOUNDATIONS = {
     "schema", "errors", "artifact", "durable", "fingerprints", "publish", "io", "inputs", "names", "times", "layers",
     "distributed", "checkpoint", "checkpoint_reader", "weights", "progress", "ids", "hashing", "compiled", "memory",
-    "prefetch", "scalars", "schedule", "pretrained", "trackers",
+    "prefetch", "printable", "options", "scalars", "schedule", "pretrained", "trackers",
 }  # fmt: skip
 SHARED = {"store", "data", "adaptor"}
 SERVING = {"serving"}  # what a service loads; a ranker is written in its format

@@ -13,7 +13,7 @@ from typing import NamedTuple, NoReturn, TextIO, cast
 from learn_rank import __version__
 from learn_rank.cli.streams import BROKEN_PIPE_STATUS, Printable, discard, open_streams, reader_is_gone
 from learn_rank.errors import InputError
-from learn_rank.progress import printable
+from learn_rank.printable import printable
 
 
 class _Command(NamedTuple):

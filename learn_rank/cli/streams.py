@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from typing import Any, TextIO
 
-from learn_rank.progress import printable
+from learn_rank.printable import printable
 
 BROKEN_PIPE_STATUS = 141  # what a shell says of a program that SIGPIPE ended
 
