@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from learn_rank.errors import InputError
 from learn_rank.schema import EMBEDDING_DIM
+from learn_rank.times import iso_milliseconds
 
 # what decides the weights' shapes and how they are read: fine-tuning takes them from the run it starts from
 SHAPE = (
@@ -166,16 +166,3 @@ class ExportOptions:
             raise InputError(f"export.snapshot_seconds is {self.snapshot_seconds}, must be 0 or more")
         for time in self.as_of:
             iso_milliseconds(time, "export.as_of")
-
-
-def iso_milliseconds(time: str, name: str) -> int:
-    """Unix milliseconds of an ISO time, UTC unless it says otherwise; InputError with the option's name.
-
-    >>> iso_milliseconds("2022-05-01", "export.as_of")
-    1651363200000
-    """
-    try:
-        parsed = datetime.fromisoformat(time)
-    except ValueError:
-        raise InputError(f"{name} is '{time}', expected an ISO time such as 2022-05-01 or 2022-05-01T12:00")
-    return round((parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp() * 1000)
