@@ -7,3 +7,9 @@ class InputError(ValueError):
     The message is one line: where (file, column, row or option), what was expected, what came, what to do.
     The command line prints it without a traceback and exits with status 2; any other exception is a bug.
     """
+
+
+def cut(text: str, limit: int = 200) -> str:
+    """A text of somebody else's for a message: one line, and not the whole of it where it is long."""
+    line = " ".join(text.split("\n")) if "\n" in text else text
+    return line if len(line) <= limit else f"{line[:limit]}... ({len(line):,} characters)"

@@ -12,7 +12,7 @@ import learn_rank
 PACKAGE = Path(learn_rank.__file__).parent
 FOUNDATIONS = {
     "schema", "errors", "artifact", "io", "layers", "distributed", "checkpoint", "progress", "ids", "hashing",
-    "memory", "prefetch", "scalars", "schedule", "pretrained", "trackers", "times",
+    "memory", "prefetch", "scalars", "schedule", "pretrained", "trackers", "times", "inputs", "names",
 }  # fmt: skip
 SHARED = {"store", "data", "adaptor"}
 SERVING = {"serving"}  # what a service loads; a ranker is written in its format

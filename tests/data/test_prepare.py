@@ -43,7 +43,12 @@ def write_log(raw: Path, rows: list[tuple[int, int, int, int]]) -> None:
 
 def leave_one_out(recipe_of: RecipeOf, raw: Path, **changes: Any) -> DatasetRecipe:
     log = InteractionsSource(
-        files="log.parquet", user_id="uid", item_id="iid", timestamp="at", labels={"like": '"like"'}
+        files="log.parquet",
+        user_id="uid",
+        item_id="iid",
+        timestamp="at",
+        timestamp_unit="step",
+        labels={"like": '"like"'},
     )
     return recipe_of(raw, interactions=log, split=SplitOptions(leave_one_out=True), **changes)
 
@@ -54,9 +59,9 @@ def leave_one_out(recipe_of: RecipeOf, raw: Path, **changes: Any) -> DatasetReci
 def test_the_log_is_cut_by_time(raw: Path, out: Path, recipe_of: RecipeOf) -> None:
     facts = prepare(recipe_of(raw), out, PrepareOptions())
     times = {name: sorted(split(out, name)["timestamp"].to_pylist()) for name in SPLITS}
-    assert times["train"] == [1000 * t for t in range(100, 112)]
-    assert times["validation"] == [1000 * t for t in range(112, 116)]
-    assert times["test"] == [1000 * t for t in range(116, 120)]
+    assert times["train"] == [t for t in range(100, 112)]
+    assert times["validation"] == [t for t in range(112, 116)]
+    assert times["test"] == [t for t in range(116, 120)]
     assert facts["new_test_users"] == 1
     assert facts["new_test_items"] == 1
 
@@ -65,7 +70,7 @@ def test_rows_keep_their_ids_and_labels(raw: Path, out: Path, recipe_of: RecipeO
     prepare(recipe_of(raw), out, PrepareOptions())
     rows = {(r["timestamp"], r["user_id"], r["item_id"], r["like"]) for n in SPLITS for r in split(out, n).to_pylist()}
     log = pq.read_table(raw / "log.parquet").to_pylist()
-    assert rows == {(r["at"] * 1000, r["uid"], r["iid"], int(r["stars"] >= 4)) for r in log}
+    assert rows == {(r["at"], r["uid"], r["iid"], int(r["stars"] >= 4)) for r in log}
 
 
 def test_vocabularies_number_training_values_by_frequency_and_share_the_last_row(
