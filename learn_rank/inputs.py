@@ -20,6 +20,7 @@ _PATTERN = re.compile(r"[*?\[]")
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # what Spark and Hive call a folder of nulls
 _PARQUET_MAGIC = b"PAR1"
+_CONVERT = "import duckdb; duckdb.read_csv('FROM.csv').write_parquet('TO.parquet')"
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def _with_folders(paths: Sequence[Path], folder: Path) -> tuple[InputFile, ...]:
     texts = [_folder_texts(path, folder) for path in paths]
     kinds = {}
     for key in {key for one in texts for key in one}:
-        values = {one[key] for one in texts if one.get(key) is not None}
+        values = {value for one in texts if (value := one.get(key)) is not None}
         is_integer = all(_INTEGER.fullmatch(value) and -(1 << 63) <= int(value) < 1 << 63 for value in values)
         kinds[key] = pa.int64() if values and is_integer else pa.string()
     files = []
@@ -186,14 +187,13 @@ def _folder_texts(path: Path, folder: Path) -> dict[str, str | None]:
 
 
 def _nothing(path: Path, has: Sequence[str], kinds: Sequence[str], may_be_pattern: bool, advice: str) -> str:
-    if has:  # of another kind than wanted
-        return (
-            f"{path}: expected Parquet, and this is CSV (or something else); convert it: "
-            "python -c \"import duckdb; duckdb.read_csv('IN.csv').write_parquet('OUT.parquet')\""
-        )
     said, where = " or ".join(f".{kind}" for kind in kinds), cut(str(path))
+    if has:  # CSV, where Parquet is wanted
+        advice += f'; of CSV Parquet is made by: python -c "{_CONVERT}"'
     if os.path.isdir(path):
         return f"{where}: a folder without {said} files{advice}"
+    if has:
+        return f"{where}: not Parquet, as its name and its first bytes say{advice}"
     if may_be_pattern and _PATTERN.search(where):
         return f"{where}: no such file, and as a pattern it matches no {said} file{advice}"
     if _PATTERN.search(where):

@@ -179,9 +179,7 @@ def _read_file(path: Path, names: list[str] | None) -> pa.Table:
             raise InputError(f"{path}: cannot be read to its end ({_first_line(error)}); copy or write it again")
 
 
-def _with_constants(
-    batch: pa.RecordBatch, columns: Sequence[str], added: Mapping[str, pa.Scalar]
-) -> pa.RecordBatch:
+def _with_constants(batch: pa.RecordBatch, columns: Sequence[str], added: Mapping[str, pa.Scalar]) -> pa.RecordBatch:
     arrays = [pa.repeat(added[name], len(batch)) if name in added else batch.column(name) for name in columns]
     return pa.record_batch(arrays, names=list(columns))
 

@@ -31,7 +31,5 @@ def require_plain_and_distinct(names: Iterable[str], where: str) -> None:
     for name in names:
         require_plain(name, where)
         if name.lower() in seen:
-            raise InputError(
-                f"{where}: the names '{seen[name.lower()]}' and '{name}' differ only in case; rename one"
-            )
+            raise InputError(f"{where}: the names '{seen[name.lower()]}' and '{name}' differ only in case; rename one")
         seen[name.lower()] = name

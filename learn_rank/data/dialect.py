@@ -57,7 +57,9 @@ def read_dialect(path: Path) -> Dialect:
         if not failed:
             break
     if found is None:
-        raise InputError(f"{path}: its first line is not CSV; expected the names of the columns, such as user_id,item_id")
+        raise InputError(
+            f"{path}: its first line is not CSV; expected the names of the columns, such as user_id,item_id"
+        )
     require_distinct(found.columns, where=str(path))
     return found
 

@@ -87,7 +87,9 @@ class Source:
         shown = "null" if value is None else cut(repr(value) if isinstance(value, str) else str(value), 60)
         raise InputError(f"{file}: {told.format(value=shown, count=f'{count:,}', row=row)}")
 
-    def _select(self, columns: Mapping[str, str], expressions: Mapping[str, Expression], where: Expression | None) -> str:
+    def _select(
+        self, columns: Mapping[str, str], expressions: Mapping[str, Expression], where: Expression | None
+    ) -> str:
         types = {name: self.kinds[quote(name)] for name in self.raw.types if quote(name) in self.kinds}
         return self.raw.select(columns, expressions, where=where, types=types)
 
@@ -160,10 +162,9 @@ def _id_type(key: str, sources: Mapping[str, Source]) -> str:
         if not source.raw.is_text:
             kind = id_type(source.types, key, where=source.raw.where, column=source.said[key])
             if typed and kind not in typed:
-                log = found["interactions"]
                 raise InputError(
-                    f"{source.raw.where}: column '{source.said[key]}' is {kind}, but {key} of the log, "
-                    f"{log.raw.where}, is {_ARROW_TYPES[next(iter(typed))]}; cast one of them"
+                    f"{source.raw.where}: column '{source.said[key]}' is {kind}, but {key} of the log is "
+                    f"{_ARROW_TYPES[next(iter(typed))]}; cast one of them"
                 )
             typed.setdefault(kind, source)
     texts = [source for source in found.values() if source.raw.is_text]
@@ -218,8 +219,8 @@ def _load_interactions(
             f"coalesce({name} NOT IN (0, 1), true)",
             f"coalesce({labels[f'label.{label}']} NOT IN (0, 1), true)",
             f"label.{label}",
-            f"label '{label}' = '{_escaped(cut(source))}' is not 0 or 1 in {{count}} rows, first row {{row}} ({{value}}); "
-            "use an expression such as 'rating >= 4'",
+            f"label '{label}' = '{_escaped(cut(source))}' is not 0 or 1 in {{count}} rows, "
+            "first row {row} ({value}); use an expression such as 'rating >= 4'",
         )
     if said.value:
         log.check(
@@ -227,10 +228,13 @@ def _load_interactions(
             f"NOT coalesce(isfinite({VALUE}), false)",
             f"NOT coalesce(isfinite({_number(VALUE, log)}), false)",
             VALUE,
-            f"value '{_escaped(cut(said.value))}' is missing or not finite in {{count}} rows, first row {{row}} ({{value}})",
+            f"value '{_escaped(cut(said.value))}' is missing or not finite in {{count}} rows, "
+            "first row {row} ({value})",
         )
     if recipe.split.column:
-        told = f"column '{_escaped(log.said['split'])}' is null in {{count}} rows, first row {{row}}; fill or filter them"
+        told = (
+            f"column '{_escaped(log.said['split'])}' is null in {{count}} rows, first row {{row}}; fill or filter them"
+        )
         log.check("interactions", "split IS NULL", "split IS NULL", "split", told)
 
 
@@ -252,7 +256,8 @@ def _load_entities(
     count, example = first_row(connection, f"SELECT count(*), min({key}) FROM ({twice})")
     if count:
         raise InputError(
-            f"{source.raw.where}: column '{source.said[key]}' holds {count} duplicate ids, first {example!r}; keep one row"
+            f"{source.raw.where}: column '{source.said[key]}' holds {count} duplicate ids, first {example!r}; "
+            "keep one row"
         )
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from learn_rank.data.dialect import Dialect, read_dialect
 from learn_rank.data.expressions import Expression, parse_expression
-from learn_rank.data.source import Engine, first_row, literal, quote
+from learn_rank.data.source import Engine, first_row, id_type, literal, quote
 from learn_rank.errors import InputError, cut
 from learn_rank.inputs import PARQUET, InputFile, InputFiles
 from learn_rank.io import open_parquet, require_columns, require_distinct, require_same_kinds
@@ -81,11 +81,12 @@ class Raw:
                     expected[column] = path, kind
 
     def parse(self, source: str, *, where: str) -> Expression:
-        """A recipe's entry that is no column's name; InputError for what is not one expression of this file's columns."""
+        """A recipe's entry that is no column's name; InputError unless it is one expression of this file's columns."""
         parsed = parse_expression(self.engine.connection, source, where=f"{self.where}: {where}")
         known = {folded(name): name for name in self.types}
         for name in parsed.columns:
-            self.require({f"{where} = '{cut(source)}'": known.get(folded(name), name)})
+            key = where if source == name else f"{where} = '{cut(source)}'"
+            self.require({key: known.get(folded(name), name)})
         return parsed
 
     def select(
@@ -104,7 +105,7 @@ class Raw:
         row = quote(f"{ours}row")
         numbered = f"(SELECT *, row_number() OVER () - 1 AS {row} FROM ({self.scan}))"
         plain = {name: quote(column) for name, column in columns.items()}
-        later = {}
+        later: dict[str, str] = {}
         for name, expression in expressions.items():
             (plain if self.is_text and expression.is_textual else later)[name] = expression.sql
         if self.is_text:
@@ -144,8 +145,15 @@ class Raw:
             found[sql] = kind if answers[nth] else "NULL"
         return found
 
+    def id_kinds(self, columns: Sequence[str]) -> dict[str, str]:
+        """Column -> BIGINT or VARCHAR; InputError for ids of another type."""
+        if not self.is_text:
+            return {column: id_type(self.types, column, where=self.where) for column in columns}
+        kinds = self.kinds([quote(column) for column in columns])
+        return {column: "BIGINT" if kinds[quote(column)] == "BIGINT" else "VARCHAR" for column in columns}
+
     def first(self, query: str, condition: str, value: str) -> tuple[int, str, int, Any] | None:
-        """(how many rows, file of the first, its row there, value) of the rows of a `select` that a condition holds for."""
+        """(how many rows, file of the first, its row there, its value) of the rows that a condition holds for."""
         count, row, example = first_row(
             self.engine.connection,
             f"SELECT count(*), min({ROW}), arg_min([{value}], {ROW}) FROM ({query}) WHERE {condition}",

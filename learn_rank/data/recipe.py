@@ -174,7 +174,9 @@ class DatasetRecipe:
         require_plain_and_distinct(self.items.fields(), f"{where}: items.text")
         for label in log.labels:
             if label.lower() in (*_OUR_COLUMNS, *LEARN_COLUMNS, *_ARMS):
-                raise InputError(f"{where}: a label may not be called '{label}', which names a column of ours; rename it")
+                raise InputError(
+                    f"{where}: a label may not be called '{label}', which names a column of ours; rename it"
+                )
         first = next(iter(log.labels))
         self.ranking_label = self.ranking_label or first
         self.cvr_label = self.cvr_label or self.ranking_label

@@ -51,7 +51,7 @@ def _said(message: str, where: str, names: Mapping[Path, str]) -> str:
     if found:
         number, line, reason = found.groups()
         file = re.search(r"^\s*file = (.*)$", message, re.MULTILINE)
-        path = next((path for path, name in names.items() if file and name == file[1]), where)
+        path = next((str(path) for path, name in names.items() if file and name == file[1]), file[1] if file else where)
         fields = _FIELDS.search(reason)
         said = f"expected {fields[1]} fields, found {fields[2]}" if fields else cut(reason)
         of_line = f"; the line is {cut(line, 100)!r}" if line else ""
@@ -105,7 +105,19 @@ def connect(
     finally:
         connection.close()
         aliases.remove()
-        shutil.rmtree(scratch)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def folder_in(scratch: Path) -> Iterator[Path]:
+    """A new folder in scratch, gone at the end, and scratch with it unless it was there."""
+    was_there = scratch.exists()
+    scratch.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=scratch))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder if was_there else scratch, ignore_errors=True)
 
 
 def first_row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:

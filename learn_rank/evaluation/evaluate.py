@@ -22,7 +22,8 @@ from learn_rank.evaluation.results import Results, few_user_note
 from learn_rank.evaluation.state import Layout, State
 from learn_rank.evaluation.statistics import compare_means
 from learn_rank.evaluation.steps import Inputs, Part
-from learn_rank.io import open_parquet, parquet_files
+from learn_rank.inputs import PARQUET, find_inputs
+from learn_rank.io import open_schema
 
 SCHEMA_VERSION = 2
 _BLOCK = (
@@ -199,8 +200,7 @@ def _column_names(predictions: Predictions) -> list[str]:
         return list(predictions.column_names)
     if isinstance(predictions, Mapping):
         return list(predictions)
-    with open_parquet(parquet_files(Path(predictions))[0]) as file:
-        return list(file.schema_arrow.names)
+    return open_schema(find_inputs(predictions, may_be_pattern=True, kinds=(PARQUET,)).files[0]).names
 
 
 def fingerprints(sources: Mapping[str, Any]) -> dict[str, Any]:
