@@ -129,21 +129,11 @@ class Raw:
         texts = list(dict.fromkeys(texts))
         if not texts:
             return {}
-        asked = [f"count({sql})" for sql in texts]
-        asked += [
-            f"bool_and(coalesce({test.format(x=sql)}, false)) FILTER ({sql} IS NOT NULL)"
-            for sql in texts
-            for test in _TESTS.values()
-        ]
+        asked = [f"min({_class(sql)}), max({_class(sql)})" for sql in texts]
         with self.errors():
             query = f"SELECT {', '.join(asked)} FROM {relation or f'({self.scan})'}"
             answers = first_row(self.engine.connection, query)
-        found = {}
-        for nth, sql in enumerate(texts):
-            passed = answers[len(texts) + nth * len(_TESTS) :][: len(_TESTS)]
-            kind = next((kind for kind, is_kind in zip(_TESTS, passed, strict=True) if is_kind), "VARCHAR")
-            found[sql] = kind if answers[nth] else "NULL"
-        return found
+        return {sql: _kind(*answers[2 * nth : 2 * nth + 2]) for nth, sql in enumerate(texts)}
 
     def id_kinds(self, columns: Sequence[str]) -> dict[str, str]:
         """Column -> BIGINT or VARCHAR; InputError for ids of another type."""
@@ -175,6 +165,20 @@ class Raw:
                 return str(part.file.path), row
             row -= num_rows
         raise AssertionError("a row beyond the files")
+
+
+def _class(sql: str) -> str:
+    """SQL of the place in _TESTS of the first that a text passes, one more if it passes none, null for null."""
+    cases = " ".join(f"WHEN {test.format(x=sql)} THEN {nth}" for nth, test in enumerate(_TESTS.values()))
+    return f"CASE WHEN {sql} IS NULL THEN NULL {cases} ELSE {len(_TESTS)} END"
+
+
+def _kind(first: int | None, last: int | None) -> str:
+    """What all texts are that pass the first-th to the last-th test: an integer is a number too, else they must agree."""
+    if first is None or last is None:
+        return "NULL"
+    kinds = list(_TESTS)
+    return kinds[last] if last < len(kinds) and (first == last or kinds[last] == "DOUBLE") else "VARCHAR"
 
 
 def is_integer_text(sql: str) -> str:
