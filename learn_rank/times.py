@@ -39,10 +39,17 @@ def plausible_unit(value: float, *, now: float | None = None) -> str | None:
     return None
 
 
-def implausible(value: float, unit: str, *, option: str = "timestamp_unit", now: float | None = None) -> str:
+def implausible(
+    value: float,
+    unit: str,
+    *,
+    option: str = "timestamp_unit",
+    otherwise: str = "correct or drop such rows",
+    now: float | None = None,
+) -> str:
     """What is wrong with a number that is no plausible time in this unit, and what to do: the end of an error.
 
-    option: where the user names the unit.
+    option: where the user names the unit; otherwise: what to do where no unit fits.
 
     >>> implausible(1_700_000_000_000, "s", now=1.7e9)
     'is 1700000000000, the year 55840 in s, expected 1990 to 2028; as ms it is 2023-11-14: set timestamp_unit to ms'
@@ -54,7 +61,7 @@ def implausible(value: float, unit: str, *, option: str = "timestamp_unit", now:
         return f"{said}; as {fits} it is {_date(value / UNITS[fits])}: set {option} to {fits}"
     if _is_written_date(value):
         return f"{said}; it looks like a date written as digits: give the date itself, as strptime(text, '%Y%m%d') does"
-    return f"{said}; correct or drop such rows"
+    return f"{said}; {otherwise}"
 
 
 def require_plausible(

@@ -71,8 +71,8 @@ def encode_sparse(
             """
         )
         num_known = int(first_row(connection, f"SELECT count(*) FROM {vocabulary}")[0])
-        target = str(vocabulary_path).replace("'", "''")
-        connection.execute(f"COPY (FROM {vocabulary} ORDER BY row) TO '{target}' (FORMAT parquet)")
+        target = literal(str(vocabulary_path.absolute()))
+        connection.execute(f"COPY (FROM {vocabulary} ORDER BY row) TO {target} (FORMAT parquet)")
     looked_up = f"SELECT {key}, coalesce(row, {num_known}) AS row FROM {values} LEFT JOIN {vocabulary} USING (value)"
     if values_sql is not None:
         looked_up = f"SELECT {key}, list(DISTINCT row ORDER BY row) AS row FROM ({looked_up}) GROUP BY {key}"
@@ -109,9 +109,9 @@ def is_constant(connection: duckdb.DuckDBPyConnection, encoded: EncodedFeature) 
 
 
 def locate(dotted: str) -> tuple[str, str]:
-    """DuckDB table and column of "items.NAME" and the like; columns of the log carry a prefix in their table."""
+    """DuckDB table and column of "items.NAME" and the like; the files' columns carry a prefix there."""
     table, _, column = dotted.partition(".")
-    return table, f"raw.{column}" if table == "interactions" else column
+    return table, f"raw.{column}"
 
 
 def list_of_values(connection: duckdb.DuckDBPyConnection, table: str, column: str, separator: str) -> str | None:

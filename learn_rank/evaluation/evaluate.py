@@ -23,7 +23,8 @@ from learn_rank.evaluation.state import Layout, State
 from learn_rank.evaluation.statistics import compare_means
 from learn_rank.evaluation.steps import Inputs, Part
 from learn_rank.fingerprints import file_fingerprint
-from learn_rank.io import open_parquet, parquet_files
+from learn_rank.inputs import PARQUET, find_inputs
+from learn_rank.io import open_schema
 
 SCHEMA_VERSION = 2
 _BLOCK = (
@@ -205,8 +206,7 @@ def _column_names(predictions: Predictions) -> list[str]:
         return list(predictions.column_names)
     if isinstance(predictions, Mapping):
         return list(predictions)
-    with open_parquet(parquet_files(Path(predictions))[0]) as file:
-        return list(file.schema_arrow.names)
+    return open_schema(find_inputs(predictions, may_be_pattern=True, kinds=(PARQUET,)).files[0]).names
 
 
 def fingerprints(predictions: Predictions, user_segments: Segments, item_segments: Segments) -> dict[str, Any]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import duckdb
 import pyarrow as pa
 
-from learn_rank.data.source import connect, create_view, id_type, quote, sql_errors
-from learn_rank.errors import InputError
+from learn_rank.data.raw import as_type, open_raw
+from learn_rank.data.source import Engine, connect, id_type, quote, sql_errors
+from learn_rank.errors import InputError, cut
 from learn_rank.evaluation.lift import RatioSums
 from learn_rank.evaluation.matching import Matches
 from learn_rank.evaluation.options import MAX_AMOUNT, SegmentOptions
-from learn_rank.evaluation.segments import MAX_SEGMENTS, SegmentSource, find_log, open_segments, report_order
-from learn_rank.io import require_columns
+from learn_rank.evaluation.segments import MAX_SEGMENTS, SegmentSource, open_segments, report_order
+from learn_rank.inputs import InputFiles, find_inputs
+from learn_rank.io import require_columns, require_distinct
 
 _INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")
 _NUMBERS = {*_INTEGERS, *(f"U{name}" for name in _INTEGERS), "FLOAT", "DOUBLE", "DECIMAL"}
@@ -52,23 +54,50 @@ class Sums(NamedTuple):
         return RatioSums(num_users, num_users, y, num_users, y, yy)
 
 
+class Exposures(NamedTuple):
+    """The view `exposures`: column -> SQL type, and which (file, row) the n-th row is."""
+
+    types: dict[str, str]
+    place: Callable[[int], tuple[str, int]]
+
+
 def open_exposures(
-    connection: duckdb.DuckDBPyConnection, exposures: Path | pa.Table, columns: list[str], where: str
-) -> dict[str, str]:
-    """Makes the view `exposures` and returns its column -> SQL type."""
-    if isinstance(exposures, Path):
-        return create_view(connection, "exposures", find_log(exposures), columns)
-    require_columns(exposures.column_names, columns, where=where)
-    if len({name.lower() for name in columns}) < len(set(columns)):
-        raise InputError(f"{where}: columns {', '.join(columns)} differ in case only; rename one")
-    connection.register("exposures", exposures.select(columns))
-    return {row[0]: row[1] for row in connection.execute("DESCRIBE exposures").fetchall()}
+    engine: Engine, exposures: InputFiles | pa.Table, columns: list[str], where: str, *, numbers: Collection[str]
+) -> Exposures:
+    """Makes the view `exposures` of the columns. Of CSV, those in `numbers` are what all their values are, others text.
+
+    (Text that is integers, or true and false, all over, is such: an id is written in one way.)
+    """
+    if isinstance(exposures, pa.Table):
+        require_columns(exposures.column_names, columns, where=where)
+        require_distinct(columns, where=where, fold=str.lower)  # DuckDB does not tell upper from lower case
+        engine.connection.register("exposures", exposures.select(columns))
+        types = {row[0]: row[1] for row in engine.connection.execute("DESCRIBE exposures").fetchall()}
+        return Exposures(types, lambda row: (where, row))
+    raw = open_raw(engine, exposures)
+    for column in columns:
+        raw.require({"": column})
+    selected = {column: quote(column) for column in columns}
+    if raw.is_text:
+        kinds = raw.kinds(list(selected.values()))
+        for column in columns:
+            kind = kinds[quote(column)]
+            is_kept = column in numbers or kind in ("BIGINT", "BOOLEAN")
+            selected[column] = as_type(quote(column), kind) if is_kept and kind != "NULL" else quote(column)
+    listed = ", ".join(f"{sql} AS {quote(column)}" for column, sql in selected.items())
+    engine.connection.execute(f"CREATE VIEW exposures AS SELECT {listed} FROM ({raw.scan})")
+    types = {row[0]: row[1] for row in engine.connection.execute("DESCRIBE exposures").fetchall()}
+    return Exposures(types, raw.place)
 
 
 def exposure_columns(exposures: Path) -> list[str]:
     """The columns of a log, before it is read."""
-    with tempfile.TemporaryDirectory() as scratch, connect(Path(scratch, "columns"), memory_limit="1GiB") as connection:
-        return list(open_exposures(connection, exposures, [], str(exposures)))
+    files = find_inputs(exposures, may_be_pattern=True)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        connect(Path(scratch, "columns"), memory_limit="1GiB", reads=files.paths) as engine,
+    ):
+        return list(open_raw(engine, files).types)
 
 
 class Rows(NamedTuple):
@@ -82,6 +111,7 @@ class Rows(NamedTuple):
     treatment: str
     labels: list[str]
     value: str
+    place: Callable[[int], tuple[str, int]]  # (file, row there) of a row of the exposures
 
     @property
     def variant_text(self) -> str:
@@ -288,8 +318,10 @@ class Rows(NamedTuple):
                 WHERE is_bad"""
             )
             if count:
+                file, its_row = self.place(row)
                 raise InputError(
-                    f"{self.where}: column '{column}' is {value} in row {row}, expected {expected} ({count} such rows)"
+                    f"{file}: column '{column}' is {cut(value, 60)} in row {its_row}, "
+                    f"expected {expected} ({count} such rows)"
                 )
         raise AssertionError("a bad row was seen and not found again")
 

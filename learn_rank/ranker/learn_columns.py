@@ -18,7 +18,8 @@ from learn_rank.adaptor import LearnAdaptor
 from learn_rank.distributed import process_group
 from learn_rank.durable import write_file
 from learn_rank.errors import InputError
-from learn_rank.io import open_parquet, parquet_files, read_batches, require_columns
+from learn_rank.inputs import PARQUET, InputFile, find_inputs
+from learn_rank.io import open_parquet, open_schema, read_batches, require_columns, require_same_kinds
 from learn_rank.progress import note, progress_bar
 from learn_rank.ranker.columns import Int64Array
 from learn_rank.ranker.frozen import FrozenVectors
@@ -70,17 +71,20 @@ def write_learn_columns(
             adaptor = load_adaptor(checkpoint_dir, trained, frozen)
     if log.resolve().is_relative_to(prepared.resolve()):  # `prepare` has brought times to milliseconds
         options = replace(options, timestamp_unit=_AS_PREPARED)
-    files = parquet_files(log)
+    files = find_inputs(log, kinds=(PARQUET,))
     facts = dict.fromkeys(("num_rows", *_MISSING), 0)
     total = 0
-    for file in files:
-        with open_parquet(file) as opened:
-            schema = opened.schema_arrow
-            _check_columns(schema, file, options, needs_time=frozen.needs_time)
-            total += opened.metadata.num_rows
+    schemas = {file.path: open_schema(file) for file in files.files}
+    for path, schema in schemas.items():
+        _check_columns(schema, path, options, needs_time=frozen.needs_time)
+        for name in (options.user_id, options.item_id):
+            first = files.paths[0]
+            kinds = schema.field(name).type, schemas[first].field(name).type
+            require_same_kinds(*kinds, column=name, where=path, first=first)
+        total += pq.read_metadata(path).num_rows
     with progress_bar(total=total, description="export-features", unit="row") as bar:
-        for file in files:
-            target = directory / (file.relative_to(log) if log.is_dir() else file.name)
+        for file in files.files:
+            target = directory / files.relative(file.path)
             if target.is_file():
                 bar.update(pq.read_metadata(target).num_rows)
             else:
@@ -108,18 +112,18 @@ class _Writer:
     ) -> None:
         self._frozen, self._adaptor, self._options, self._report = frozen, adaptor, options, report
 
-    def write(self, file: Path, target: Path) -> None:
-        with open_parquet(file) as opened:
-            schema = opened.schema_arrow
+    def write(self, source: InputFile, target: Path) -> None:
+        file, schema = source.path, open_schema(source)
         options, frozen = self._options, self._frozen
-        kept = options.columns or schema.names
+        with open_parquet(file) as opened:
+            kept = options.columns or opened.schema_arrow.names  # what folders add stays in the folders' names
         read = [*kept, options.user_id, options.item_id, *([options.timestamp] if frozen.needs_time else [])]
         read += [FOLD] if frozen.num_folds and FOLD in schema.names else []
         missing = np.zeros(2, np.int64)
         nothing = pa.RecordBatch.from_pylist([], schema=schema)
         with pq.ParquetWriter(target, self._with_learn(nothing, file, 0, kept, missing).schema) as writer:
             row = 0
-            for part in read_batches(file, list(dict.fromkeys(read)), None, _READ_ROWS):
+            for part in read_batches(file, list(dict.fromkeys(read)), None, _READ_ROWS, folders=source.folders):
                 writer.write_batch(self._with_learn(part, file, row, kept, missing))
                 row += len(part)
                 self._report(len(part))

@@ -24,7 +24,7 @@ interactions:
   user_id: uid
   item_id: iid
   timestamp: at
-  timestamp_unit: ms
+  timestamp_unit: step
   labels: {click: click, buy: buy}
 items: {files: items.parquet, item_id: iid}
 users: {files: users.parquet, user_id: uid}
