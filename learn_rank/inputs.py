@@ -13,6 +13,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from learn_rank.errors import InputError, cut
+from learn_rank.fingerprints import file_fingerprint
 
 PARQUET, CSV = "parquet", "csv"
 _SUFFIXES = {PARQUET: (".parquet",), CSV: (".csv", ".tsv", ".csv.gz", ".tsv.gz")}
@@ -43,6 +44,16 @@ class InputFiles:
     @property
     def paths(self) -> list[Path]:
         return [file.path for file in self.files]
+
+    @property
+    def reads(self) -> list[Path]:
+        """What no output may be, hold or lie in: the folder or file that was named, and all files."""
+        return [self.name, *self.paths] if os.path.exists(self.name) else self.paths
+
+    @property
+    def fingerprint(self) -> str:
+        """Of every byte of the files, and of their places below the named folder."""
+        return file_fingerprint(self.folder, self.paths)
 
     def relative(self, path: Path) -> Path:
         """A file's place below the named folder: its identity, wherever the folder lies."""

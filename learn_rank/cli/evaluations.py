@@ -98,13 +98,13 @@ def segment(config: SegmentConfig) -> None:
     """A training log -> segments of its users and items."""
     require(config, "segment", "log", "out")
     from learn_rank.evaluation.segments import count_segments
-    from learn_rank.fingerprints import file_fingerprint
+    from learn_rank.inputs import find_inputs
 
     parse_bytes(config.memory_limit, name="memory_limit")
     log, out = Path(config.log), Path(config.out)
     check_target(out, "segment", reads=[log])
     options = part_of(config, SegmentOptions)
-    inputs = {"log": file_fingerprint(log) if log.exists() else str(log)}
+    inputs = {"log": find_inputs(log).fingerprint}
     manifest = Manifest("segment", inputs, {**asdict(options), "user_id": config.user_id, "item_id": config.item_id})
     with publish(out, manifest, reads=[log]) as (work, facts):
         facts.update(
@@ -173,7 +173,10 @@ def _experiment(config: EvaluateConfig) -> None:
 
 def _reads(config: EvaluateConfig) -> list[Path]:
     """What an evaluation reads: its output may not lie there."""
-    return [Path(path) for path in (config.predictions, config.user_segments, config.item_segments) if path]
+    from learn_rank.inputs import find_inputs
+
+    segments = [Path(path) for path in (config.user_segments, config.item_segments) if path]
+    return [*find_inputs(config.predictions, may_be_pattern=True).reads, *segments]
 
 
 def _leave(work: Path) -> None:

@@ -10,8 +10,7 @@ from learn_rank.cli.config import ExportFeaturesConfig, part_of, require
 from learn_rank.cli.folders import fingerprint_of, stage
 from learn_rank.cli.stages import store_fingerprints
 from learn_rank.errors import InputError
-from learn_rank.fingerprints import file_fingerprint
-from learn_rank.io import open_parquet, parquet_files
+from learn_rank.inputs import PARQUET, find_inputs
 from learn_rank.publish import check_target
 from learn_rank.ranker.options import LearnColumnsOptions
 
@@ -28,9 +27,11 @@ def export_features(config: ExportFeaturesConfig) -> None:
     out = Path(config.out) if config.out else run_dir / "features"
     reads = [log, run_dir / "prepare", run_dir / "export", run_dir / "train" / config.arm]
     check_target(out, "features", reads=reads)
-    open_parquet(parquet_files(log)[0]).close()
     options = part_of(config, LearnColumnsOptions)
-    inputs = {"log": file_fingerprint(log), **store_fingerprints(run_dir / "prepare", run_dir / "export")}
+    inputs = {
+        "log": find_inputs(log, kinds=(PARQUET,)).fingerprint,
+        **store_fingerprints(run_dir / "prepare", run_dir / "export"),
+    }
     checkpoint_dir = run_dir / "train" / config.arm if options.values == "learned" else None
     if checkpoint_dir is not None:
         inputs["train"] = fingerprint_of(checkpoint_dir, "train")

@@ -22,6 +22,7 @@ from learn_rank.schema import FEATURES, VALUE, FeatureSet, Task, score_columns
 
 def prepare(config: RunConfig) -> None:
     """Raw log -> canonical tables."""
+    from learn_rank.data.load import find_sources
     from learn_rank.data.prepare import prepare as run
     from learn_rank.data.prepare import raw_fingerprints
 
@@ -38,7 +39,7 @@ def prepare(config: RunConfig) -> None:
         folder(config, "prepare"),
         manifest,
         lambda work: run(dataset, work, config.prepare),
-        reads=[Path(dataset.root) / part.files for part in (dataset.interactions, dataset.items, dataset.users)],
+        reads=[path for files in find_sources(dataset).values() for path in files.reads],
     )
 
 

@@ -15,7 +15,7 @@ from learn_rank.cli.config import (
     part_of,
     require,
 )
-from learn_rank.fingerprints import file_fingerprint
+from learn_rank.inputs import PARQUET, find_inputs
 from learn_rank.memory import format_bytes
 from learn_rank.publish import check_target, publish
 from learn_rank.store.options import StoreOptions
@@ -33,7 +33,7 @@ def build(config: StoreBuildConfig) -> None:
         Path(config.input), key=options.key, vector=options.vector, as_of=options.as_of, as_of_unit=options.as_of_unit
     )
     decides = {name: value for name, value in asdict(options).items() if name != "memory_limit"}
-    manifest = Manifest("store", {"input": file_fingerprint(Path(config.input))}, decides)
+    manifest = Manifest("store", {"input": find_inputs(config.input, kinds=(PARQUET,)).fingerprint}, decides)
     if is_current(out, manifest):
         print(f"store: {out} unchanged")
         return

@@ -22,7 +22,6 @@ from learn_rank.data.source import connect, first_row, quote
 from learn_rank.data.split import split_rows
 from learn_rank.data.write import write_query
 from learn_rank.errors import InputError
-from learn_rank.fingerprints import file_fingerprint
 from learn_rank.io import read_batches
 from learn_rank.memory import LIMIT_HELP, parse_bytes
 from learn_rank.progress import note, progress_bar
@@ -66,12 +65,8 @@ class PrepareOptions:
 
 
 def raw_fingerprints(recipe: DatasetRecipe) -> dict[str, str]:
-    """Fingerprints of the recipe's files, by their place below what the recipe names; InputError for a missing one."""
-    return {
-        f"{table}/{files.relative(path)}": file_fingerprint(path)
-        for table, files in find_sources(recipe).items()
-        for path in files.paths
-    }
+    """interactions, items, users -> fingerprint of the files that the recipe names; InputError for a missing one."""
+    return {table: files.fingerprint for table, files in find_sources(recipe).items()}
 
 
 def prepare(recipe: DatasetRecipe, directory: Path, options: PrepareOptions) -> dict[str, Any]:

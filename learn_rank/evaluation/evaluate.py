@@ -22,8 +22,7 @@ from learn_rank.evaluation.results import Results, few_user_note
 from learn_rank.evaluation.state import Layout, State
 from learn_rank.evaluation.statistics import compare_means
 from learn_rank.evaluation.steps import Inputs, Part
-from learn_rank.fingerprints import file_fingerprint
-from learn_rank.inputs import PARQUET, find_inputs
+from learn_rank.inputs import PARQUET, InputFiles, find_inputs
 from learn_rank.io import open_schema
 
 SCHEMA_VERSION = 2
@@ -212,7 +211,8 @@ def _column_names(predictions: Predictions) -> list[str]:
 def fingerprints(predictions: Predictions, user_segments: Segments, item_segments: Segments) -> dict[str, Any]:
     """What identifies each source: a hash of the file, the column's name (of segments), or that it was in memory."""
     path = Path(predictions) if isinstance(predictions, str) else predictions
-    named = {"predictions": path, "user_segments": user_segments, "item_segments": item_segments}
+    files = find_inputs(path, may_be_pattern=True) if isinstance(path, Path) else path
+    named = {"predictions": files, "user_segments": user_segments, "item_segments": item_segments}
     return {name: _fingerprint(source) for name, source in named.items()}
 
 
@@ -221,4 +221,6 @@ def _fingerprint(source: Any) -> str | None:
         return None
     if isinstance(source, str):
         return f"column {source}"
-    return file_fingerprint(source) if isinstance(source, Path) else "in memory"
+    if isinstance(source, Path):
+        source = find_inputs(source, kinds=(PARQUET,))
+    return source.fingerprint if isinstance(source, InputFiles) else "in memory"
