@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning OpenMP threads make a busy machine's tests time out
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning OpenMP threads take a busy machine's time from tests
 # a tiny model takes longer on two threads, and tests run side by side; sums over threads depend on how many there are,
 # so what runs here and what runs in a process of its own has to have as many
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -15,10 +15,15 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, settings
 
 from learn_rank.artifact import Manifest, publish
 from learn_rank.store.reader import FrozenStore
 from learn_rank.store.writer import write_store
+
+# slowness is no failure
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

@@ -86,7 +86,7 @@ def refuse():
 def divide():
     return 1 / 0
 
-with process_group(timeout_seconds=60) as process:
+with process_group() as process:
     total = sum_over_ranks(torch.tensor([process.rank + 1.0])).item()
     if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and process.rank == 1:
         os._exit(1)

@@ -25,7 +25,7 @@ def test_learn_is_ahead_of_the_ranker_alone_and_of_shuffled_vectors(name: str) -
         pytest.skip(f"{name} is not installed")
     done = subprocess.run(
         [sys.executable, EXAMPLES / f"learn_in_{name}.py"],
-        capture_output=True, text=True, check=False, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     found = re.findall(r"AUC (0\.\d+), of new items (0\.\d+)", done.stdout)

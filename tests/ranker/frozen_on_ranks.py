@@ -62,7 +62,7 @@ GUARDED = ("table_wise", "row_wise", "column_wise")
 
 def main(prepared: Path, stores: Path, folder: Path) -> None:
     """folder holds STORES; what is found goes into folder / number of ranks."""
-    with process_group(timeout_seconds=60) as process:
+    with process_group() as process:
         root = folder / str(process.world_size)
         found = {
             "lookups": {name: lookups(folder, options, process) for name, options in PLACEMENTS.items()},
