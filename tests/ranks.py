@@ -12,6 +12,8 @@ from pathlib import Path
 
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+LAST_RESORT_SECONDS = 1800
+_PATIENT = ("read_timeout", "join_timeout", "close_timeout", "heartbeat_timeout", "keep_alive_max_attempt")
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -19,8 +21,9 @@ def run_ranks(script: Path | str, *arguments: object, num_ranks: int = 2, max_re
     """Runs a script, a file or its source, on every rank with these arguments; raises if one fails for good.
 
     Ranks are forks of a server that has imported the libraries and runs nothing else: importing takes a rank seconds.
+    conftest.py has one process run all files that call this, so that there is one server.
     """
-    multiprocessing.set_forkserver_preload(["sklearn.metrics", "learn_rank.ranker.train"])
+    multiprocessing.set_forkserver_preload(["tests.preloaded"])
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -29,6 +32,7 @@ def run_ranks(script: Path | str, *arguments: object, num_ranks: int = 2, max_re
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
+        rdzv_configs=dict.fromkeys(_PATIENT, LAST_RESORT_SECONDS),
         start_method="forkserver",
     )
     handlers = {number: signal.getsignal(number) for number in _HANDLED}
