@@ -85,7 +85,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @cache
 def _unit_of_work(file: str) -> str:
-    return "ranks" if "import run_ranks" in (Path(__file__).parents[1] / file).read_text() else file
+    return "ranks" if "from tests.ranks import" in (Path(__file__).parents[1] / file).read_text() else file
 
 
 def pytest_collection_finish() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +13,9 @@ from tests.content.conftest import LETTERS
 pytest.importorskip("transformers")
 
 from learn_rank.store.reader import FrozenStore
+from tests.ranks import run_alone
 
-# One process imports, and forks a child per attempt. Each dies at a random moment after so many parts more; the last
+# A child is forked per attempt. Each dies at a random moment after so many parts more; the last
 # one is left to end. Every text that a child begins to encode is written down.
 _ATTEMPTS = """
 import json, os, random, sys
@@ -71,9 +70,7 @@ def test_killed_again_and_again_no_text_is_lost_doubled_or_encoded_anew(
     titles = [f"{'tent ' * (i % 7)}{LETTERS[i % 25]} {LETTERS[i // 25]}" for i in range(num_texts)]
     prepared = catalogue_of([*titles, None, *titles[:30]])
     options = {"kind": "hf", "model": str(tiny_llama), "text": {"template": "{value}"}}
-    arguments = [str(prepared), str(tmp_path), json.dumps(options), "3"]
-    done = subprocess.run([sys.executable, "-c", _ATTEMPTS, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_alone(_ATTEMPTS, prepared, tmp_path, json.dumps(options), 3)
     kills = int((tmp_path / "kills").read_text())
     assert kills >= 3
     killed, whole = (FrozenStore(tmp_path / name, stage="extract") for name in ("killed", "whole"))
