@@ -12,6 +12,7 @@ for name in (
     "torch._inductor.compile_fx",
     "transformers.models.llama.modeling_llama",
     "learn_rank.alignment.train",
+    "learn_rank.cli.pipeline",
     "learn_rank.content.extract",
     "learn_rank.ranker.train",
     "tests.integrations.cases_torchrec",
