@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from learn_rank.artifact import Manifest, file_fingerprint, is_current, publish, read_manifest
+from learn_rank.artifact import Manifest, is_current, read_manifest
 from learn_rank.errors import InputError
+from learn_rank.fingerprints import file_fingerprint
+from learn_rank.publish import publish
 
 ONE, OTHER = Manifest("prepare", {"log": "a"}, {"x": 1}), Manifest("prepare", {"log": "a"}, {"x": 2})
 
@@ -65,7 +67,8 @@ def test_a_resumable_stage_finds_its_work_again_only_under_the_same_fingerprint(
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
+from learn_rank.publish import publish
 with publish(Path(sys.argv[1]), Manifest("prepare", {}, {"x": 9})) as (work, facts):
     (work / "data").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)

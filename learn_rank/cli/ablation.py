@@ -11,11 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from learn_rank.artifact import read_manifest, write_json, write_text
+from learn_rank.artifact import read_manifest
 from learn_rank.cli import alignment, stages
 from learn_rank.cli.ablation_report import Run, markdown, summarise, text
 from learn_rank.cli.config import RunConfig
 from learn_rank.cli.variants import BASELINE, Variant, read_variants
+from learn_rank.durable import write_json, write_text
 from learn_rank.errors import InputError
 from learn_rank.evaluation.statistics import interval_key
 from learn_rank.pretrained import load_config

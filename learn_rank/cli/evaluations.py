@@ -7,11 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
 from learn_rank.cli.config import EvaluateConfig, MergeConfig, SegmentConfig, part_of, require
 from learn_rank.errors import InputError
 from learn_rank.evaluation.options import EvaluateOptions, SegmentOptions
 from learn_rank.memory import parse_bytes
+from learn_rank.publish import publish
 
 
 def evaluate_files(config: EvaluateConfig) -> None:
@@ -90,8 +91,8 @@ def merge(config: MergeConfig) -> None:
 def segment(config: SegmentConfig) -> None:
     """A training log -> segments of its users and items."""
     require(config, "segment", "log", "out")
-    from learn_rank.artifact import file_fingerprint
     from learn_rank.evaluation.segments import count_segments
+    from learn_rank.fingerprints import file_fingerprint
 
     parse_bytes(config.memory_limit, name="memory_limit")
     log, out = Path(config.log), Path(config.out)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from learn_rank.artifact import Manifest, file_fingerprint
+from learn_rank.artifact import Manifest
 from learn_rank.cli.config import ExportFeaturesConfig, part_of, require
 from learn_rank.cli.folders import fingerprint_of, stage
 from learn_rank.cli.stages import store_fingerprints
 from learn_rank.errors import InputError
+from learn_rank.fingerprints import file_fingerprint
 from learn_rank.io import open_parquet, parquet_files
 from learn_rank.ranker.options import LearnColumnsOptions
 

@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from learn_rank.artifact import Manifest, is_current, publish, read_manifest
+from learn_rank.artifact import Manifest, is_current, read_manifest
 from learn_rank.cli.config import RunConfig
+from learn_rank.publish import publish
 
 Work = Callable[[Path], dict[str, Any]]
 

@@ -10,12 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from learn_rank.artifact import Manifest, is_current, publish, read_manifest
+from learn_rank.artifact import Manifest, is_current, read_manifest
 from learn_rank.cli.config import RunConfig
 from learn_rank.cli.folders import fingerprint_of, folder, say, stage, stage_on_ranks
 from learn_rank.cli.validation import validation_metrics
 from learn_rank.errors import InputError
 from learn_rank.evaluation.options import GIVEN, EvaluateOptions
+from learn_rank.publish import publish
 from learn_rank.schema import FEATURES, VALUE, FeatureSet, Task, score_columns
 
 

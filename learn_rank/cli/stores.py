@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from learn_rank.artifact import Manifest, file_fingerprint, is_current, publish, read_manifest
+from learn_rank.artifact import Manifest, is_current, read_manifest
 from learn_rank.cli.config import (
     StoreBuildConfig,
     StoreConfig,
@@ -15,7 +15,9 @@ from learn_rank.cli.config import (
     part_of,
     require,
 )
+from learn_rank.fingerprints import file_fingerprint
 from learn_rank.memory import format_bytes
+from learn_rank.publish import publish
 from learn_rank.store.options import StoreOptions
 
 STAGES = ("store", "export", "extract")
