@@ -4,10 +4,13 @@ import gc
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning OpenMP threads make a busy machine's tests time out
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning OpenMP threads take a busy machine's time from tests
 # a tiny model takes longer on two threads, and tests run side by side; sums over threads depend on how many there are,
 # so what runs here and what runs in a process of its own has to have as many
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -15,11 +18,23 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, settings
 
 from learn_rank.artifact import Manifest
 from learn_rank.publish import publish
 from learn_rank.store.reader import FrozenStore
 from learn_rank.store.writer import write_store
+
+# slowness is no failure
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
+
+_num_left_out = 0  # modules
+# files that take longest: they begin first, for none of them to be left to one process while the others are through
+_LONGEST = (
+    "ranks",
+    "tests/integrations/test_contract.py",
+)
 
 
 @pytest.fixture(scope="session")
@@ -52,10 +67,43 @@ def content(tmp_path: Path) -> FrozenStore:
     return FrozenStore(tmp_path / "extract", stage="extract")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """As --dist loadfile, but all files that start ranks go to one process: tests/ranks.py."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _unit_of_work(super()._split_scope(nodeid))
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(_unit_of_work(item.nodeid.split("::")[0]), len(places)))
+
+
+@cache
+def _unit_of_work(file: str) -> str:
+    return "ranks" if "from tests.ranks import" in (Path(__file__).parents[1] / file).read_text() else file
+
+
 def pytest_collection_finish() -> None:
-    """What collection imported is left out of garbage collections: each would walk the libraries, for .3 s."""
-    gc.collect()
-    gc.freeze()
+    _leave_out_what_is_imported()
+
+
+def pytest_runtest_setup() -> None:
+    _leave_out_what_is_imported()
+
+
+def _leave_out_what_is_imported() -> None:
+    """Garbage collections would each walk the libraries, for .3 s, and the end of every process group is one."""
+    global _num_left_out
+    if len(sys.modules) > _num_left_out + 50:
+        _num_left_out = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_unconfigure() -> None:

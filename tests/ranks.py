@@ -1,4 +1,4 @@
-"""Scripts on several ranks as torchrun starts them, without its price: a process of its own and the imports of each."""
+"""Scripts in processes of their own, and on several ranks as torchrun starts them, without the price of imports."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import multiprocessing
 import runpy
 import signal
 import sys
+import traceback
 import uuid
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+LAST_RESORT_SECONDS = 1800
+_PRELOADED = ["tests.preloaded"]
+_PATIENT = ("read_timeout", "join_timeout", "close_timeout", "heartbeat_timeout", "keep_alive_max_attempt")
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -19,8 +24,9 @@ def run_ranks(script: Path | str, *arguments: object, num_ranks: int = 2, max_re
     """Runs a script, a file or its source, on every rank with these arguments; raises if one fails for good.
 
     Ranks are forks of a server that has imported the libraries and runs nothing else: importing takes a rank seconds.
+    conftest.py has one process run all files that import this, so that there is one server.
     """
-    multiprocessing.set_forkserver_preload(["sklearn.metrics", "learn_rank.ranker.train"])
+    multiprocessing.set_forkserver_preload(_PRELOADED)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -29,6 +35,7 @@ def run_ranks(script: Path | str, *arguments: object, num_ranks: int = 2, max_re
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
+        rdzv_configs=dict.fromkeys(_PATIENT, LAST_RESORT_SECONDS),
         start_method="forkserver",
     )
     handlers = {number: signal.getsignal(number) for number in _HANDLED}
@@ -37,6 +44,27 @@ def run_ranks(script: Path | str, *arguments: object, num_ranks: int = 2, max_re
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def run_alone(script: Path | str, *arguments: object) -> None:
+    """Runs a script in one fork of that server; raises what it raises, as text."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    failures, failure = context.Pipe(duplex=False)
+    process = context.Process(target=_run_alone, args=(script, list(map(str, arguments)), failure))
+    process.start()
+    failure.close()
+    process.join()
+    if process.exitcode != 0:
+        raise RuntimeError(failures.recv() if failures.poll() else f"exit status {process.exitcode}")
+
+
+def _run_alone(script: Path | str, arguments: list[str], failure: Connection) -> None:
+    try:
+        _run(script, arguments)
+    except BaseException:
+        failure.send(traceback.format_exc())
+        raise
 
 
 def _run(script: Path | str, arguments: list[str]) -> None:

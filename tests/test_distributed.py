@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +88,7 @@ def refuse():
 def divide():
     return 1 / 0
 
-with process_group(timeout_seconds=60) as process:
+with process_group() as process:
     total = sum_over_ranks(torch.tensor([process.rank + 1.0])).item()
     if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and process.rank == 1:
         os._exit(1)
@@ -114,6 +116,22 @@ with process_group(timeout_seconds=60) as process:
     found["attempt"] = os.environ["TORCHELASTIC_RESTART_COUNT"]
     (Path(sys.argv[1]) / f"{process.rank}.json").write_text(json.dumps(found))
 """
+
+
+def test_torchrun_starts_two_ranks(tmp_path: Path) -> None:
+    """The command itself, once: other tests have its launcher without its imports."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from learn_rank.distributed import process_group, sum_over_ranks\n"
+        "with process_group() as process:\n"
+        "    total = sum_over_ranks(torch.tensor([process.rank + 1.0])).item()\n"
+        "    open(f'{sys.argv[1]}/{process.rank}', 'w').write(str(total))\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*torchrun, script, tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["3.0", "3.0"]
 
 
 def test_two_ranks_agree_and_join_again_after_a_restart(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_integers_have_the_splitmix64_finaliser():
     assert hash_int64(np.array([0])).tolist() == [0]
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(st.sampled_from(EXTREMES) | st.integers(-(2**63), 2**63 - 1))
 def test_the_hash_of_an_integer_can_be_undone(value):
     assert unhash_int64(int(hash_int64(np.array([value], np.int64))[0])) == value

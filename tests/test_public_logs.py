@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -39,16 +41,26 @@ def raw_folder(name: str) -> Path:
     return folder
 
 
-def prepare(name: str, run: Path) -> tuple[Path, list[pa.Table]]:
+Prepared = Callable[[str], tuple[Path, list[pa.Table]]]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """The prepared folder of a recipe, and its three splits."""
-    main(["prepare", f"dataset={name}", f"dataset.root={raw_folder(name)}", f"run_dir={run}"])
-    folder = run / "prepare"
-    return folder, [pq.read_table(folder / "interactions" / f"{split}.parquet") for split in SPLITS]
+
+    @cache
+    def prepare(name: str) -> tuple[Path, list[pa.Table]]:
+        run = tmp_path_factory.mktemp(name)
+        main(["prepare", f"dataset={name}", f"dataset.root={raw_folder(name)}", f"run_dir={run}"])
+        folder = run / "prepare"
+        return folder, [pq.read_table(folder / "interactions" / f"{split}.parquet") for split in SPLITS]
+
+    return prepare
 
 
 @pytest.mark.parametrize("name", list(KNOWN))
-def test_a_real_log_is_prepared_whole_and_in_order_of_time(name: str, tmp_path: Path) -> None:
-    folder, splits = prepare(name, tmp_path)
+def test_a_real_log_is_prepared_whole_and_in_order_of_time(name: str, prepared: Prepared) -> None:
+    folder, splits = prepared(name)
     rows, items = KNOWN[name]
     assert sum(rows) == sum(table.num_rows for table in splits)
     # rows that share a cut's very second stay together on its later side
@@ -61,8 +73,8 @@ def test_a_real_log_is_prepared_whole_and_in_order_of_time(name: str, tmp_path: 
         assert set(np.unique(table["like"].to_numpy())) == {0, 1}
 
 
-def test_leaving_the_last_two_purchases_out_is_the_published_split(tmp_path: Path) -> None:
-    folder, splits = prepare("amazon_scientific", tmp_path)
+def test_leaving_the_last_two_purchases_out_is_the_published_split(prepared: Prepared) -> None:
+    folder, splits = prepared("amazon_scientific")
     log = pq.read_table(raw_folder("amazon_scientific") / "interactions.parquet")
     for theirs, found in zip(("train", "valid", "test"), splits, strict=True):
         expected = log.filter(pc.equal(log["split"], theirs)).select(["user_id", "item_id", "position"])
@@ -74,17 +86,17 @@ def test_leaving_the_last_two_purchases_out_is_the_published_split(tmp_path: Pat
     assert (facts["items"], facts["items_without_text"], facts["users_too_short_to_evaluate"]) == (4_385, 0, 0)
 
 
-def test_every_video_without_text_is_described_by_its_side_features(tmp_path: Path) -> None:
-    folder, _ = prepare("kuairand", tmp_path)
+def test_every_video_without_text_is_described_by_its_side_features(prepared: Prepared) -> None:
+    folder, _ = prepared("kuairand")
     assert read_manifest(folder, stage="prepare").facts["items_without_text"] == 0
     first = pq.read_table(folder / "items.parquet").slice(0, 1).to_pylist()[0]
     assert (first["tag"], first["author"], first["upload_type"]) == ("39", "7349781", "LongImport")
 
 
 @pytest.mark.parametrize("name", ["movietweetings", "kuairand", "ml_1m"])
-def test_no_row_of_a_real_log_sees_its_own_time_or_later(name: str, tmp_path: Path) -> None:
+def test_no_row_of_a_real_log_sees_its_own_time_or_later(name: str, prepared: Prepared) -> None:
     """A hundred rows of each split against a plain search of the whole log."""
-    folder, splits = prepare(name, tmp_path)
+    folder, splits = prepared(name)
     features = FeatureSet.read(folder / "features.json")
     (history,) = features.sequences
     columns = ("user_id", "timestamp", "fold", features.history_label, f"sparse.{history.of}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,11 @@ import pytest
 from learn_rank import trackers
 from learn_rank.errors import InputError
 from learn_rank.trackers import open_trackers, require_trackers
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trackers, "_CLOSE_SECONDS", None)  # a service may take minutes to start on a busy machine
 
 
 def track(name: str, directory: Path, *values: tuple[int, float]) -> None:
@@ -69,7 +75,6 @@ def test_wandb_holds_the_scalars_of_a_run_offline(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setattr(trackers, "_CLOSE_SECONDS", 240)  # its service may take minutes to start on a busy machine
     track("wandb", tmp_path / "train", (20, 0.5), (40, 0.25))
     run_id = (tmp_path / "train" / "wandb.id").read_text()
     (log,) = tmp_path.glob(f"wandb/offline-run-*/run-{run_id}.wandb")
@@ -78,8 +83,7 @@ def test_wandb_holds_the_scalars_of_a_run_offline(tmp_path: Path, monkeypatch: p
         return [wandb_internal_pb2.Record.FromString(data) for data in leveldb_records(log.read_bytes()[7:])]
 
     # its service writes the file, and on a busy machine some seconds after it has said that the run is finished
-    end = time.monotonic() + 60
-    while time.monotonic() < end and "exit" not in {record.WhichOneof("record_type") for record in read()}:
+    while "exit" not in {record.WhichOneof("record_type") for record in read()}:
         time.sleep(0.1)
     records = read()
     rows = [{"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
@@ -105,11 +109,10 @@ def test_a_tracker_that_fails_is_said_once_and_stops_nothing(
 def test_a_tracker_that_hangs_costs_training_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(trackers._START, "mlflow", lambda *_: time.sleep(60))
+    is_over = threading.Event()
+    monkeypatch.setitem(trackers._START, "mlflow", lambda *_: is_over.wait())
     monkeypatch.setattr(trackers, "_CLOSE_SECONDS", 0.1)
-    start = time.monotonic()
-    track("mlflow", tmp_path, *((step, 0.5) for step in range(1000)))
-    assert time.monotonic() - start < 10
+    track("mlflow", tmp_path, *((step, 0.5) for step in range(1000)))  # ends, though nothing ends the tracker's start
     assert "mlflow: does not answer; the last scalars may be missing there" in capsys.readouterr().err
 
 

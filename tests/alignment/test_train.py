@@ -234,7 +234,7 @@ from learn_rank.alignment.train import Log, train
 from learn_rank.distributed import process_group
 from learn_rank.store.reader import FrozenStore
 prepared, content, folder, options = sys.argv[1:]
-with process_group(timeout_seconds=60) as process:
+with process_group() as process:
     for name, changes in json.loads(options).items():
         work = Path(folder) / name
         work.mkdir(exist_ok=True)

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,6 +10,7 @@ import pytest
 
 from learn_rank.artifact import Manifest
 from learn_rank.cli.main import main
+from tests.ranks import run_alone
 
 SMALL = [
     "demo.num_users=300", "demo.num_items=200", "demo.num_interactions=8000", "encoder.dim=16", "align.width=16",
@@ -128,13 +124,30 @@ def test_stages_that_do_not_belong_together_are_refused(run: Path, capsys: pytes
         manifest.write_text(text)
 
 
-@pytest.mark.parametrize("seconds", [3.0, 6.0, 9.0])
-def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(run: Path, tmp_path: Path, seconds: float) -> None:
-    command = [sys.executable, "-m", "learn_rank", "demo", f"run_dir={tmp_path / 'run'}", *SMALL]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    time.sleep(seconds)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+# a child is forked per attempt: it dies while it makes a stage, the next one goes on and dies in a later stage
+_ATTEMPTS = """
+import os, sys
+from learn_rank.cli.main import main
+from tests.kills import die_when
+
+def makes(stage):
+    return lambda event, arguments: event == "os.mkdir" and str(arguments[0]).endswith(f".{stage}.partial")
+
+work_seconds = {"prepare": 0.05, "align": 0.2, "baseline": 0.1, "learn": 0.3, "predict": 0.01}
+for stage, seconds in work_seconds.items():
+    child = os.fork()
+    if child == 0:
+        try:
+            die_when(makes(stage), work_seconds=seconds)
+            main(sys.argv[1:])
+        finally:
+            os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), stage
+"""
+
+
+def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(run: Path, tmp_path: Path) -> None:
+    run_alone(_ATTEMPTS, "demo", f"run_dir={tmp_path / 'run'}", *SMALL)
     demo(tmp_path / "run")
     one, other = (pq.read_table(folder / "predict" / "test.parquet") for folder in (run, tmp_path / "run"))
     assert one.equals(other)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,11 +13,12 @@ from tests.content.conftest import LETTERS
 pytest.importorskip("transformers")
 
 from learn_rank.store.reader import FrozenStore
+from tests.ranks import run_alone
 
-# One process imports, and forks a child per attempt. Each is killed at a random moment after so many parts more; the
-# last one is left to end. Every text that a child begins to encode is written down.
+# A child is forked per attempt. Each dies at a random moment after so many parts more; the last
+# one is left to end. Every text that a child begins to encode is written down.
 _ATTEMPTS = """
-import json, os, random, signal, sys, time
+import json, os, random, sys
 from pathlib import Path
 import transformers.models.llama.modeling_llama
 from learn_rank.artifact import Manifest
@@ -27,52 +26,41 @@ from learn_rank.publish import publish
 from learn_rank.content import catalogue, extract, huggingface, parts
 from learn_rank.content.encoder import EncoderOptions
 from learn_rank.content.text import TextOptions
+from tests.kills import die_when, renames_to
 
 prepared, root, options, seed = sys.argv[1:]
 prepared, root, options, moments = Path(prepared), Path(root), json.loads(options), random.Random(int(seed))
 options = EncoderOptions(**{**options, "text": TextOptions(**options["text"])})
 parts._PART_TEXTS, catalogue.BLOCK_TEXTS, catalogue._BATCH_ROWS = 8, 40, 16
-tokenize, save = huggingface.TextEncoder.tokenize, parts._save
+tokenize = huggingface.TextEncoder.tokenize
 
 def run(folder):
     def spied(self, texts):
         with (root / "begun").open("a") as begun:
             begun.write("".join(text + chr(10) for text in texts))
         return tokenize(self, texts)
-    def slow(path, part):
-        save(path, part)
-        time.sleep(0.02)
-    huggingface.TextEncoder.tokenize, parts._save = spied, slow
+    huggingface.TextEncoder.tokenize = spied
     with publish(folder, Manifest("extract", {}, {}), is_resumable=True) as (work, facts):
         facts.update(extract.extract(prepared, work, options))
 
-def start(folder):
+def status(folder, **death):
     child = os.fork()
     if child == 0:
         try:
+            if death:
+                die_when(renames_to(".npz"), **death)
             run(folder)
             os._exit(0)
         finally:
             os._exit(1)
-    return child
+    return os.waitpid(child, 0)[1]
 
-def num_parts():
-    return len([path for path in (root / ".killed.partial" / "parts").glob("*.npz") if ".tmp" not in path.name])
-
-kills = 0
-for _ in range(5):
-    child, wanted = start(root / "killed"), num_parts() + moments.randrange(1, 3)
-    while num_parts() < wanted and os.waitpid(child, os.WNOHANG)[0] == 0:
-        time.sleep(0.001)
-    time.sleep(moments.uniform(0, 0.03))
-    if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        os.kill(child, signal.SIGKILL)
-        kills += 1
-    os.waitpid(child, 0)
+deaths = [{"times": moments.randrange(1, 3), "work_seconds": moments.uniform(1e-6, 0.01)} for _ in range(5)]
+kills = sum(os.WIFSIGNALED(status(root / "killed", **death)) for death in deaths)
 (root / "kills").write_text(str(kills))
 for name in ("killed", "whole"):
     (root / "begun").rename(root / f"begun-{name}") if name == "whole" else None
-    assert os.waitpid(start(root / name), 0)[1] == 0
+    assert status(root / name) == 0
 """
 
 
@@ -83,11 +71,7 @@ def test_killed_again_and_again_no_text_is_lost_doubled_or_encoded_anew(
     titles = [f"{'tent ' * (i % 7)}{LETTERS[i % 25]} {LETTERS[i // 25]}" for i in range(num_texts)]
     prepared = catalogue_of([*titles, None, *titles[:30]])
     options = {"kind": "hf", "model": str(tiny_llama), "text": {"template": "{value}"}}
-    arguments = [str(prepared), str(tmp_path), json.dumps(options), "3"]
-    done = subprocess.run(
-        [sys.executable, "-c", _ATTEMPTS, *arguments], capture_output=True, text=True, check=False, timeout=200
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_alone(_ATTEMPTS, prepared, tmp_path, json.dumps(options), 3)
     kills = int((tmp_path / "kills").read_text())
     assert kills >= 3
     killed, whole = (FrozenStore(tmp_path / name, stage="extract") for name in ("killed", "whole"))

@@ -37,7 +37,7 @@ options = EncoderOptions(kind="hf", model=model, text=TextOptions(template="{val
 tokenize, encoded, write = huggingface.TextEncoder.tokenize, [], extract.write_batches
 huggingface.TextEncoder.tokenize = lambda self, texts: encoded.extend(texts) or tokenize(self, texts)
 
-with process_group(timeout_seconds=60) as process:
+with process_group() as process:
     for name in names:
         encoded.clear()
         extract.write_batches = None if name.endswith("!") else write

@@ -188,7 +188,7 @@ def test_the_first_failure_stops_the_other_threads_and_is_raised():
     def work(thread, stop):
         if thread == 2:
             raise InputError("thread 2")
-        assert stop.wait(10), "nobody was stopped"
+        stop.wait()  # for ever, if nobody stops it
 
     with pytest.raises(InputError, match="thread 2"):
         in_threads(4, work)
@@ -225,7 +225,7 @@ def test_after_a_failure_nothing_of_the_spill_is_left(log, tmp_path, monkeypatch
 
 
 _KILLED = """
-import sys, time
+import signal, sys
 from pathlib import Path
 import numpy as np
 from learn_rank.evaluation import EvaluateOptions, engine, evaluate
@@ -233,7 +233,7 @@ engine._LEAST_BYTES, engine._MIN_BATCH, engine._MAX_BATCH = 1, 1000, 1000
 tally = engine._tally
 def paused(*args):
     print("spilled", flush=True)
-    time.sleep(60)
+    signal.pause()
 engine._tally = paused
 rng = np.random.default_rng(0)
 log = {"user_id": rng.integers(0, 999, 99999), "click": rng.random(99999) < 0.5, "a": rng.random(99999)}
@@ -252,7 +252,7 @@ def test_a_killed_process_leaves_no_spill_file(tmp_path):
         assert max(size for _, size in spilled) == 99_999 * 16  # a key of 8 bytes and a float64 for each row
         assert list(tmp_path.iterdir()) == []  # the file has no name while it is in use
         os.kill(process.pid, signal.SIGKILL)
-        assert process.wait(timeout=10) == -signal.SIGKILL
+        assert process.wait() == -signal.SIGKILL
     assert list(tmp_path.iterdir()) == []
 
 

@@ -402,7 +402,7 @@ def _uauc(rows):
     return sum(aucs) / len(aucs) if aucs else None
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(_tables())
 def test_any_table_is_evaluated_exactly_or_refused_with_a_bad_row(drawn):
     rows, table = drawn

@@ -27,7 +27,7 @@ def test_float64_scores_that_float32_would_tie_stay_apart():
 
 
 @pytest.mark.parametrize("dtype", WIDTHS)
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(data=st.data())
 def test_codes_compare_as_their_scores_and_can_be_undone(dtype, data):
     floats = st.floats(allow_nan=False, width=WIDTHS[dtype])

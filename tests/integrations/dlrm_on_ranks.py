@@ -158,7 +158,7 @@ def refusals(model: DistributedModelParallel, process: Process) -> str:
 
 
 def main(root: Path) -> None:
-    with process_group(timeout_seconds=60) as process:
+    with process_group() as process:
         name = f"ranks{process.world_size}"
         model = shard(attached(), process)
         train_on(model, process, pipelined=False)

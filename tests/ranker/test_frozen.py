@@ -51,7 +51,7 @@ def test_a_row_takes_the_newest_snapshot_strictly_before_it(timed: Path) -> None
     assert found.user[:, 0].tolist() == [0, 10, 10, 20, 30, 25]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(times=st.lists(st.integers(0, 40), min_size=1, max_size=20))
 def test_no_row_sees_a_snapshot_at_or_after_its_time(tmp_path_factory, write_export, times: list[int]) -> None:
     stores = tmp_path_factory.mktemp("stores")

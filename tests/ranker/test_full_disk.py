@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,20 +28,36 @@ def small_disk(mount_disk: Callable[[int], Path]) -> Path:
     return mount_disk(8)
 
 
-def fill(disk: Path) -> Path:
-    """Takes all that is left of a disk, and what a save under way gives back when it fails."""
+@pytest.fixture(autouse=True)
+def saving(monkeypatch: pytest.MonkeyPatch) -> threading.Lock:
+    """Held while a checkpoint is saved."""
+    lock, save = threading.Lock(), checkpoint.save
+
+    def save_alone(*arguments: Any, **options: Any) -> None:
+        with lock:
+            save(*arguments, **options)
+
+    monkeypatch.setattr(checkpoint, "save", save_alone)
+    return lock
+
+
+def fill(disk: Path, saving: threading.Lock) -> Path:
+    """Takes all that is left of a disk, when no save is under way that would give something back."""
     ballast = disk / "ballast"
-    for _ in range(2):
-        with ballast.open("ab", buffering=0) as stream, pytest.raises(OSError, match="No space left"):
-            while True:
-                stream.write(bytes(4096))
-        time.sleep(0.2)
+    with saving, ballast.open("ab", buffering=0) as stream, pytest.raises(OSError, match="No space left"):
+        while True:
+            stream.write(bytes(4096))
     return ballast
 
 
 @pytest.mark.parametrize("is_background", [True, False])
 def test_training_goes_on_without_space_and_after_an_epoch_from_the_last_checkpoint(
-    log, small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], is_background: bool
+    log,
+    small_disk: Path,
+    saving: threading.Lock,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    is_background: bool,
 ) -> None:
     options = RankerOptions(
         hidden_dims=[16], batch_size=300, epochs=3, checkpoint_steps=4, checkpoint_background=is_background
@@ -51,7 +68,7 @@ def test_training_goes_on_without_space_and_after_an_epoch_from_the_last_checkpo
     def filling(*arguments: np.ndarray) -> float:
         calls.append(len(calls))
         if len(calls) == 2:  # at the end of the second epoch: the third one trains on a full disk
-            fill(small_disk)
+            fill(small_disk, saving)
         return auc(*arguments)
 
     with pytest.raises(InputError) as raised:
@@ -73,13 +90,13 @@ def test_training_goes_on_without_space_and_after_an_epoch_from_the_last_checkpo
 
 @pytest.mark.parametrize("is_background", [True, False])
 def test_saves_within_an_epoch_are_left_out_with_a_line_each_until_there_is_space(
-    log, small_disk: Path, capsys: pytest.CaptureFixture[str], is_background: bool
+    log, small_disk: Path, saving: threading.Lock, capsys: pytest.CaptureFixture[str], is_background: bool
 ) -> None:
     options = RankerOptions(
         hidden_dims=[16], batch_size=300, epochs=1, checkpoint_steps=4, checkpoint_background=is_background
     )
     run = small_disk / "run"
-    ballast = fill(small_disk)
+    ballast = fill(small_disk, saving)
 
     def freeing(*arguments: np.ndarray) -> float:
         ballast.unlink()  # of 10 steps two were to be saved; now comes the epoch
@@ -95,10 +112,12 @@ def test_saves_within_an_epoch_are_left_out_with_a_line_each_until_there_is_spac
     assert meta["progress"]["epoch"] == 1
 
 
-def test_scalars_are_left_out_until_there_is_space(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scalars_are_left_out_until_there_is_space(
+    small_disk: Path, saving: threading.Lock, capsys: pytest.CaptureFixture[str]
+) -> None:
     with Scalars(small_disk / "tensorboard", first_step=1) as scalars:
         scalars.add(1, {"loss": 1.0})
-        ballast = fill(small_disk)
+        ballast = fill(small_disk, saving)
         for step in range(2, 200):  # the file's last page has room for some
             scalars.add(step, {"loss": float(step)})
         assert capsys.readouterr().err.count("training goes on without scalars") == 1

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from learn_rank import checkpoint
 from learn_rank.ranker.predict import predict
 from learn_rank.ranker.train import RankerOptions, train
-from tests.ranks import run_ranks
+from tests.ranks import run_alone, run_ranks
 
 # dropout, hidden values and a schedule: what is random or follows the steps has to be the same again
 OPTIONS = RankerOptions(
@@ -57,58 +55,42 @@ def whole(log, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-# One process imports, and forks a child per attempt: a child is killed at a random moment after its first save, every
-# other one while a save is under way, and the next one goes on. The last one is left to end.
+# A child is forked per attempt: it dies at a random moment after its first save, every other
+# one while a save is under way, and the next one goes on. The last one is left to end.
 _ATTEMPTS = """
-import gc, json, os, random, signal, sys, time
+import json, os, random, sys
 from pathlib import Path
 from sklearn.metrics import roc_auc_score
 from learn_rank.ranker.train import RankerOptions, train
-gc.freeze()  # a child's collection would walk what was imported, and copy its pages
+from tests.kills import die_when, renames_to
 
-def start(directory, options):
+def status(directory, options, *death, **after):
     child = os.fork()
     if child == 0:
         try:
+            if death:
+                die_when(*death, **after)
             train(prepared, stores, directory, options,
                   validation_metric=lambda users, labels, scores: float(roc_auc_score(labels, scores)))
             os._exit(0)
         finally:
             os._exit(1)
-    return child
+    return os.waitpid(child, 0)[1]
 
-def pointers(directory):
-    file = directory / "pointers.json"
-    return file.read_text() if file.exists() else ""
-
-def wait(child, condition):
-    "True once the condition holds, False if the child ended before."
-    while not condition():
-        if os.waitpid(child, os.WNOHANG)[0]:
-            return False
-        time.sleep(0.0002)
-    return True
-
-def kill(child, directory, is_saving):
-    earlier = pointers(directory)
-    if not wait(child, lambda: pointers(directory) != earlier):
-        return 0
-    moment = time.monotonic() + moments.uniform(0, 0.1)
-    if not wait(child, lambda: time.monotonic() >= moment):
-        return 0
-    if is_saving and not wait(child, (directory / ".partial").exists):
-        return 0
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return 1
+def begins_a_save(event, arguments):
+    return event == "os.mkdir" and str(arguments[0]).endswith(".partial")
 
 prepared, stores, jobs, seed = sys.argv[1:]
 prepared, stores, moments = Path(prepared), Path(stores), random.Random(int(seed))
 for directory, options in json.loads(jobs).items():
     directory, options = Path(directory), RankerOptions(**options)
-    kills = sum(kill(start(directory, options), directory, is_saving=number % 2 == 1) for number in range(4))
-    assert kills >= 2, kills
-    assert os.waitpid(start(directory, options), 0)[1] == 0
+    for number in range(4):
+        if number % 2 == 1:  # in the second save
+            death, after = begins_a_save, {"times": 2, "work_seconds": moments.uniform(1e-6, 0.01)}
+        else:
+            death, after = renames_to("pointers.json"), {"work_seconds": moments.uniform(1e-6, 0.1)}
+        assert os.WIFSIGNALED(status(directory, options, death, **after))
+    assert status(directory, options) == 0
 """
 
 
@@ -121,11 +103,7 @@ def killed(log, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "foreground": replace(OPTIONS, checkpoint_background=False, checkpoint_steps=6),
     }
     jobs = json.dumps({str(root / name): asdict(one) for name, one in options.items()})
-    arguments = [str(log.prepared), str(log.stores), jobs, "0"]
-    done = subprocess.run(
-        [sys.executable, "-c", _ATTEMPTS, *arguments], capture_output=True, text=True, check=False, timeout=200
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_alone(_ATTEMPTS, log.prepared, log.stores, jobs, 0)
     return {name: root / name for name in options}
 
 
@@ -139,13 +117,14 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_bits_of_one_that_is_
 # Everything that several ranks have to stand, for the price of one start of them. Three: the sum of two numbers has the
 # same bits in either order.
 _RANKS = """
-import json, os, signal, sys, threading, time
+import json, os, sys
 from pathlib import Path
 import torch
 from sklearn.metrics import roc_auc_score
 from learn_rank import checkpoint
 from learn_rank.distributed import process_group
 from learn_rank.ranker.train import RankerOptions, train
+from tests.kills import die_when
 
 prepared, stores, root, disk, options = sys.argv[1:]
 prepared, stores, root, options = Path(prepared), Path(stores), Path(root), RankerOptions(**json.loads(options))
@@ -155,12 +134,10 @@ def run(name):
     train(prepared, stores, root / name, options,
           validation_metric=lambda users, labels, scores: float(roc_auc_score(labels, scores)))
 
-def die_within_the_second_epoch():
-    while True:
+def saves_within_the_second_epoch(event, arguments):
+    if event == "open" and "killed/.partial/__1_" in str(arguments[0]):
         meta = checkpoint.read_meta(root / "killed")
-        if meta is not None and meta["progress"]["epoch"] == 1 and meta["progress"]["step"] >= 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(0.001)
+        return meta is not None and meta["progress"]["epoch"] == 1 and meta["progress"]["step"] >= 3
 
 def save_on_full_disk(rank):
     state = {f"of_rank_{rank}": torch.ones(1 << 20 if rank == 1 else 3)}  # the file of rank 1 does not fit
@@ -169,12 +146,12 @@ def save_on_full_disk(rank):
     except checkpoint.DiskFullError as error:
         return str(error)
 
-with process_group(timeout_seconds=60) as process:
+with process_group() as process:
     run("whole")
     if disk:
         (root / f"disk-{process.rank}").write_text(str(save_on_full_disk(process.rank)))
     if process.rank == 1 and attempt == "0":
-        threading.Thread(target=die_within_the_second_epoch, daemon=True).start()
+        die_when(saves_within_the_second_epoch)
     run("killed")
     (root / f"attempt-{attempt}-{process.rank}").touch()
 """

@@ -111,7 +111,7 @@ def test_a_table_that_cannot_be_replicated_stays_whole() -> None:
 # Laws
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     rows=st.lists(st.integers(1, 2000), min_size=1, max_size=8),
     budgets=st.lists(st.integers(0, 200_000), min_size=1, max_size=5),

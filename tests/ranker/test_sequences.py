@@ -286,7 +286,7 @@ from learn_rank.ranker.predict import predict
 from learn_rank.ranker.train import RankerOptions, train
 prepared, root, runs = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 metric = lambda users, labels, scores: float(roc_auc_score(labels, scores))
-with process_group(timeout_seconds=60) as process:
+with process_group() as process:
     for name, options in runs.items():
         facts = train(prepared, None, root / name, RankerOptions(**options), validation_metric=metric)
         scores = predict(prepared, None, root / name, "test")

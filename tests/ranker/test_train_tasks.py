@@ -32,7 +32,7 @@ from learn_rank.ranker.train import RankerOptions, train
 prepared, stores, root, runs = sys.argv[1:]
 prepared, stores, root = Path(prepared), Path(stores), Path(root)
 metric = lambda users, labels, scores: float(roc_auc_score(labels, scores))
-with process_group(timeout_seconds=60) as process:
+with process_group() as process:
     for task, options in json.loads(runs).items():
         facts = train(prepared, stores, root / task, RankerOptions(**options), validation_metric=metric)
         scores = predict_tasks(prepared, stores, root / task, "test")

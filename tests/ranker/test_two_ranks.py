@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import pytest
 from learn_rank import checkpoint
 from learn_rank.ranker.predict import predict
 from learn_rank.ranker.train import RankerOptions, train
+from tests.ranks import run_ranks
 
 # one step per epoch over all rows, so that the two ranks' batches together are the one rank's batch;
 # users and items split by rows, genres on one rank; the CVR loss over clicks, which are not equally many per rank;
@@ -33,7 +32,7 @@ OPTIONS = RankerOptions(
     positive_weight=1.5,
     gradient_clip=0.05,
 )
-_TORCHRUN = """
+_RANK = """
 import json, sys
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +45,7 @@ prepared, stores, root, options = sys.argv[1:]
 prepared, stores, root, options = Path(prepared), Path(stores), Path(root), RankerOptions(**json.loads(options))
 metric = lambda users, labels, scores: float(roc_auc_score(labels, scores))
 metrics = iter([metric, metric])  # no third one
-with process_group(timeout_seconds=60) as process:
+with process_group() as process:
     try:
         train(prepared, stores, root / "one_two_one", options, validation_metric=lambda *rows: next(metrics)(*rows))
     except (StopIteration, RuntimeError) as error:
@@ -85,15 +84,7 @@ def runs(log, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
     with pytest.raises(KeyboardInterrupt):
         train(log.prepared, log.stores, root / "one_then_two", OPTIONS, validation_metric=stopping)
     shutil.copytree(root / "one_then_two", root / "one_two_one")
-    script = root / "train.py"
-    script.write_text(_TORCHRUN)
-    # the command itself, once: other tests have its launcher without its imports, tests/ranks.py
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    arguments = [str(log.prepared), str(log.stores), str(root), json.dumps(asdict(OPTIONS))]
-    done = subprocess.run(
-        [sys.executable, *torchrun, *arguments], capture_output=True, text=True, check=False, timeout=200
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_ranks(_RANK, log.prepared, log.stores, root, json.dumps(asdict(OPTIONS)))
     meta = checkpoint.read_meta(root / "one_two_one")
     assert meta is not None
     assert (meta["progress"]["epoch"], meta["world_size"]) == (5, 2)

@@ -203,7 +203,7 @@ from learn_rank.ranker.warm_start import fill_from_earlier
 
 second, out, options = Path(sys.argv[1]), sys.argv[2], RankerOptions(**json.loads(sys.argv[3]))
 inputs = open_inputs(second / "prepare", second / "export", options)
-with process_group(timeout_seconds=60) as process:
+with process_group() as process:
     model = build_ranker(inputs.features, options, inputs.frozen)
     ranker = shard(model, options, inputs.features.sparse, process)
     ranker.dense_optimizer.init_state()

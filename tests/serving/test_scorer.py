@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -121,13 +122,14 @@ def test_threads_share_a_scorer(din: Any) -> None:
     np.testing.assert_array_equal(found, expected)
 
 
-def test_the_example_ranks_items(single: Any) -> None:
+def test_the_example_ranks_items(
+    single: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     script = Path(__file__).parents[2] / "examples" / "score_candidates.py"
     items = [f"item {number}" for number in (4, 8, 20, 21)]
-    command = [sys.executable, str(script), str(single.model("learn")), "5", *items]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    printed = [line.rsplit(maxsplit=1) for line in done.stdout.splitlines()]
+    monkeypatch.setattr(sys, "argv", [str(script), str(single.model("learn")), "5", *items])
+    runpy.run_path(str(script), run_name="__main__")
+    printed = [line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
     scores = dict(zip(items, Scorer(single.model("learn")).score(5, items), strict=True))
     assert [item for item, _ in printed] == sorted(items, key=lambda item: -scores[item])
     assert [score for _, score in printed] == [f"{scores[item]:.4f}" for item, _ in printed]

@@ -38,7 +38,7 @@ def test_every_key_is_found_and_no_other(tmp_path: Path, count: int) -> None:
     assert np.array_equal(find_keys(keys, buckets, bits, asked), plain(keys, asked))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 40) | st.integers(2**64 - 40, 2**64 - 1), max_size=80))
 def test_keys_that_crowd_into_a_few_buckets_are_found(tmp_path_factory: pytest.TempPathFactory, some: list) -> None:
     crowded = np.unique(np.array(some, np.uint64))
