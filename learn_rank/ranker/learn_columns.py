@@ -108,7 +108,9 @@ class _Writer:
         read += [FOLD] if frozen.num_folds and FOLD in schema.names else []
         missing = np.zeros(2, np.int64)
         nothing = pa.RecordBatch.from_pylist([], schema=schema)
-        with pq.ParquetWriter(target, self._with_learn(nothing, file, kept, missing).schema) as writer:
+        with pq.ParquetWriter(
+            target, self._with_learn(nothing, file, kept, missing).schema, write_page_checksum=True
+        ) as writer:
             for part in read_batches(file, list(dict.fromkeys(read)), None, _READ_ROWS):
                 writer.write_batch(self._with_learn(part, file, kept, missing))
                 self._report(len(part))
