@@ -20,12 +20,14 @@ from learn_rank.distributed import process_group
 from learn_rank.errors import InputError
 from learn_rank.io import open_parquet, read_batches
 from learn_rank.publish import publish
+from learn_rank.ranker.columns import Int64Array, Ragged, checked_table_rows
 from learn_rank.ranker.dense_scorer import can_write_onnx, load, write_programs
 from learn_rank.ranker.inputs import RankerInputs, check_fingerprints, open_inputs
 from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.predict import trained_options
 from learn_rank.ranker.tables import table_dim, table_name
 from learn_rank.ranker.tasks import tasks_of
+from learn_rank.ranker.vocabulary import read_vocabulary
 from learn_rank.schema import (
     DENSE,
     DENSE_PREFIX,
@@ -173,7 +175,7 @@ def _write_tables(
     for feature, served in zip(inputs.features.sparse, model.sparse, strict=True):
         table = load_table(feature)
         source = prepared / "vocabularies" / f"{feature.name}.parquet"
-        batches = partial(_buckets, table) if served.num_buckets else partial(_vocabulary, source, table)
+        batches = partial(_buckets, table) if served.num_buckets else partial(_vocabulary, source, feature, table)
         kind = "int64" if served.num_buckets else "string"
         _write_store(directory / TABLES / feature.name, batches, key=kind, dim=served.dim, num_rows=len(table))
         if served.side != CONTEXT and not served.is_id:  # ids are looked up in the store: theirs are the large tables
@@ -200,12 +202,12 @@ def _write_tables(
         )
 
 
-def _vocabulary(path: Path, table: Float32Array) -> Iterator[VectorBatch]:
+def _vocabulary(path: Path, feature: SparseFeature, table: Float32Array) -> Iterator[VectorBatch]:
     """Value -> row, and UNKNOWN -> the last row."""
     done = 0
-    for part in read_batches(path, ["value"], None, _BATCH_ROWS):
-        yield VectorBatch(part.column("value"), table[done : done + len(part)])
-        done += len(part)
+    for values in read_vocabulary(path, feature):
+        yield VectorBatch(values, table[done : done + len(values)])
+        done += len(values)
     yield VectorBatch(pa.array([UNKNOWN]), table[done:])
 
 
@@ -227,6 +229,7 @@ def _entities(
         one.name: SPARSE_PREFIX + one.name for one in features if isinstance(one, ServedSparse) and not one.is_id
     }
     columns |= {DENSE_PREFIX + one.name: DENSE_PREFIX + one.name for one in features if isinstance(one, ServedDense)}
+    done = 0
     for part in read_batches(path, [key, *columns.values()], None, _BATCH_ROWS):
         found = []
         for one in features:
@@ -235,17 +238,19 @@ def _entities(
             elif one.is_id:
                 found.append(of_ids[one.name].embed(part.column(key).to_pylist()))
             else:
-                found.append(_pooled(weights[one.name], part.column(columns[one.name])))
+                table = weights[one.name]
+                feature = SparseFeature(one.name, num_embeddings=len(table), is_list=one.is_list)
+                found.append(_pooled(table, checked_table_rows(part, feature, path=path, first_row=done)))
         yield VectorBatch(part.column(key), np.concatenate(found, axis=1))
+        done += len(part)
 
 
-def _pooled(table: Float32Array, rows: pa.Array) -> Float32Array:
+def _pooled(table: Float32Array, rows: Int64Array | Ragged) -> Float32Array:
     """[N, D]: the rows of a table, or the means over lists of them, none of which prepare leaves empty."""
-    if not pa.types.is_list(rows.type):
-        return table[rows.to_numpy()]
-    offsets = np.asarray(rows.offsets)
-    sums: Float32Array = np.add.reduceat(table[rows.flatten().to_numpy()], offsets[:-1] - offsets[0], axis=0)
-    sums /= np.diff(offsets)[:, None]
+    if not isinstance(rows, Ragged):
+        return table[rows]
+    sums: Float32Array = np.add.reduceat(table[rows.values], rows.offsets[:-1], axis=0)
+    sums /= np.diff(rows.offsets)[:, None]
     return sums
 
 

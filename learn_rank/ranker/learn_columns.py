@@ -121,7 +121,8 @@ class _Writer:
         read += [FOLD] if frozen.num_folds and FOLD in schema.names else []
         missing = np.zeros(2, np.int64)
         nothing = pa.RecordBatch.from_pylist([], schema=schema)
-        with pq.ParquetWriter(target, self._with_learn(nothing, file, 0, kept, missing).schema) as writer:
+        schema = self._with_learn(nothing, file, 0, kept, missing).schema
+        with pq.ParquetWriter(target, schema, write_page_checksum=True) as writer:
             row = 0
             for part in read_batches(file, list(dict.fromkeys(read)), None, _READ_ROWS, folders=source.folders):
                 writer.write_batch(self._with_learn(part, file, row, kept, missing))

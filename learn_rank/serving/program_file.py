@@ -172,7 +172,8 @@ def _function(target: str) -> Callable[..., Any]:
     named = _ATEN.fullmatch(target)
     if named is not None:
         name, overload = named.groups()
-        is_allowed = name in _ASSERTIONS or not (name.startswith("_") or name == _READS_FILES)
+        is_private = name.startswith("_") and not name.startswith("__")  # __and__ is public
+        is_allowed = name in _ASSERTIONS or not (is_private or name == _READS_FILES)
         found = getattr(getattr(torch.ops.aten, name, None), overload, None)
         if is_allowed and isinstance(found, torch._ops.OpOverload):
             return found
