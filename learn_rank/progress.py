@@ -7,12 +7,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+from learn_rank.printable import printable
+
 _LOG_SECONDS = 15.0
 
 
 def note(text: str) -> None:
     """One line on stderr, clear of any bar."""
-    tqdm.write(f"learn-rank: {text}", file=sys.stderr)
+    tqdm.write(f"learn-rank: {printable(text)}", file=sys.stderr)
 
 
 def progress_bar(*, total: int, description: str, unit: str, is_shown: bool = True) -> Any:

@@ -13,7 +13,7 @@ PACKAGE = Path(learn_rank.__file__).parent
 FOUNDATIONS = {
     "schema", "errors", "artifact", "durable", "fingerprints", "publish", "io", "layers", "distributed", "checkpoint",
     "progress", "ids", "hashing",
-    "memory", "prefetch", "scalars", "schedule", "pretrained", "trackers",
+    "memory", "prefetch", "printable", "scalars", "schedule", "pretrained", "trackers",
 }  # fmt: skip
 SHARED = {"store", "data", "adaptor"}
 SERVING = {"serving"}  # what a service loads; a ranker is written in its format

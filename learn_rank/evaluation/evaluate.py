@@ -106,7 +106,7 @@ def make_report(
     results = Results(state, options)
     facts = dict(facts or {})
     given = facts.pop("notes", [])
-    notes = [str(note) for note in given] if isinstance(given, (list, tuple)) else [str(given)]
+    notes = [" ".join(str(note).split()) for note in (given if isinstance(given, (list, tuple)) else [given])]
     arms = state.layout.arms
     treatments = [arms.index(name) for name in options.treatments] or [0]
     blocks = [_block(results, t, arm) for t in range(len(state.layout.tasks)) for arm in treatments]
