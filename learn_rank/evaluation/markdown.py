@@ -17,7 +17,7 @@ _SIGNS = re.compile(
     | &(?=\#?\w+;)                # a character by its name
     | (?<![^\W_])_ | _(?![^\W_])  # emphasis, but within a word
     | :(?=//) | (?<=www)\.        # addresses, which GitHub makes links of
-    | ^[#>] | ^[-+](?=[-\s]) | ^\d+[.)](?=\s)  # a heading, a quotation, a list""",
+    | ^[#>] | ^-(?=[-\s]) | ^(?:\+|\d+[.)])(?=\s|$)  # a heading, a quotation, a list""",
     re.VERBOSE | re.IGNORECASE,
 )
 _MENTION = re.compile(r"(?<!\w)@(?=\w)|@(?=[\w-]*\.\w)")  # GitHub links @name and mail addresses, escaped or not
