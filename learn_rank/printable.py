@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-# controls (C0, C1), what is not seen (soft hyphen, zero-width space, byte order mark, tags), what turns the direction of
-# writing, line and paragraph separators, halves of surrogate pairs; joiners (U+200C, U+200D) are part of words
+# controls (C0, C1), what is not seen (soft hyphen, zero-width space, byte order mark, tags), what turns the direction
+# of writing, line and paragraph separators, halves of surrogate pairs; joiners (U+200C, U+200D) are part of words
 _OBEYED = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
     "\U000e0000-\U000e007f]"

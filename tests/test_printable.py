@@ -27,7 +27,8 @@ def test_what_a_terminal_obeys_or_nobody_sees_is_written_out(name: str, shown: s
 
 
 def test_names_of_any_script_stay_as_they_are() -> None:
-    for name in ("baseline", "désolé", "日本語", "می\u200cخواهم", "👩\u200d👩\u200d👧", "a b_c-d.e", "№ 5 ≥ 4"):
+    persian, family = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\U0001f469\u200d\U0001f467"
+    for name in ("baseline", "désolé", "日本語", persian, family, "a b_c-d.e", "№ 5 ≥ 4"):
         assert printable(name) == name
 
 

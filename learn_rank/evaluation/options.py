@@ -15,6 +15,12 @@ WEIGHTS = ("impressions", "clicks")
 GLOBAL_AUC = ("exact", "histogram", "off")
 MAX_ARMS = 8
 MAX_LABELS = 4
+_RANGES = {  # above, memory and threads would run out
+    "reliability_bins": (2, 10_000),
+    "bootstrap_samples": (0, 100_000),
+    "seed": (0, (1 << 63) - 1),
+    "threads": (0, 1024),
+}
 GIVEN = "|"  # conversion|click: conversion among the rows that have a click
 
 
@@ -114,9 +120,11 @@ class EvaluateOptions:
                 raise InputError(f"evaluate.{name} is '{value}', expected one of {', '.join(allowed)}")
         if not 0.5 <= self.confidence < 1:
             raise InputError(f"evaluate.confidence is {self.confidence}, expected 0.5 to below 1, such as 0.95")
-        for name, at_least in (("reliability_bins", 2), ("bootstrap_samples", 0), ("seed", 0), ("threads", 0)):
-            if getattr(self, name) < at_least:
-                raise InputError(f"evaluate.{name} is {getattr(self, name)}, expected at least {at_least}")
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if not least <= value <= most:
+                bound = f"at least {least}" if value < least else f"at most {most}"
+                raise InputError(f"evaluate.{name} is {value}, expected {bound}")
         if self.value and (not self.value_top or list(self.value_top) != sorted({k for k in self.value_top if k > 0})):
             raise InputError(
                 f"evaluate.value_top is {self.value_top}, expected rising numbers from 1, such as [1,5,10]"
