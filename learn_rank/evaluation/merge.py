@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from learn_rank.artifact import read_manifest
+from learn_rank.artifact import check_file, read_manifest
 from learn_rank.durable import write_json
 from learn_rank.errors import InputError
 from learn_rank.evaluation.engine import in_threads, num_threads
@@ -110,7 +110,8 @@ def save_state(
 
 def load_state(directory: Path) -> SavedPart:
     """Reads a state folder; InputError if it is not one or not whole."""
-    read_manifest(directory, stage=STAGE)
+    for name in read_manifest(directory, stage=STAGE).files:
+        check_file(directory, name)
     try:
         return _load(directory)
     except _DAMAGED as error:
