@@ -111,6 +111,9 @@ class EvaluateConfig(EvaluateOptions):
         default="",
         metadata={"help": "log of an A/B test: the column of who saw what; baseline and treatment are its values"},
     )
+    expected_share: float = field(
+        default=0.5, metadata={"help": "with variant: share of the users that the treatment was to get"}
+    )
     run_dir: str = field(default="", metadata={"help": "a run: predictions, labels and segments are taken from it"})
 
 

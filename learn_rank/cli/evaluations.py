@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from learn_rank.artifact import Manifest
 from learn_rank.cli.config import EvaluateConfig, MergeConfig, SegmentConfig, part_of, require
@@ -13,6 +12,8 @@ from learn_rank.errors import InputError
 from learn_rank.evaluation.options import EvaluateOptions, SegmentOptions
 from learn_rank.memory import parse_bytes
 from learn_rank.publish import check_target, publish
+
+_SCRATCH = "scratch"  # in the work folder, which the next run clears if this one is killed
 
 
 def evaluate_files(config: EvaluateConfig) -> None:
@@ -34,14 +35,16 @@ def evaluate_files(config: EvaluateConfig) -> None:
     reads = _reads(config)
     check_target(Path(config.state or config.out), STAGE if config.state else "evaluate", reads=reads)
     options = part_of(config, EvaluateOptions)
-    part = Part(*_part(config.part)) if config.part else None
-    named: dict[str, Any] = {
-        "user_segments": config.user_segments or None,
-        "item_segments": config.item_segments or None,
-    }
+    part = Part.of(_part(config.part)) if config.part else None
     start = time.monotonic()
-    inputs = open_inputs(Path(config.predictions), **named, options=options, part=part)
-    sources = fingerprints({"predictions": Path(config.predictions), **named})
+    inputs = open_inputs(
+        Path(config.predictions),
+        user_segments=config.user_segments,
+        item_segments=config.item_segments,
+        options=options,
+        part=part,
+    )
+    sources = fingerprints(Path(config.predictions), inputs.users.origin, inputs.items.origin)
     recorded = {name: str(value) for name, value in sources.items()}
     if config.state:
         manifest = Manifest(STAGE, recorded, {**asdict(options), "part": config.part})
@@ -112,9 +115,10 @@ def segment(config: SegmentConfig) -> None:
                 item_id=config.item_id,
                 options=options,
                 memory_limit=config.memory_limit,
-                scratch=work / "scratch",
+                scratch=work / _SCRATCH,
             )
         )
+        _leave(work)
     print(f"{facts['num_rows']:,} rows")
     for entity in ("user", "item"):
         for name, found in facts.get(entity, {}).get("segments", {}).items():
@@ -123,20 +127,24 @@ def segment(config: SegmentConfig) -> None:
 
 
 def _experiment(config: EvaluateConfig) -> None:
+    from learn_rank.evaluation.binding import segment_origin
     from learn_rank.evaluation.evaluate import fingerprints
     from learn_rank.evaluation.experiment import evaluate_experiment
     from learn_rank.evaluation.experiment_text import format_experiment
+    from learn_rank.evaluation.exposures import exposure_columns
     from learn_rank.evaluation.report import write_experiment
 
     if config.state or config.part or len(config.treatments) != 1 or config.control:
         raise InputError("variant: baseline and treatment name two of its values; no state, part or control")
+    if config.spill_dir and not Path(config.spill_dir).is_dir():
+        raise InputError(f"spill_dir={config.spill_dir}: no such folder; make it or choose another")
     predictions, out = Path(config.predictions), Path(config.out)
     reads = _reads(config)
     check_target(out, "experiment", reads=reads)
-    named: dict[str, Any] = {
-        "user_segments": _file_or_column(config.user_segments), "item_segments": _file_or_column(config.item_segments),
-    }  # fmt: skip
-    sources = fingerprints({"predictions": predictions, **named})
+    columns = exposure_columns(predictions)
+    users = segment_origin(config.user_segments, entity="user", columns=columns)
+    items = segment_origin(config.item_segments, entity="item", columns=columns)
+    sources = fingerprints(predictions, users, items)
     recorded = {name: str(value) for name, value in sources.items()}
     with publish(out, Manifest("experiment", recorded, asdict(config)), reads=reads) as (work, _):
         report = evaluate_experiment(
@@ -148,12 +156,15 @@ def _experiment(config: EvaluateConfig) -> None:
             value=config.value,
             user_id=config.user_id,
             item_id=config.item_id,
-            **named,
+            user_segments=users,
+            item_segments=items,
             segment_options=config.segments,
             confidence=config.confidence,
+            expected_share=config.expected_share,
             memory_limit=config.memory_limit,
-            scratch=work / "scratch",
+            scratch=Path(config.spill_dir or work / _SCRATCH),
         )
+        _leave(work)
         report["inputs"] = sources
         write_experiment(report, work)
     print(format_experiment(report))
@@ -165,16 +176,15 @@ def _reads(config: EvaluateConfig) -> list[Path]:
     return [Path(path) for path in (config.predictions, config.user_segments, config.item_segments) if path]
 
 
-def _file_or_column(named: str) -> Path | str | None:
-    """A path if there is such a file, else the name of a column."""
-    if not named:
-        return None
-    return Path(named) if Path(named).exists() or named.endswith(".parquet") else named
+def _leave(work: Path) -> None:
+    """Takes the empty folder that DuckDB spilled into out of a result."""
+    if (work / _SCRATCH).exists():
+        (work / _SCRATCH).rmdir()
 
 
 def _part(text: str) -> tuple[int, int]:
     """'1/4' -> (1, 4)."""
     number, _, total = text.partition("/")
-    if not (number.isdigit() and total.isdigit() and int(number) < int(total)):
+    if not (number.isdecimal() and total.isdecimal()):
         raise InputError(f"part={text}: expected K/N with K from 0 to N - 1, such as 0/4")
     return int(number), int(total)

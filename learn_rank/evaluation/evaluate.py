@@ -55,9 +55,7 @@ def evaluate(
         state,
         options,
         rules=segment_rules(inputs.users, inputs.items, state),
-        sources=fingerprints(
-            {"predictions": predictions, "user_segments": user_segments, "item_segments": item_segments}
-        ),
+        sources=fingerprints(predictions, inputs.users.origin, inputs.items.origin),
         facts=facts,
         engine=run_facts,
     )
@@ -203,14 +201,16 @@ def _column_names(predictions: Predictions) -> list[str]:
         return list(file.schema_arrow.names)
 
 
-def fingerprints(sources: Mapping[str, Any]) -> dict[str, Any]:
-    """What identifies each source: a hash of the file, the column's name, or that it was in memory."""
-    found: dict[str, Any] = {}
-    for name, source in sources.items():
-        if source is None or (isinstance(source, str) and not source):
-            found[name] = None
-        elif isinstance(source, (str, Path)):
-            found[name] = file_fingerprint(Path(source)) if Path(source).exists() else f"column {source}"
-        else:
-            found[name] = "in memory"
-    return found
+def fingerprints(predictions: Predictions, user_segments: Segments, item_segments: Segments) -> dict[str, Any]:
+    """What identifies each source: a hash of the file, the column's name (of segments), or that it was in memory."""
+    path = Path(predictions) if isinstance(predictions, str) else predictions
+    named = {"predictions": path, "user_segments": user_segments, "item_segments": item_segments}
+    return {name: _fingerprint(source) for name, source in named.items()}
+
+
+def _fingerprint(source: Any) -> str | None:
+    if source is None:
+        return None
+    if isinstance(source, str):
+        return f"column {source}"
+    return file_fingerprint(source) if isinstance(source, Path) else "in memory"

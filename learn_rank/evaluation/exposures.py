@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -9,10 +10,10 @@ from typing import Any, NamedTuple, TypeAlias
 import duckdb
 import pyarrow as pa
 
-from learn_rank.data.source import create_view, id_type, quote, sql_errors
+from learn_rank.data.source import connect, create_view, id_type, quote, sql_errors
 from learn_rank.errors import InputError
 from learn_rank.evaluation.lift import RatioSums
-from learn_rank.evaluation.options import SegmentOptions
+from learn_rank.evaluation.options import MAX_AMOUNT, SegmentOptions
 from learn_rank.evaluation.segments import MAX_SEGMENTS, SegmentSource, find_log, open_segments, report_order
 from learn_rank.io import require_columns
 
@@ -57,8 +58,16 @@ def open_exposures(
     if isinstance(exposures, Path):
         return create_view(connection, "exposures", find_log(exposures), columns)
     require_columns(exposures.column_names, columns, where=where)
+    if len({name.lower() for name in columns}) < len(set(columns)):
+        raise InputError(f"{where}: columns {', '.join(columns)} differ in case only; rename one")
     connection.register("exposures", exposures.select(columns))
     return {row[0]: row[1] for row in connection.execute("DESCRIBE exposures").fetchall()}
+
+
+def exposure_columns(exposures: Path) -> list[str]:
+    """The columns of a log, before it is read."""
+    with tempfile.TemporaryDirectory() as scratch, connect(Path(scratch, "columns"), memory_limit="1GiB") as connection:
+        return list(open_exposures(connection, exposures, [], str(exposures)))
 
 
 class Rows(NamedTuple):
@@ -75,17 +84,21 @@ class Rows(NamedTuple):
 
     @property
     def variant_text(self) -> str:
-        """SQL of the variant as text; booleans are 'true' and 'false' however a CSV file spells them."""
-        name = quote(self.variant)
-        if self.types[self.variant] == "BOOLEAN":
+        """SQL of the variant as text, whatever its type: whole floats as integers, booleans as 'true' and 'false'."""
+        name, kind = quote(self.variant), self.types[self.variant]
+        if kind == "BOOLEAN":
             return f"(CASE WHEN {name} THEN 'true' WHEN NOT {name} THEN 'false' END)"
+        if kind in ("FLOAT", "DOUBLE"):  # integers beside nulls, as pandas writes them
+            whole = f"{name} = trunc({name}) AND abs({name}) < 1e15"
+            return f"(CASE WHEN {whole} THEN CAST(CAST({name} AS BIGINT) AS VARCHAR) ELSE CAST({name} AS VARCHAR) END)"
         return f"CAST({name} AS VARCHAR)"
 
     @property
     def names(self) -> list[str]:
-        """Control and treatment as DuckDB spells them."""
-        is_boolean = self.types[self.variant] == "BOOLEAN"
-        return [name.lower() if is_boolean else name for name in (self.control, self.treatment)]
+        """Control and treatment as `variant_text` spells them; 0 and 1 are false and true where those are meant."""
+        if self.types[self.variant] != "BOOLEAN":
+            return [self.control, self.treatment]
+        return [{"0": "false", "1": "true"}.get(name, name.lower()) for name in (self.control, self.treatment)]
 
     @property
     def chosen(self) -> str:
@@ -137,7 +150,9 @@ class Rows(NamedTuple):
         # a bad value is refused below; until then it must not end the pass
         sums = [f"count(*) FILTER (y{n} = 1) AS y{n}" for n in range(len(self.labels))]
         if self.value:
-            sums.append(f"coalesce(fsum(y{len(sums)}) FILTER (isfinite(y{len(sums)})), 0) AS y{len(sums)}")
+            sums.append(
+                f"coalesce(fsum(y{len(sums)}) FILTER (y{len(sums)} BETWEEN 0 AND {MAX_AMOUNT}), 0) AS y{len(sums)}"
+            )
         user_join, user_code = _joined("user", users)
         with sql_errors(self.where):
             self.connection.execute(
@@ -233,7 +248,11 @@ class Rows(NamedTuple):
                 raise InputError(f"{self.where}: column '{self.value}' is {self.types[self.value]}, expected numbers")
             number = self._number(self.value)
             checks.append(
-                _Check(self.value, f"coalesce(NOT isfinite({number}) OR {number} < 0, true)", "a number of 0 or more")
+                _Check(
+                    self.value,
+                    f"coalesce(NOT isfinite({number}) OR {number} < 0 OR {number} > {MAX_AMOUNT}, true)",
+                    f"a number of 0 to {MAX_AMOUNT:g}",
+                )
             )
         return checks
 

@@ -15,6 +15,7 @@ WEIGHTS = ("impressions", "clicks")
 GLOBAL_AUC = ("exact", "histogram", "off")
 MAX_ARMS = 8
 MAX_LABELS = 4
+MAX_AMOUNT = 1e30  # of revenue: squares of it are summed, and no currency has as much
 _RANGES = {  # above, memory and threads would run out
     "reliability_bins": (2, 10_000),
     "bootstrap_samples": (0, 100_000),
@@ -158,6 +159,6 @@ class EvaluateOptions:
 
 
 def _names(value: Any) -> list[str]:
-    if isinstance(value, str):
-        return [value] if value else []
-    return [str(name) for name in value or []]
+    if isinstance(value, (list, tuple)):
+        return [str(name) for name in value]
+    return [str(value)] if value not in (None, "") else []

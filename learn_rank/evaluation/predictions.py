@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from learn_rank.errors import InputError
+from learn_rank.evaluation.options import MAX_AMOUNT
 from learn_rank.ids import canonical_ids, is_text
 from learn_rank.io import open_parquet, parquet_files, read_batches, require_columns
 
@@ -184,17 +185,17 @@ def score_columns(batch: Batch, arms: Sequence[str], *, is_wide: bool) -> list[n
 
 
 def value_column(batch: Batch, name: str) -> npt.NDArray[np.float64]:
-    """[B] revenue; InputError for a null, a negative or infinite amount."""
+    """[B] revenue; InputError for a null, a negative amount or one above MAX_AMOUNT."""
     column = batch.columns[name]
     kind = column.type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
         raise InputError(f"{batch.where(name, 0)} is {kind}, expected amounts; cast it")
     _refuse_nulls(batch, name, "write 0 where nothing was earned")
     amounts: npt.NDArray[np.float64] = column.cast(pa.float64(), safe=False).to_numpy()  # beyond 2^53: rounded
-    bad = ~((amounts >= 0) & np.isfinite(amounts))
+    bad = ~((amounts >= 0) & (amounts <= MAX_AMOUNT))
     if bad.any():
         row = int(np.argmax(bad))
-        raise InputError(f"{batch.where(name, row)} is {amounts[row]}, expected a finite amount of 0 or more")
+        raise InputError(f"{batch.where(name, row)} is {amounts[row]}, expected an amount of 0 to {MAX_AMOUNT:g}")
     return amounts
 
 
