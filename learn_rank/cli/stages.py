@@ -174,6 +174,7 @@ def evaluate_run(config: RunConfig) -> None:
                 "dataset": made.options["recipe"]["name"],
                 "splits": made.facts["splits"],
             },
+            is_own_log=True,
         )
 
     def work_in(work: Path) -> dict[str, Any]:

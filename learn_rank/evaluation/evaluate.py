@@ -15,6 +15,7 @@ from learn_rank.errors import InputError
 from learn_rank.evaluation.binding import Binding, Segments, bind, check_id_type, name_column
 from learn_rank.evaluation.engine import run
 from learn_rank.evaluation.kernel import UAUC, WUAUC
+from learn_rank.evaluation.matching import matches_of
 from learn_rank.evaluation.options import EvaluateOptions
 from learn_rank.evaluation.predictions import Predictions, open_predictions
 from learn_rank.evaluation.results import Results, few_user_note
@@ -37,6 +38,7 @@ def evaluate(
     item_segments: Segments = None,
     options: EvaluateOptions,
     facts: Mapping[str, object] | None = None,
+    is_own_log: bool = False,
 ) -> dict[str, Any]:
     """The content of report.json: values per ranker, paired differences with intervals, overall and by segment.
 
@@ -46,10 +48,13 @@ def evaluate(
     window (cut by options.segments); or the name of a column of the predictions.
 
     Intervals are at options.confidence under the key `interval_key`; a metric that cannot be computed (empty segment,
-    one class) is null, never 0 or 0.5. facts goes into the report as it is; its list `notes`, if any, is shown at the
-    top. InputError, naming file, column and row, for what cannot be evaluated.
+    one class) is null, never 0 or 0.5. Segments that list none of 20 or more ids are an InputError, almost none a note;
+    not with is_own_log: they were counted in the log of the predictions, so that all may be new. facts goes into the
+    report as it is; its list `notes`, if any, is shown at the top. InputError, naming file, column and row, for what
+    cannot be evaluated.
     """
     inputs = open_inputs(predictions, user_segments=user_segments, item_segments=item_segments, options=options)
+    inputs.is_own_log = is_own_log
     state, run_facts = run(inputs)
     return make_report(
         state,
@@ -58,6 +63,7 @@ def evaluate(
         sources=fingerprints(predictions, inputs.users.origin, inputs.items.origin),
         facts=facts,
         engine=run_facts,
+        is_own_log=is_own_log,
     )
 
 
@@ -99,6 +105,7 @@ def make_report(
     sources: dict[str, Any],
     facts: Mapping[str, object] | None = None,
     engine: Mapping[str, object] | None = None,
+    is_own_log: bool = False,
 ) -> dict[str, Any]:
     """The report of a finished state. The first label and treatment stand at the top, the others under `further`."""
     results = Results(state, options)
@@ -114,6 +121,7 @@ def make_report(
             for block in blocks[t * len(treatments) : (t + 1) * len(treatments)]:
                 block["control"] = control
     first = blocks[0]
+    notes += [] if is_own_log else [text for found in matches_of(state) for text in found.notes]
     notes += results.notes() + few_user_note(first["segments"])
     return {
         "schema_version": SCHEMA_VERSION,

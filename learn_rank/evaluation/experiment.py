@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,6 +78,9 @@ def evaluate_experiment(
         rows.sum_up(user_id, item_id, users, items)
         sums = rows.moments()
         item_shares = rows.item_shares(items)
+        matches = rows.matches(users, items)
+        for found_ids in matches:
+            found_ids.require_any(partial(rows.ids_of_both, found_ids.entity))
         excluded = rows.excluded()
     found = _Slices(sums, labels, value, confidence)
     overall = found.measure(None, None)
@@ -111,7 +115,8 @@ def evaluate_experiment(
         "labels": labels,
         "value": value or None,
         "confidence": confidence,
-        "notes": _notes(sample_ratio, excluded, overall, segments, cells, labels, value),
+        "notes": [text for found_ids in matches for text in found_ids.notes]
+        + _notes(sample_ratio, excluded, overall, segments, cells, labels, value),
         "method": METHOD,
         "overall": overall,
         "segments": segments,

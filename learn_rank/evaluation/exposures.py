@@ -13,6 +13,7 @@ import pyarrow as pa
 from learn_rank.data.source import connect, create_view, id_type, quote, sql_errors
 from learn_rank.errors import InputError
 from learn_rank.evaluation.lift import RatioSums
+from learn_rank.evaluation.matching import Matches
 from learn_rank.evaluation.options import MAX_AMOUNT, SegmentOptions
 from learn_rank.evaluation.segments import MAX_SEGMENTS, SegmentSource, find_log, open_segments, report_order
 from learn_rank.io import require_columns
@@ -213,6 +214,25 @@ class Rows(NamedTuple):
             )
         sizes = dict(self.connection.execute("SELECT code, count(*) FROM items GROUP BY code").fetchall())
         return [sizes.get(code, 0) / sum(sizes.values()) for code in range(len(items.names))]
+
+    def matches(self, users: Segments, items: Segments) -> list[Matches]:
+        """What the files of segments list; none for columns. After `item_shares`."""
+        found = []
+        for entity, segments in (("user", users), ("item", items)):
+            if segments.rule is not None and self._first(f"SELECT count(*) FROM {entity}_codes")[0]:
+                table = f"{entity}s"
+                num_ids = self._first(f"SELECT count(*) FROM {table}")[0]
+                join = f"{table} ANTI JOIN {entity}_codes ON {entity}_codes.id = {table}.{entity}_id"
+                found.append(Matches(entity, num_ids, self._first(f"SELECT count(*) FROM {join}")[0]))
+        return found
+
+    def ids_of_both(self, entity: str) -> str:
+        """Of an error: an id of the file of segments, and one of the log."""
+        listed, shown = (
+            self._first(f"SELECT min({column}) FROM {table}")[0]
+            for table, column in ((f"{entity}_codes", "id"), (f"{entity}s", f"{entity}_id"))
+        )
+        return f": it holds ids such as {listed!r}, and {self.where} ids such as {shown!r}"
 
     def excluded(self) -> dict[str, Any]:
         """Rows of other variants, the most frequent of these by name, and users that saw one besides theirs."""

@@ -24,6 +24,7 @@ from learn_rank.artifact import check_file, read_manifest
 from learn_rank.durable import write_json
 from learn_rank.errors import InputError
 from learn_rank.evaluation.engine import in_threads, num_threads
+from learn_rank.evaluation.matching import matches_of
 from learn_rank.evaluation.options import ENTITIES, EvaluateOptions, SegmentOptions
 from learn_rank.evaluation.partition import Int64Array
 from learn_rank.evaluation.pool import Codes, Entries, entries_of, pool_exact, pool_tallies, range_of_bins
@@ -40,6 +41,7 @@ from learn_rank.evaluation.state_checks import (
     fill_tally,
 )
 from learn_rank.evaluation.steps import Part
+from learn_rank.progress import note
 
 STAGE = "evaluate-state"
 _RECORD, _SUMS = "state.json", "sums.npz"
@@ -181,6 +183,10 @@ def merge_states(directories: Sequence[Path]) -> tuple[State, SavedPart, dict[st
     for one in saved:
         state.add(one.state)
     _merge_items(state, saved)
+    for found in matches_of(state):
+        found.require_any(str)
+        for text in found.notes:
+            note(text)
     if state.layout.auc == "exact":
         ranges = [range_of_bins(tally) for tally in state.tallies]
 

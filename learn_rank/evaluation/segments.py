@@ -52,6 +52,11 @@ class SegmentSource:
     _parts: tuple[_Part, ...] = field(repr=False)
     _cuts: Cuts | None = field(repr=False)  # None: the source names the segments
 
+    @property
+    def example(self) -> str:
+        """An id of the source, for messages."""
+        return next((repr(ids[0].as_py()) for ids, _ in self.batches() if len(ids)), "none")
+
     def batches(self) -> Iterator[tuple[pa.Array, npt.NDArray[np.uint8]]]:
         """([E] canonical ids, [E] codes) per batch, in file order; an id may come twice, which the caller refuses.
 

@@ -91,6 +91,7 @@ class Inputs:
     users: Binding
     items: Binding
     part: Part | None = None
+    is_own_log: bool = False  # the segments were counted in this log: if they list nobody, everybody is new
 
 
 class Placed(NamedTuple):
