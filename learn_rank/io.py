@@ -88,7 +88,8 @@ def read_batches(
             added = {name: value for name, value in added.items() if name not in file.schema_arrow.names}
             own = [name for name in columns if name not in added]
             for batch in file.iter_batches(batch_rows, row_groups=list(groups), columns=own, use_threads=False):
-                yield _with_constants(batch, columns, added) if added else batch
+                whole = _whole(batch)
+                yield _with_constants(whole, columns, added) if added else whole
     except UNREADABLE as error:
         place = f"row group {row_groups[0]}: " if row_groups is not None and len(row_groups) == 1 else ""
         raise InputError(f"{path}: cannot be read to its end ({place}{_first_line(error)}); copy or write it again")
@@ -182,6 +183,20 @@ def _read_file(path: Path, names: list[str] | None) -> pa.Table:
 def _with_constants(batch: pa.RecordBatch, columns: Sequence[str], added: Mapping[str, pa.Scalar]) -> pa.RecordBatch:
     arrays = [pa.repeat(added[name], len(batch)) if name in added else batch.column(name) for name in columns]
     return pa.record_batch(arrays, names=list(columns))
+
+
+def _whole(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch; ArrowInvalid for text that is no UTF-8 or a code outside of its dictionary, which pyarrow reads."""
+    for column in batch.columns:
+        kind = column.type
+        is_plain = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        data = column.buffers()[-1] if is_plain else None
+        # ASCII, which ids and names mostly are, is told from the whole buffer ten times as fast
+        if is_plain and (data is None or np.frombuffer(data, np.uint8).max(initial=0) < 128):
+            continue
+        if is_plain or pa.types.is_dictionary(kind) or pa.types.is_string_view(kind):
+            column.validate(full=True)
+    return batch
 
 
 def _first_line(error: BaseException) -> str:

@@ -113,7 +113,8 @@ def load_items(binding: Binding) -> None:
     for ids, codes in binding.source.batches():
         twice = known.insert(hash_ids(ids), codes)
         if twice >= 0:
-            raise InputError(f"item_segments: item {ids[twice].as_py()!r} is there twice; an item has one segment")
+            where = f"item_segments={binding.origin}" if isinstance(binding.origin, Path) else "item_segments"
+            raise InputError(f"{where}: item {ids[twice].as_py()!r} is there twice; an item has one segment")
 
 
 def item_codes(binding: Binding, batch: Batch, id_name: str) -> npt.NDArray[np.uint32]:

@@ -118,6 +118,11 @@ class Source:
                 if sum(count for _, _, count in places) >= batch_rows:
                     yield _join(held, places)
                     held, places = [], []
+            if at != piece.first_row + piece.num_rows:
+                raise InputError(
+                    f"{piece.path}: holds {at - piece.first_row:,} rows where its footer says {piece.num_rows:,}; copy "
+                    "or write it again"
+                )
         if held:
             yield _join(held, places)
 

@@ -168,7 +168,7 @@ def test_an_item_that_is_twice_in_its_file_is_refused_by_name(tmp_path):
     path = tmp_path / "items.parquet"
     pq.write_table(_items(["p", "q", "p"], ["x", "y", "x"]), path)
     for items in (path, pq.read_table(path)):
-        with pytest.raises(InputError, match="item_segments: item 'p' is there twice; an item has one segment"):
+        with pytest.raises(InputError, match=r"item_segments.*: item 'p' is there twice; an item has one segment"):
             _evaluate(None, items)
 
 
