@@ -28,7 +28,7 @@ _RECORDED_PACKAGES = (
 )  # fmt: skip
 STORES = ("store", "export", "extract")  # folders that hold a frozen store
 # what a store changes after it was published, and sums itself; where training says how it goes, nothing reads again
-_OF_STORES = re.compile(r"(current|v\d+/.+)$")
+_OF_STORES = re.compile(r"(current|dropped|v\d+/.+)$")
 _OF_TRACKERS = re.compile(r"(.+/)?(tensorboard|trackers)/")
 _WHOLE_BYTES = 16 << 20  # larger files are compared by size here, and by whoever reads them whole
 _SUMMED_BY_THEIR_WRITER = (".distcp", ".bin", ".u64", ".u32", ".f32", ".i64")
