@@ -124,14 +124,23 @@ class AlignOptions:
             if getattr(self, name) not in choices:
                 *most, last = choices
                 raise InputError(f"align.{name} is '{getattr(self, name)}', expected {', '.join(most)} or {last}")
-        if self.width % self.num_heads:
-            raise InputError(f"align.width {self.width} is not a multiple of align.num_heads {self.num_heads}")
         for name in (
             "width", "num_layers", "num_heads", "embedding_dim", "id_dim", "max_history", "max_targets", "batch_size",
-            "patience", "num_user_samples", "num_item_samples", "lora_rank", "checkpoint_seconds",
+            "patience", "num_user_samples", "num_item_samples", "lora_rank", "lora_alpha", "max_catalogue",
+            "checkpoint_seconds",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise InputError(f"align.{name} is {getattr(self, name)}, must be 1 or more")
+        if self.width % self.num_heads:
+            raise InputError(f"align.width {self.width} is not a multiple of align.num_heads {self.num_heads}")
+        for name in ("evaluated_users", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"align.{name} is {getattr(self, name)}, must be 0 or more")
+        for name in ("dropout", "id_dropout", "lora_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"align.{name} is {getattr(self, name)}, must be at least 0 and below 1")
+        if not 0 <= self.warmup_share <= 1:
+            raise InputError(f"align.warmup_share is {self.warmup_share}, must be 0 to 1")
         check_seed("align.seed", self.seed)
         if self.temperature <= 0 or self.learning_rate <= 0:
             raise InputError("align.temperature and align.learning_rate must be above 0")
