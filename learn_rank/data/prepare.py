@@ -11,7 +11,6 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from learn_rank.artifact import file_fingerprint
 from learn_rank.data.dense import DenseFeature, read_dense, write_dense
 from learn_rank.data.entities import write_entity_features
 from learn_rank.data.features import EncodedFeature, dense_column, encode_sparse, fit_dense, is_constant, sparse_column
@@ -22,6 +21,7 @@ from learn_rank.data.source import connect, expression, find_files, first_row, l
 from learn_rank.data.split import split_rows
 from learn_rank.data.write import write_query
 from learn_rank.errors import InputError
+from learn_rank.fingerprints import file_fingerprint
 from learn_rank.progress import note, progress_bar
 from learn_rank.schema import (
     DENSE,

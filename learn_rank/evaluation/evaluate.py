@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from learn_rank.artifact import file_fingerprint
 from learn_rank.errors import InputError
 from learn_rank.evaluation.binding import Binding, Segments, bind, check_id_type, name_column
 from learn_rank.evaluation.engine import run
@@ -22,6 +21,7 @@ from learn_rank.evaluation.results import Results, few_user_note
 from learn_rank.evaluation.state import Layout, State
 from learn_rank.evaluation.statistics import compare_means
 from learn_rank.evaluation.steps import Inputs, Part
+from learn_rank.fingerprints import file_fingerprint
 from learn_rank.io import open_parquet, parquet_files
 
 SCHEMA_VERSION = 2

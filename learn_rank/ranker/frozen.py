@@ -15,9 +15,9 @@ import pyarrow as pa
 import torch
 from torch import distributed as dist
 
-from learn_rank.artifact import fingerprint
 from learn_rank.distributed import Process
 from learn_rank.errors import InputError
+from learn_rank.fingerprints import fingerprint
 from learn_rank.io import open_parquet, read_batches
 from learn_rank.progress import note
 from learn_rank.ranker.options import STORE, FrozenOptions

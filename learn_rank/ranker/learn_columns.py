@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import torch
 
 from learn_rank.adaptor import LearnAdaptor
-from learn_rank.artifact import write_file
 from learn_rank.distributed import process_group
+from learn_rank.durable import write_file
 from learn_rank.errors import InputError
 from learn_rank.io import open_parquet, parquet_files, read_batches, require_columns
 from learn_rank.progress import note, progress_bar

@@ -13,8 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 from numba import njit
 
-from learn_rank.artifact import file_fingerprint, fingerprint, fsync, lock, write_text
+from learn_rank.durable import fsync, lock, write_text
 from learn_rank.errors import InputError
+from learn_rank.fingerprints import file_fingerprint, fingerprint
 from learn_rank.hashing import UInt64Array
 from learn_rank.memory import format_bytes
 from learn_rank.progress import progress_bar

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from learn_rank.adaptor import AdaptorOutput, LearnAdaptor
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
 from learn_rank.errors import InputError
+from learn_rank.publish import publish
 from learn_rank.ranker.inputs import open_inputs
 from learn_rank.ranker.learn_columns import write_learn_columns
 from learn_rank.ranker.model import load_adaptor

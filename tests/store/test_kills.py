@@ -66,7 +66,8 @@ def _kill_all(folder: Path) -> list[int]:
 
 
 def _build(folder: Path, store: Path) -> None:
-    from learn_rank.artifact import Manifest, is_current, publish
+    from learn_rank.artifact import Manifest, is_current
+    from learn_rank.publish import publish
     from learn_rank.store import spill, writer
     from learn_rank.store.build import build_store
     from learn_rank.store.options import StoreOptions
@@ -78,7 +79,7 @@ def _build(folder: Path, store: Path) -> None:
         Manifest("store", {}, {}),
     )
     if not is_current(store, manifest):
-        with publish(store, manifest, is_resumable=True) as (work, facts):
+        with publish(store, manifest, is_resumable=True, keeps_refused=False) as (work, facts):
             facts.update(build_store(source, work, StoreOptions()))
 
 

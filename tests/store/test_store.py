@@ -14,8 +14,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
 from learn_rank.errors import InputError
+from learn_rank.publish import publish
 from learn_rank.store import checksums
 from learn_rank.store.files import StoreFacts
 from learn_rank.store.keys import to_keys
