@@ -26,14 +26,10 @@ def build_store(source: VectorSource, directory: Path, options: StoreOptions) ->
 
     Every row group is read once, in order; `directory` may hold the unfinished work of a killed process with the same
     source and options. InputError, naming file and row group: NaN, infinite or zero vectors, ids that come twice or
-    are null, vectors of another length; a disk too small for rows on their way and the store. The folder is then gone.
+    are null, vectors of another length; a disk too small for rows on their way and the store.
     """
-    try:
-        _check_disk(source, directory, options)
-        facts = _write(source, directory, options)
-    except InputError:
-        shutil.rmtree(directory)  # other data or options are needed, and they start anew
-        raise
+    _check_disk(source, directory, options)
+    facts = _write(source, directory, options)
     notes = facts["notes"]
     if notes["worst_row_error"] > LOUD_ERROR[options.dtype]:
         note(

@@ -91,7 +91,9 @@ class StoreFacts:
             facts = StoreFacts(**fields)
             is_whole = facts._is_sound and facts._text == text
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise InputError(f"{path}: not readable ({error!r}); the store is damaged, build it again")
+            raise InputError(
+                f"{path}: not readable ({error!r}); the store is damaged or of an older format, build it again"
+            )
         if not is_whole:
             raise InputError(f"{path}: was edited or damaged; build the store again")
         return facts

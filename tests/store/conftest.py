@@ -45,7 +45,7 @@ def _build(source: Path, out: Path, **options: Any) -> Path:
     """A published store of a file or folder, as `learn-rank store build` makes it."""
     chosen = StoreOptions(**options)
     opened = open_source(source, key=chosen.key, vector=chosen.vector, as_of=chosen.as_of, as_of_unit=chosen.as_of_unit)
-    with publish(out, Manifest("store", {}, {}), is_resumable=True) as (work, facts):
+    with publish(out, Manifest("store", {}, {}), is_resumable=True, keeps_refused=False) as (work, facts):
         facts.update(build_store(opened, work, chosen))
     return out
 

@@ -79,7 +79,7 @@ def _build(folder: Path, store: Path) -> None:
         Manifest("store", {}, {}),
     )
     if not is_current(store, manifest):
-        with publish(store, manifest, is_resumable=True) as (work, facts):
+        with publish(store, manifest, is_resumable=True, keeps_refused=False) as (work, facts):
             facts.update(build_store(source, work, StoreOptions()))
 
 
