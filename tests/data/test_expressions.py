@@ -28,7 +28,7 @@ def connection() -> Iterator[duckdb.DuckDBPyConnection]:
         ("list_filter(tags, x -> x > low)", ["tags", "low"], False),
         ("[x * 2 for x in tags]", ["tags"], False),
         ("info.price > 3", ["info"], False),
-        ('"where" = \'a\'\'b\' -- why', ["where"], False),
+        ("\"where\" = 'a''b' -- why", ["where"], False),
         ("greatest(a, b)", ["a", "b"], False),
         ("1", [], False),
     ],
