@@ -39,8 +39,9 @@ from learn_rank.alignment.sampling import epoch_steps, next_item_rows
 from learn_rank.alignment.towers import Tower, new_tower
 from learn_rank.alignment.train import _Catalogue, _Run, _step
 from learn_rank.alignment.vectors import user_vectors
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
 from learn_rank.distributed import Process, compute_device, process_group
+from learn_rank.publish import publish
 from learn_rank.store.reader import FrozenStore
 from learn_rank.store.writer import write_store
 from learn_rank.times import iso_milliseconds

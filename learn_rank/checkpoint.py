@@ -28,9 +28,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from learn_rank.artifact import file_checksum, fingerprint, fsync, write_json
 from learn_rank.distributed import on_main
+from learn_rank.durable import fsync, write_json
 from learn_rank.errors import InputError
+from learn_rank.fingerprints import file_checksum, fingerprint
 from learn_rank.progress import note
 
 LATEST, BEST = "latest", "best"

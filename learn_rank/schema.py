@@ -45,6 +45,8 @@ EMBEDDING_DIM = 64  # width of the paper's user and item embeddings
 #   features/                                              a log's rows with LEARN_COLUMNS (export-features)
 #   evaluate/report.{json,md,html}                         of the first task; evaluate/<task>/ of each further one
 MANIFEST = "manifest.json"
+# A stage whose files change in form gets the next number; what was written before is then made again. Not here: 1
+STAGE_FORMATS: dict[str, int] = {}
 FEATURES = "features.json"
 DENSE = "dense.json"
 USER_FEATURES, ITEM_FEATURES = "user_features.parquet", "item_features.parquet"

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from learn_rank.artifact import write_text
+from learn_rank.durable import write_text
 from learn_rank.errors import InputError
 from learn_rank.progress import note
 

@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
+from learn_rank.publish import publish
 from learn_rank.store.reader import FrozenStore
 from learn_rank.store.writer import write_store
 

@@ -11,7 +11,8 @@ import learn_rank
 
 PACKAGE = Path(learn_rank.__file__).parent
 FOUNDATIONS = {
-    "schema", "errors", "artifact", "io", "layers", "distributed", "checkpoint", "progress", "ids", "hashing",
+    "schema", "errors", "artifact", "durable", "fingerprints", "publish", "io", "layers", "distributed", "checkpoint",
+    "progress", "ids", "hashing",
     "memory", "prefetch", "scalars", "schedule", "pretrained", "trackers", "times", "inputs", "names",
 }  # fmt: skip
 SHARED = {"store", "data", "adaptor"}

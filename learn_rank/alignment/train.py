@@ -30,8 +30,8 @@ from learn_rank.alignment.sampling import (
 )
 from learn_rank.alignment.towers import MeanContent, Tower, new_tower
 from learn_rank.alignment.trained import load_tower, load_tower_state, save_tower, tower_state
-from learn_rank.artifact import write_file, write_json
 from learn_rank.distributed import Process, gather_with_gradient, on_main, seed_rank, sum_gradients, sum_over_ranks
+from learn_rank.durable import write_file, write_json
 from learn_rank.errors import InputError
 from learn_rank.io import read_table
 from learn_rank.progress import progress_bar

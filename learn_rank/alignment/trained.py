@@ -14,7 +14,7 @@ from learn_rank.alignment.backbone import LoraBackbone
 from learn_rank.alignment.gallery import Gallery
 from learn_rank.alignment.options import AlignOptions
 from learn_rank.alignment.towers import MeanContent, Tower, tower_of
-from learn_rank.artifact import write_file
+from learn_rank.durable import write_file
 from learn_rank.errors import InputError
 from learn_rank.io import read_table
 from learn_rank.schema import ITEM_ID

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from learn_rank.alignment.options import SHAPE
-from learn_rank.artifact import Manifest, fingerprint, read_manifest
+from learn_rank.artifact import Manifest, read_manifest
 from learn_rank.cli.config import RunConfig
 from learn_rank.cli.folders import Work, fingerprint_of, folder, stage, stage_on_ranks
 from learn_rank.cli.stages import extract, prepare
 from learn_rank.cli.validation import validation_uauc
 from learn_rank.errors import InputError
+from learn_rank.fingerprints import fingerprint
 from learn_rank.schema import FEATURES, MANIFEST, METRICS, FeatureSet
 
 if TYPE_CHECKING:

@@ -7,11 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
 from learn_rank.cli.config import EvaluateConfig, MergeConfig, SegmentConfig, part_of, require
 from learn_rank.errors import InputError
 from learn_rank.evaluation.options import EvaluateOptions, SegmentOptions
 from learn_rank.memory import parse_bytes
+from learn_rank.publish import check_target, publish
 
 
 def evaluate_files(config: EvaluateConfig) -> None:
@@ -30,6 +31,8 @@ def evaluate_files(config: EvaluateConfig) -> None:
         raise InputError("part=K/N makes a state: add state=FOLDER, then `learn-rank evaluate-merge`")
     if config.state and config.out:
         raise InputError("state and out are both set; a state becomes a report by `learn-rank evaluate-merge`")
+    reads = _reads(config)
+    check_target(Path(config.state or config.out), STAGE if config.state else "evaluate", reads=reads)
     options = part_of(config, EvaluateOptions)
     part = Part(*_part(config.part)) if config.part else None
     named: dict[str, Any] = {
@@ -42,7 +45,7 @@ def evaluate_files(config: EvaluateConfig) -> None:
     recorded = {name: str(value) for name, value in sources.items()}
     if config.state:
         manifest = Manifest(STAGE, recorded, {**asdict(options), "part": config.part})
-        with publish(Path(config.state), manifest) as (work, facts):
+        with publish(Path(config.state), manifest, reads=reads) as (work, facts):
             state, found = run(inputs, save_scores=work if options.auc == "exact" else None)
             rules = segment_rules(inputs.users, inputs.items, state)
             save_state(state, work, options=options, part=part, rules=rules, sources=sources)
@@ -50,7 +53,7 @@ def evaluate_files(config: EvaluateConfig) -> None:
         print(f"state: {config.state} ({state.num_rows:,} rows, {time.monotonic() - start:.1f} s)")
         return
     out = Path(config.out)
-    with publish(out, Manifest("evaluate", recorded, asdict(options))) as (work, _):
+    with publish(out, Manifest("evaluate", recorded, asdict(options)), reads=reads) as (work, _):
         state, found = run(inputs)
         seconds = time.monotonic() - start
         report = make_report(
@@ -74,6 +77,7 @@ def merge(config: MergeConfig) -> None:
     from learn_rank.evaluation.report import format_table, write_report
 
     folders, out = [Path(folder) for folder in config.states], Path(config.out)
+    check_target(out, "evaluate", reads=folders)
     inputs = {str(position): read_manifest(folder, stage=STAGE).fingerprint for position, folder in enumerate(folders)}
     state, first, sources = merge_states(folders)
     rules = {
@@ -81,7 +85,7 @@ def merge(config: MergeConfig) -> None:
         for entity, unlisted in (("user", state.unlisted_users), ("item", state.unlisted_items))
     }
     report = make_report(state, first.options, rules=rules, sources=sources, engine={"num_parts": len(folders)})
-    with publish(out, Manifest("evaluate", inputs, asdict(first.options))) as (work, _):
+    with publish(out, Manifest("evaluate", inputs, asdict(first.options)), reads=folders) as (work, _):
         write_report(report, work)
     print(format_table(report))
     print(f"report: {out / 'report.html'}")
@@ -90,15 +94,16 @@ def merge(config: MergeConfig) -> None:
 def segment(config: SegmentConfig) -> None:
     """A training log -> segments of its users and items."""
     require(config, "segment", "log", "out")
-    from learn_rank.artifact import file_fingerprint
     from learn_rank.evaluation.segments import count_segments
+    from learn_rank.fingerprints import file_fingerprint
 
     parse_bytes(config.memory_limit, name="memory_limit")
     log, out = Path(config.log), Path(config.out)
+    check_target(out, "segment", reads=[log])
     options = part_of(config, SegmentOptions)
     inputs = {"log": file_fingerprint(log) if log.exists() else str(log)}
     manifest = Manifest("segment", inputs, {**asdict(options), "user_id": config.user_id, "item_id": config.item_id})
-    with publish(out, manifest) as (work, facts):
+    with publish(out, manifest, reads=[log]) as (work, facts):
         facts.update(
             count_segments(
                 log,
@@ -126,12 +131,14 @@ def _experiment(config: EvaluateConfig) -> None:
     if config.state or config.part or len(config.treatments) != 1 or config.control:
         raise InputError("variant: baseline and treatment name two of its values; no state, part or control")
     predictions, out = Path(config.predictions), Path(config.out)
+    reads = _reads(config)
+    check_target(out, "experiment", reads=reads)
     named: dict[str, Any] = {
         "user_segments": _file_or_column(config.user_segments), "item_segments": _file_or_column(config.item_segments),
     }  # fmt: skip
     sources = fingerprints({"predictions": predictions, **named})
     recorded = {name: str(value) for name, value in sources.items()}
-    with publish(out, Manifest("experiment", recorded, asdict(config))) as (work, _):
+    with publish(out, Manifest("experiment", recorded, asdict(config)), reads=reads) as (work, _):
         report = evaluate_experiment(
             predictions,
             variant=config.variant,
@@ -151,6 +158,11 @@ def _experiment(config: EvaluateConfig) -> None:
         write_experiment(report, work)
     print(format_experiment(report))
     print(f"report: {out / 'report.html'}")
+
+
+def _reads(config: EvaluateConfig) -> list[Path]:
+    """What an evaluation reads: its output may not lie there."""
+    return [Path(path) for path in (config.predictions, config.user_segments, config.item_segments) if path]
 
 
 def _file_or_column(named: str) -> Path | str | None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from learn_rank.artifact import Manifest, file_fingerprint
+from learn_rank.artifact import Manifest
 from learn_rank.cli.config import ExportFeaturesConfig, part_of, require
 from learn_rank.cli.folders import fingerprint_of, stage
 from learn_rank.cli.stages import store_fingerprints
 from learn_rank.errors import InputError
+from learn_rank.fingerprints import file_fingerprint
 from learn_rank.io import open_parquet, parquet_files
+from learn_rank.publish import check_target
 from learn_rank.ranker.options import LearnColumnsOptions
 
 
@@ -23,6 +25,9 @@ def export_features(config: ExportFeaturesConfig) -> None:
     log = Path(config.log) if config.log else run_dir / "prepare" / "interactions"
     if config.log and not config.out:
         raise InputError("out is missing; add out=FOLDER for the rows of log")
+    out = Path(config.out) if config.out else run_dir / "features"
+    reads = [log, run_dir / "prepare", run_dir / "export", run_dir / "train" / config.arm]
+    check_target(out, "features", reads=reads)
     open_parquet(parquet_files(log)[0]).close()
     options = part_of(config, LearnColumnsOptions)
     inputs = {"log": file_fingerprint(log), **store_fingerprints(run_dir / "prepare", run_dir / "export")}
@@ -30,7 +35,6 @@ def export_features(config: ExportFeaturesConfig) -> None:
     if checkpoint_dir is not None:
         inputs["train"] = fingerprint_of(checkpoint_dir, "train")
     manifest = Manifest("features", inputs, {**asdict(options), "accept_stores": sorted(config.accept_stores)})
-    out = Path(config.out) if config.out else run_dir / "features"
     stage(
         out,
         manifest,
@@ -43,6 +47,7 @@ def export_features(config: ExportFeaturesConfig) -> None:
             options,
             accept_stores=config.accept_stores,
         ),
+        reads=reads,
         is_resumable=True,
     )
     print(f"columns: {out}")

@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from learn_rank.artifact import Manifest, file_fingerprint, is_current, publish, read_manifest
+from learn_rank.artifact import STORES, Manifest, is_current, read_manifest
 from learn_rank.cli.config import (
     StoreBuildConfig,
     StoreConfig,
@@ -15,10 +15,10 @@ from learn_rank.cli.config import (
     part_of,
     require,
 )
+from learn_rank.fingerprints import file_fingerprint
 from learn_rank.memory import format_bytes
+from learn_rank.publish import check_target, publish
 from learn_rank.store.options import StoreOptions
-
-STAGES = ("store", "export", "extract")
 
 
 def build(config: StoreBuildConfig) -> None:
@@ -28,6 +28,7 @@ def build(config: StoreBuildConfig) -> None:
     from learn_rank.store.source import open_source
 
     options, out = part_of(config, StoreOptions), Path(config.out)
+    check_target(out, "store", reads=[Path(config.input)])
     source = open_source(Path(config.input), key=options.key, vector=options.vector, as_of=options.as_of)
     decides = {name: value for name, value in asdict(options).items() if name != "memory_limit"}
     manifest = Manifest("store", {"input": file_fingerprint(Path(config.input))}, decides)
@@ -35,7 +36,8 @@ def build(config: StoreBuildConfig) -> None:
         print(f"store: {out} unchanged")
         return
     start = time.monotonic()
-    with publish(out, manifest, is_resumable=True) as (work, facts):
+    # what a build refuses it would refuse again: nothing of it is kept
+    with publish(out, manifest, reads=[Path(config.input)], is_resumable=True, keeps_refused=False) as (work, facts):
         facts.update(build_store(source, work, options))
     seconds = time.monotonic() - start
     _print_version(out, "v1")
@@ -120,5 +122,5 @@ def _print_version(directory: Path, version: str, *, is_used: bool = False) -> N
 def _opened(config: StoreConfig, command: str, *names: str) -> Path:
     require(config, f"store {command}", "store", *names)
     directory = Path(config.store)
-    read_manifest(directory, stage=STAGES)
+    read_manifest(directory, stage=STORES)
     return directory

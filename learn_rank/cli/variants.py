@@ -90,7 +90,7 @@ def _read(written: str) -> tuple[str, Recipe]:
     head, _, settings = (part.strip() for part in written.partition(":"))
     path = Path(head) if head.endswith((".yaml", ".yml")) else config_dir() / "ablation" / f"{head}.yaml"
     name = path.stem
-    if not re.fullmatch(r"[\w.+-]+", name) or name == BASELINE:
+    if not re.fullmatch(r"\w[\w.+-]*", name) or name.endswith((".json", ".md")) or name == BASELINE:
         raise InputError(f"ablate.variants: '{name}' cannot be a variant's name; use letters, digits, _ . + - "
                          f"(and not {BASELINE})")  # fmt: skip
     known = variant_names()

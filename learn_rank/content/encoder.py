@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from learn_rank import __version__
-from learn_rank.artifact import fingerprint
 from learn_rank.content.text import TextOptions
 from learn_rank.errors import InputError
+from learn_rank.fingerprints import fingerprint
 from learn_rank.pretrained import model_fingerprint
 
 OPTION = "encoder.model"

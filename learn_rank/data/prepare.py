@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from learn_rank.artifact import file_fingerprint
 from learn_rank.data.dense import DenseFeature, read_dense, write_dense
 from learn_rank.data.entities import write_entity_features
 from learn_rank.data.features import EncodedFeature, dense_column, encode_sparse, fit_dense, is_constant, sparse_column
@@ -23,6 +22,7 @@ from learn_rank.data.source import connect, first_row, quote
 from learn_rank.data.split import split_rows
 from learn_rank.data.write import write_query
 from learn_rank.errors import InputError
+from learn_rank.fingerprints import file_fingerprint
 from learn_rank.io import read_batches
 from learn_rank.progress import note, progress_bar
 from learn_rank.schema import (
@@ -64,12 +64,8 @@ class PrepareOptions:
 
 
 def raw_fingerprints(recipe: DatasetRecipe) -> dict[str, str]:
-    """Fingerprints of the recipe's files, by their place below what the recipe names; InputError for a missing one."""
-    return {
-        f"{table}/{files.relative(path)}": file_fingerprint(path)
-        for table, files in find_sources(recipe).items()
-        for path in files.paths
-    }
+    """Fingerprints of the log, the items and the users, of all their files; InputError for a missing one."""
+    return {table: file_fingerprint(files.folder, files.paths) for table, files in find_sources(recipe).items()}
 
 
 def prepare(recipe: DatasetRecipe, directory: Path, options: PrepareOptions) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from learn_rank.artifact import file_fingerprint
 from learn_rank.errors import InputError
 from learn_rank.evaluation.binding import Binding, Segments, bind, check_id_type, name_column
 from learn_rank.evaluation.engine import run
@@ -22,6 +21,7 @@ from learn_rank.evaluation.results import Results, few_user_note
 from learn_rank.evaluation.state import Layout, State
 from learn_rank.evaluation.statistics import compare_means
 from learn_rank.evaluation.steps import Inputs, Part
+from learn_rank.fingerprints import file_fingerprint
 from learn_rank.inputs import PARQUET, find_inputs
 from learn_rank.io import open_schema
 
@@ -209,7 +209,10 @@ def fingerprints(sources: Mapping[str, Any]) -> dict[str, Any]:
     for name, source in sources.items():
         if source is None or (isinstance(source, str) and not source):
             found[name] = None
-        elif isinstance(source, (str, Path)):
+        elif isinstance(source, Path) or (name == "predictions" and isinstance(source, str)):
+            files = find_inputs(source, may_be_pattern=name == "predictions")
+            found[name] = file_fingerprint(files.folder, files.paths)
+        elif isinstance(source, str):
             found[name] = file_fingerprint(Path(source)) if Path(source).exists() else f"column {source}"
         else:
             found[name] = "in memory"

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from learn_rank.artifact import read_manifest, write_json
+from learn_rank.artifact import read_manifest
+from learn_rank.durable import write_json
 from learn_rank.errors import InputError
 from learn_rank.evaluation.engine import in_threads, num_threads
 from learn_rank.evaluation.options import EvaluateOptions, SegmentOptions

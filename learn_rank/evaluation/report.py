@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from learn_rank.artifact import write_json, write_text
+from learn_rank.durable import write_json, write_text
 from learn_rank.evaluation.markdown import plain, tables
 from learn_rank.evaluation.page import page, pictures, ranking_table
 from learn_rank.evaluation.readings import Reading, Table

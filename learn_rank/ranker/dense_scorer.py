@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from learn_rank import checkpoint
-from learn_rank.artifact import file_checksum
 from learn_rank.distributed import process_group
+from learn_rank.fingerprints import file_checksum
 from learn_rank.ranker.backbones import Features, SequenceEmbeddings
 from learn_rank.ranker.frozen import LearnVectors
 from learn_rank.ranker.inputs import RankerInputs, open_inputs

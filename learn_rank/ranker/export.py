@@ -15,10 +15,11 @@ import pyarrow as pa
 import torch
 
 from learn_rank import checkpoint
-from learn_rank.artifact import Manifest, publish, read_manifest
+from learn_rank.artifact import Manifest, read_manifest
 from learn_rank.distributed import process_group
 from learn_rank.errors import InputError
 from learn_rank.io import open_parquet, read_batches
+from learn_rank.publish import publish
 from learn_rank.ranker.dense_scorer import can_write_onnx, load, write_programs
 from learn_rank.ranker.inputs import RankerInputs, check_fingerprints, open_inputs
 from learn_rank.ranker.options import RankerOptions
@@ -255,7 +256,6 @@ def _write_store(
                 work, batches, key_type=key, dim=dim, dtype="float32", has_as_of=False, expected_rows=num_rows
             )
         )
-    directory.with_name(f".{directory.name}.lock").unlink()  # nobody else writes into an unpublished folder
 
 
 def _carry_store(source: Path, target: Path, *, link: bool) -> None:

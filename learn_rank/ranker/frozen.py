@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from learn_rank.artifact import fingerprint
 from learn_rank.distributed import Process
 from learn_rank.errors import InputError
+from learn_rank.fingerprints import fingerprint
 from learn_rank.ranker.options import STORE, FrozenOptions
 from learn_rank.ranker.placement import lookup_each, place
 from learn_rank.store.reader import FrozenStore

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from learn_rank.artifact import file_fingerprint, fingerprint
 from learn_rank.distributed import Process, on_main
 from learn_rank.errors import InputError
+from learn_rank.fingerprints import file_fingerprint, fingerprint
 from learn_rank.io import open_parquet, parquet_files, read_batches, require_columns, to_numpy
 from learn_rank.progress import note
 from learn_rank.ranker.frozen import FrozenVectors

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import torch
 
 from learn_rank.adaptor import LearnAdaptor
-from learn_rank.artifact import write_file
 from learn_rank.distributed import process_group
+from learn_rank.durable import write_file
 from learn_rank.errors import InputError
 from learn_rank.inputs import PARQUET, InputFile, find_inputs
 from learn_rank.io import open_parquet, open_schema, read_batches, require_columns, require_same_kinds

@@ -22,7 +22,8 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-from learn_rank.artifact import read_manifest, write_json
+from learn_rank.artifact import read_manifest
+from learn_rank.durable import write_json
 from learn_rank.errors import InputError
 from learn_rank.schema import SEQUENCE_PREFIX, Task
 

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from learn_rank.artifact import file_checksum
 from learn_rank.errors import InputError
+from learn_rank.fingerprints import file_checksum
 from learn_rank.serving.files import LOGITS, ONNX, PROGRAM, STAGE, ServedModel
 
 TORCH_BACKEND, ONNX_BACKEND = BACKENDS = ("torch", "onnx")

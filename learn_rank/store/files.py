@@ -27,7 +27,7 @@ import numpy.typing as npt
 import xxhash
 from numba import njit
 
-from learn_rank.artifact import write_json, write_text
+from learn_rank.durable import write_json, write_text
 from learn_rank.errors import InputError
 from learn_rank.hashing import UInt64Array
 from learn_rank.store.encoding import Encoded

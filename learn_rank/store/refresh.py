@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from numba import njit
 
-from learn_rank.artifact import fsync, lock
+from learn_rank.durable import fsync, lock
 from learn_rank.errors import InputError
 from learn_rank.hashing import UInt64Array
 from learn_rank.memory import format_bytes

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from learn_rank.artifact import write_json
+from learn_rank.durable import write_json
 from learn_rank.errors import InputError
 from learn_rank.hashing import UInt64Array, unhash_int64
 from learn_rank.progress import progress_bar

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from learn_rank.adaptor import LearnAdaptor, LearnFeatures, VectorTable
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
 from learn_rank.errors import InputError
+from learn_rank.publish import publish
 from learn_rank.store.reader import FrozenStore
 from learn_rank.store.writer import write_store
 from tests.ranks import run_ranks

@@ -43,9 +43,11 @@ def test_an_expression_names_its_columns(
 @pytest.mark.parametrize(
     "source",
     [
-        "true; COPY (SELECT 1) TO '/tmp/x'", "a) AS x FROM t; DROP TABLE t; SELECT (b", "1) OR (1 = 1", "a) FROM t WHERE (b",
-        "a, b", "a AS b", "a FROM t", "a ORDER BY 1", "a LIMIT 1", "a UNION SELECT 1", "SELECT 1", "", " ", "-- x", "/*",
-        "a /* b", "'", '"', "(SELECT 1)", "a IN (SELECT 1)", "EXISTS (SELECT 1)", "(FROM read_csv('/etc/passwd'))",
+        "true; COPY (SELECT 1) TO '/tmp/x'", "a) AS x FROM t; DROP TABLE t; SELECT (b", "1) OR (1 = 1",
+        "a) FROM t WHERE (b",
+        "a, b", "a AS b", "a FROM t", "a ORDER BY 1", "a LIMIT 1", "a UNION SELECT 1", "SELECT 1", "", " ", "-- x",
+        "/*", "a /* b", "'", '"', "(SELECT 1)", "a IN (SELECT 1)", "EXISTS (SELECT 1)",
+        "(FROM read_csv('/etc/passwd'))",
         "*", "COLUMNS('a')", "$1", "?", "#1", "DEFAULT", "sum(a)", "count(*)", "max(a) FILTER (b)", "any_value(a)",
         "row_number() OVER ()", "lag(a) OVER (ORDER BY b)", "unnest(a)", "current_setting('memory_limit')",
         "getenv('HOME')", "sleep_ms(1000)", "nextval('s')", "a" + " + a" * 3000, "(" * 3000 + "a" + ")" * 3000,

@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
 from learn_rank.errors import InputError
 from learn_rank.evaluation.engine import run
 from learn_rank.evaluation.evaluate import evaluate, make_report, open_inputs, segment_rules
 from learn_rank.evaluation.merge import STAGE, merge_states, save_state
 from learn_rank.evaluation.options import EvaluateOptions
 from learn_rank.evaluation.steps import Part
+from learn_rank.publish import publish
 
 OPTIONS = EvaluateOptions(label="click", baseline="baseline", treatment="learn", control="shuffled")
 

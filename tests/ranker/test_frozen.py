@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
 from learn_rank.distributed import process_group
 from learn_rank.errors import InputError
+from learn_rank.publish import publish
 from learn_rank.ranker.frozen import FrozenVectors, LearnVectors
 from learn_rank.ranker.options import FrozenOptions
 from learn_rank.store.reader import FrozenStore

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
 from learn_rank.cli.main import main
+from learn_rank.publish import publish
 from learn_rank.store.writer import write_store
 
 NUM_USERS, NUM_ITEMS, NUM_ROWS, DIM = 40, 30, 1500, 8

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
+from learn_rank.publish import publish
 from learn_rank.store.build import build_store
 from learn_rank.store.options import StoreOptions
 from learn_rank.store.source import open_source

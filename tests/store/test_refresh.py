@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from learn_rank.artifact import lock
+from learn_rank.durable import lock
 from learn_rank.errors import InputError
 from learn_rank.store import spill
 from learn_rank.store.files import StoreFacts, current_version, versions
