@@ -174,7 +174,7 @@ def _class(sql: str) -> str:
 
 
 def _kind(first: int | None, last: int | None) -> str:
-    """What all texts are that pass the first-th to the last-th test: integers are numbers too, else they must agree."""
+    """What texts are of which one passes the first-th test first, one the last-th: integers are numbers too."""
     if first is None or last is None:
         return "NULL"
     kinds = list(_TESTS)

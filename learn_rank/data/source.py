@@ -18,7 +18,7 @@ from learn_rank.memory import parse_bytes
 
 INTEGER_TYPES = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
 _GLOBBED = re.compile(r"[*?\[\]\\]")  # in a path, DuckDB takes them for a pattern
-_LINE = re.compile(r"CSV Error on Line: (\d+)\n(?:Original Line: (.*)\n)?(.*)")
+_LINE = re.compile(r"CSV Error on Line: (\d+)\n(?:Original Line: (.*?)\n)?([^\n]*)\n+Possible", re.DOTALL)
 _FIELDS = re.compile(r"Expected Number of Columns: (\d+) Found: (\d+)")
 _MAX_SAID = 400
 
@@ -54,7 +54,7 @@ def _said(message: str, where: str, names: Mapping[Path, str]) -> str:
         file = re.search(r"^\s*file = (.*)$", message, re.MULTILINE)
         path = next((str(path) for path, name in names.items() if file and name == file[1]), file[1] if file else where)
         fields = _FIELDS.search(reason)
-        said = f"expected {fields[1]} fields, found {fields[2]}" if fields else cut(reason)
+        said = f"expected {fields[1]} fields, found {fields[2]}" if fields else cut(reason.rstrip(". "))
         of_line = f"; the line is {cut(line, 100)!r}" if line else ""
         return f"{path}, line {number}: {said}{of_line}; correct the line"
     for path, name in names.items():

@@ -23,14 +23,14 @@ def milliseconds(time: str, kind: str, log: InteractionsSource, *, text_kind: st
     """
     if log.timestamp_format:
         parsed = f"try_strptime(CAST({time} AS VARCHAR), {literal(log.timestamp_format)})"
-        return _plausible(f"epoch_ms(CAST({parsed} AS TIMESTAMP))", "ms", f"epoch_ms(CAST({parsed} AS TIMESTAMP))")
+        return _plausible(_whole_milliseconds(parsed), "ms", _whole_milliseconds(parsed))
     if kind == "VARCHAR" and text_kind in ("BIGINT", "DOUBLE"):
         time, kind = f"TRY_CAST({time} AS {text_kind})", text_kind
     elif kind == "VARCHAR":  # ISO or null: what else a text may be is not guessed
         is_iso = f"regexp_matches({time}, {literal(_ISO)})"
         time, kind = f"CASE WHEN {is_iso} THEN TRY_CAST({time} AS TIMESTAMPTZ) END", "TIMESTAMPTZ"
     if kind.startswith(("TIMESTAMP", "DATE")):
-        as_ms = f"epoch_ms(CAST({time} AS TIMESTAMP))"
+        as_ms = f"epoch_ns({time}) // 1000000" if kind.endswith("_NS") else _whole_milliseconds(time)
         return as_ms if log.timestamp_unit == STEP else _plausible(as_ms, "ms", as_ms)
     unit = log.timestamp_unit
     if kind in (*INTEGER_TYPES, "UBIGINT", "HUGEINT"):
@@ -41,7 +41,7 @@ def milliseconds(time: str, kind: str, log: InteractionsSource, *, text_kind: st
     if (kind == "DOUBLE" or kind.startswith("DECIMAL")) and unit != STEP:
         number = f"CAST({time} AS DOUBLE)"
         microseconds = f"round({number} * {1_000_000 / UNITS[unit]!r})"
-        return _plausible(number, unit, f"CAST({microseconds} AS BIGINT) // 1000")
+        return _plausible(number, unit, f"TRY_CAST({microseconds} AS BIGINT) // 1000")
     expected = "integers" if unit == STEP else "integers, doubles, dates or timestamps"
     raise InputError(f"{where} is {cut(kind)}, expected {expected}; cast it")
 
@@ -74,6 +74,11 @@ def refuse_time(value: object, log: InteractionsSource, where: str) -> InputErro
     if isinstance(value, str):
         return InputError(f"{where} is {text!r}, expected a time such as 2024-01-31 09:05:00, or set {_FORMAT}")
     return InputError(f"{where} is {text}, expected a time from 1990 to a few years ahead; {fix}")
+
+
+def _whole_milliseconds(moment: str) -> str:
+    """SQL: epoch_ms and casts round, which would bring half of all moments into the future."""
+    return f"epoch_us(CAST({moment} AS TIMESTAMP)) // 1000"
 
 
 def _plausible(value: str, unit: str, converted: str) -> str:
