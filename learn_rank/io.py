@@ -96,7 +96,8 @@ def read_batches(
 
 def write_table(path: Path, table: pa.Table, schema: pa.Schema | None = None) -> None:
     """Writes one Parquet file in the stage's schema. Callers write inside `artifact.publish`, which renames."""
-    pq.write_table(table if schema is None else table.select(schema.names).cast(schema), path)
+    made = table if schema is None else table.select(schema.names).cast(schema)
+    pq.write_table(made, path, write_page_checksum=True)
 
 
 def require_columns(present: Iterable[str], wanted: Iterable[str], *, where: str) -> None:
