@@ -33,6 +33,13 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     fsync(path.parent)
 
 
+def remove_temporary(directory: Path) -> None:
+    """Removes what a killed `write_file` left anywhere below a folder."""
+    for path in list(directory.rglob(".*.tmp")):
+        if not path.is_dir():
+            path.unlink()
+
+
 def fsync(path: Path) -> None:
     """Forces a file's bytes, or a folder's entries, to disk: a rename is safe only after it."""
     descriptor = os.open(path, os.O_RDONLY)

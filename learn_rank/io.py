@@ -78,14 +78,14 @@ def read_batches(
     options: dict[str, Any] = {
         "buffer_size": _STREAM_BYTES,
         "pre_buffer": False,
-        "read_dictionary": list(coded),
+        "read_dictionary": [name for name in coded if name not in (folders or ())],  # pyarrow refuses absent ones
         "page_checksum_verification": True,  # if the writer made any: without, a flipped bit is another score
     }
     try:
         with pq.ParquetFile(path, metadata=footer, **options) as file:
             groups = range(file.metadata.num_row_groups) if row_groups is None else row_groups
-            added = {} if not folders else {name: folders[name] for name in folders if name in columns}
-            added = {name: value for name, value in added.items() if name not in file.schema_arrow.names}
+            of_file = file.schema_arrow.names if folders else []
+            added = {name: value for name, value in (folders or {}).items() if name in columns and name not in of_file}
             own = [name for name in columns if name not in added]
             for batch in file.iter_batches(batch_rows, row_groups=list(groups), columns=own, use_threads=False):
                 whole = _whole(batch)
@@ -97,7 +97,8 @@ def read_batches(
 
 def write_table(path: Path, table: pa.Table, schema: pa.Schema | None = None) -> None:
     """Writes one Parquet file in the stage's schema. Callers write inside `artifact.publish`, which renames."""
-    pq.write_table(table if schema is None else table.select(schema.names).cast(schema), path, write_page_checksum=True)
+    made = table if schema is None else table.select(schema.names).cast(schema)
+    pq.write_table(made, path, write_page_checksum=True)
 
 
 def require_columns(present: Iterable[str], wanted: Iterable[str], *, where: str) -> None:

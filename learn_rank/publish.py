@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from learn_rank.artifact import Manifest, command_of, files_of, is_ours, read_record
-from learn_rank.durable import fsync, lock
+from learn_rank.durable import fsync, lock, remove_temporary
 from learn_rank.errors import InputError
 from learn_rank.schema import MANIFEST
 
@@ -183,6 +183,7 @@ def _start(places: _Places, manifest: Manifest, *, is_resumable: bool) -> Path:
         if not (is_resumable and begun == manifest.fingerprint):
             shutil.rmtree(work)
     work.mkdir(exist_ok=True)
+    remove_temporary(work)  # or the manifest would list them
     marker.write_text(manifest.fingerprint)
     return work
 

@@ -150,6 +150,11 @@ def entity_features_schema(
     )
 
 
+def vocabulary_schema() -> pa.Schema:
+    """Schema of prepare/vocabularies/*.parquet: values by falling count in training, and their table rows."""
+    return pa.schema([pa.field("value", pa.string()), pa.field("row", pa.int64()), pa.field("num_rows", pa.int64())])
+
+
 def counts_schema(entity_column: str, entity_type: pa.DataType) -> pa.Schema:
     """Schema of prepare/{user,item}_counts.parquet."""
     return pa.schema([pa.field(entity_column, entity_type), pa.field(NUM_INTERACTIONS, pa.int64())])

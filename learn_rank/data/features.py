@@ -10,10 +10,12 @@ import duckdb
 from learn_rank.data.dense import LARGEST, DenseFeature, fit
 from learn_rank.data.recipe import DenseSource, SparseSource
 from learn_rank.data.source import first_row, literal, quote, sql_errors
+from learn_rank.data.write import write_query
 from learn_rank.errors import InputError
-from learn_rank.schema import DENSE_PREFIX, ITEM_ID, SPARSE_PREFIX, USER_ID, SparseFeature
+from learn_rank.schema import DENSE_PREFIX, ITEM_ID, SPARSE_PREFIX, USER_ID, SparseFeature, vocabulary_schema
 
 _FITTED_ROWS = 1 << 24
+_VOCABULARY_ROWS = 1 << 17  # of a row group
 _IS_BAD = f"x IS NULL OR NOT abs(x) <= {LARGEST!r}"  # NaN is larger than all numbers in DuckDB
 KEYS = {"interactions": "row_id", "items": "item_id", "users": "user_id"}
 
@@ -71,8 +73,8 @@ def encode_sparse(
             """
         )
         num_known = int(first_row(connection, f"SELECT count(*) FROM {vocabulary}")[0])
-        target = literal(str(vocabulary_path.absolute()))
-        connection.execute(f"COPY (FROM {vocabulary} ORDER BY row) TO {target} (FORMAT parquet)")
+        query = f"SELECT value, row, num_rows FROM {vocabulary} ORDER BY row"
+        write_query(connection, query, vocabulary_path, vocabulary_schema(), _VOCABULARY_ROWS)
     looked_up = f"SELECT {key}, coalesce(row, {num_known}) AS row FROM {values} LEFT JOIN {vocabulary} USING (value)"
     if values_sql is not None:
         looked_up = f"SELECT {key}, list(DISTINCT row ORDER BY row) AS row FROM ({looked_up}) GROUP BY {key}"

@@ -81,7 +81,7 @@ def prepare(recipe: DatasetRecipe, directory: Path, options: PrepareOptions) -> 
     kept = _earlier_dense(Path(options.dense_from), recipe) if options.dense_from else {}
     files = find_sources(recipe)
     reads = [path for found in files.values() for path in found.paths]
-    with connect(directory / "scratch", memory_limit=options.memory_limit, reads=reads, writes=[directory]) as engine:
+    with connect(directory / "scratch", memory_limit=options.memory_limit, reads=reads) as engine:
         connection = engine.connection
         steps = progress_bar(
             total=4 + len(recipe.sparse) + len(recipe.sequence) + len(SPLITS), description="prepare", unit="step"

@@ -73,10 +73,8 @@ def literal(value: str) -> str:
 
 
 @contextmanager
-def connect(
-    scratch: Path, *, memory_limit: str, reads: Sequence[Path] = (), writes: Sequence[Path] = ()
-) -> Iterator[Engine]:
-    """DuckDB that reads the files `reads`, writes below the folders `writes` and spills to `scratch`, and no more.
+def connect(scratch: Path, *, memory_limit: str, reads: Sequence[Path] = ()) -> Iterator[Engine]:
+    """DuckDB that reads the files `reads` and spills to `scratch`, and no more.
 
     scratch is made and removed. Whatever a recipe's expression asks for, no other file is opened, no setting is
     changed and nothing is installed. InputError, from any query: what DuckDB cannot spill does not fit into
@@ -87,14 +85,13 @@ def connect(
     connection = duckdb.connect(str(scratch / "scratch.duckdb"))
     try:
         names = {path: aliases.of(path) for path in reads}
-        folders = [str(folder.resolve()) for folder in (scratch, *writes)]
         for setting, value in (
             ("temp_directory", literal(str(scratch.resolve()))),
             ("memory_limit", literal(f"{parse_bytes(memory_limit, name='memory_limit')}B")),
             ("TimeZone", "'UTC'"),
             ("enable_progress_bar", "false"),
             ("allowed_paths", f"[{', '.join(map(literal, names.values()))}]"),
-            ("allowed_directories", f"[{', '.join(map(literal, folders))}]"),
+            ("allowed_directories", f"[{literal(str(scratch.resolve()))}]"),
             ("enable_external_access", "false"),
             ("lock_configuration", "true"),
         ):

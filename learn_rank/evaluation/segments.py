@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -16,12 +15,13 @@ import pyarrow.compute as pc
 
 from learn_rank.data.raw import Raw, open_raw
 from learn_rank.data.source import connect, folder_in, literal, quote
+from learn_rank.data.write import write_query
 from learn_rank.errors import InputError
 from learn_rank.evaluation.options import SEGMENTS, SegmentOptions
 from learn_rank.ids import canonical_ids, refuse_nulls
 from learn_rank.inputs import PARQUET, InputFile, find_inputs
 from learn_rank.io import open_parquet, open_schema, read_batches, require_columns
-from learn_rank.schema import ITEM_ID, NUM_INTERACTIONS, SEGMENT, USER_ID
+from learn_rank.schema import ITEM_ID, NUM_INTERACTIONS, SEGMENT, USER_ID, segments_schema
 
 ID_COLUMNS = {"user": USER_ID, "item": ITEM_ID}
 UNLISTED = "unlisted"  # segment of ids that a file of other names does not hold
@@ -128,7 +128,7 @@ def count_segments(
     facts: dict[str, Any] = {}
     with (
         folder_in(scratch) as folder,
-        connect(folder / "duckdb", memory_limit=memory_limit, reads=files.paths, writes=[out]) as engine,
+        connect(folder / "duckdb", memory_limit=memory_limit, reads=files.paths) as engine,
     ):
         raw = open_raw(engine, files)
         raw.require({f"{entity}_id": column for entity, column in columns.items()})
@@ -140,7 +140,7 @@ def count_segments(
             )
             shares = options.proportions(entity)
             cuts = choose_cuts(histogram, shares) if shares else Cuts(*options.thresholds(entity))
-            _write_segments(engine.connection, out / f"{entity}_segments.parquet", ID_COLUMNS[entity], cuts)
+            _write_segments(raw, out / f"{entity}_segments.parquet", ID_COLUMNS[entity], kinds[column], cuts)
             facts["num_rows"] = sum(count * num_ids for count, num_ids in histogram.items())
             facts[entity] = _facts(histogram, cuts, shares)
     return facts
@@ -300,15 +300,14 @@ def _count(raw: Raw, column: str, kind: str) -> None:
         raise InputError(f"{raw.where}: no rows; nothing to count")
 
 
-def _write_segments(connection: duckdb.DuckDBPyConnection, path: Path, id_column: str, cuts: Cuts) -> None:
-    low, middle, high = (f"'{name}'" for name in SEGMENTS)
-    target = literal(str(path.absolute()))
-    connection.execute(
-        f"""COPY (SELECT id AS {id_column}, {NUM_INTERACTIONS},
+def _write_segments(raw: Raw, path: Path, id_column: str, kind: str, cuts: Cuts) -> None:
+    low, middle, high = map(literal, SEGMENTS)
+    query = f"""SELECT id AS {id_column}, {NUM_INTERACTIONS},
         CASE WHEN {NUM_INTERACTIONS} <= {cuts.cold_start_max} THEN {low}
         WHEN {NUM_INTERACTIONS} <= {cuts.long_tail_max} THEN {middle} ELSE {high} END AS {SEGMENT}
-        FROM counts ORDER BY id) TO {target} (FORMAT parquet, COMPRESSION zstd)"""
-    )
+        FROM counts ORDER BY id"""
+    schema = segments_schema(id_column, pa.int64() if kind == "BIGINT" else pa.string())
+    write_query(raw.engine.connection, query, path, schema, _BATCH_ROWS, compression="zstd")
 
 
 def _facts(histogram: dict[int, int], cuts: Cuts, shares: Sequence[float]) -> dict[str, Any]:

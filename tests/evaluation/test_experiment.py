@@ -462,3 +462,22 @@ def test_columns_that_differ_in_case_only_are_refused(run):
     log = TINY.append_column("ARM", pa.array(["x"] * 8))
     with pytest.raises(InputError, match="differ in case only"):
         run(log, user_segments="ARM")
+
+
+def test_variants_ids_and_segments_of_csv_are_text_as_it_stands(run, tmp_path):
+    log = tmp_path / "log[1]"
+    header, *rows = [
+        ",".join(map(str, row)) for row in [TINY.column_names, *zip(*TINY.to_pydict().values(), strict=True)]
+    ]
+    for day, part in ((1, rows[:3]), (2, rows[3:])):
+        (log / f"day={day}" / ".ipynb_checkpoints").mkdir(parents=True)
+        lines = "\n".join([header, *part]).replace("old", "1.1").replace("learn", "1.10").replace("a,", "007,")
+        (log / f"day={day}" / "log.csv").write_text(lines)
+        (log / f"day={day}" / ".ipynb_checkpoints" / "log-checkpoint.csv").write_text(lines)
+    users = USERS.set_column(0, "user_id", [["007", "c", "d"]])
+    found = run(log, control="1.1", treatment="1.10", value="revenue", user_segments=users, item_segments=ITEMS)
+    wanted = run(TINY, value="revenue", user_segments=USERS, item_segments=ITEMS)
+    assert (found["overall"], found["cells"]) == (wanted["overall"], wanted["cells"])
+    (log / "day=2" / "log.csv").write_text(f"{header}\n{rows[4]}\n{rows[5]}\n".replace(",1,1.0", ",2,1.0"))
+    with pytest.raises(InputError, match=r"day=2/log\.csv: column 'click' is 2(\.0)? in row 0, expected 0 or 1"):
+        run(log, control="1.1", treatment="learn")

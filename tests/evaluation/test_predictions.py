@@ -426,3 +426,29 @@ def test_any_table_is_evaluated_exactly_or_refused_with_a_bad_row(drawn):
         assert any(text in message for text in named), message
     else:
         assert "no rows" in message
+
+
+# ---- folders of the form key=value, and patterns
+
+
+def test_a_column_of_the_folders_may_be_a_segment_and_a_pattern_names_them_all(tmp_path):
+    users = {"a": [1, 1, 2, 2, 3, 3], "b": [11, 11, 12, 12, 13, 13]}
+    for tier, ids in users.items():
+        (tmp_path / "s[1]" / f"tier={tier}" / "_temporary").mkdir(parents=True)
+        pq.write_table(_table(user_id=ids), tmp_path / "s[1]" / f"tier={tier}" / "part.parquet")
+        pq.write_table(_table(user_id=ids), tmp_path / "s[1]" / f"tier={tier}" / "_temporary" / "part.parquet")
+    in_file = pa.concat_tables([_table(user_id=ids).append_column("tier", [[t] * 6]) for t, ids in users.items()])
+    expected = evaluate(in_file, user_segments="tier", options=OPTIONS)
+    for name in ("s[1]", "s[1]/tier=*", "s[1]/*/part.p*"):
+        found = evaluate(tmp_path / name, user_segments="tier", options=OPTIONS)
+        assert found["segments"] == expected["segments"]
+        assert [segment["segment"] for segment in found["segments"] if segment["entity"] == "user"] == ["a", "b"]
+    with pytest.raises(InputError, match="no such column in the predictions"):
+        evaluate(tmp_path / "s[1]" / "tier=a", user_segments="tier", options=OPTIONS)
+
+
+def test_csv_predictions_are_refused_with_how_to_convert_them(tmp_path):
+    (tmp_path / "scores.csv").write_text("user_id,click,a,b\n1,1,0.5,0.4\n")
+    for name in ("scores.csv", "."):
+        with pytest.raises(InputError, match=r"of CSV Parquet is made by: python -c"):
+            evaluate(tmp_path / name, options=OPTIONS)

@@ -381,6 +381,18 @@ def test_reports_of_almost_nothing_and_of_logits_can_be_written(generated, tmp_p
         assert ("<h2>Calibration</h2>" in html) == (found["calibration"] is not None)
 
 
+@pytest.mark.parametrize("score", [0.0, 5e-324, 1e-310, 1.0])
+@pytest.mark.parametrize("label", [0, 1])
+def test_reports_of_scores_that_say_nothing_can_be_written(tmp_path, score, label):
+    rows = {"user": np.arange(60) % 6, "click": np.arange(60) % 7 // 6 * label, "a": np.full(60, score)}
+    found = evaluate(rows, options=EvaluateOptions("click", "a", user_id="user", bootstrap_samples=0))
+    html, markdown = _write(found, tmp_path)
+    _check_html(html)
+    _check_markdown(markdown)
+    is_a_ratio = score == 1.0 or (score > 0 and label == 0)  # 8 over 60 times 1e-310 is beyond floats
+    assert found["overall"]["copc"]["baseline"] == (pytest.approx(label * 8 / 60) if is_a_ratio else None)
+
+
 def test_names_from_the_data_cannot_break_the_page(small, tmp_path):
     table = small.predictions.rename_columns(
         [

@@ -367,3 +367,18 @@ def test_too_little_memory_says_to_raise_the_limit(tmp_path):
         _count(tmp_path / "log.parquet", tmp_path / "out", item_id="", memory_limit="4MB")
     assert not (tmp_path / "scratch").exists()
     assert _count(tmp_path / "log.parquet", tmp_path / "out", item_id="", memory_limit="200MB")["num_rows"] == 100_000
+
+
+def test_ids_of_csv_are_text_if_one_of_them_is_no_integer_as_integers_are_written(tmp_path):
+    log = tmp_path / "day=1" / "log[1]"
+    for nth, ids in enumerate((["7", "8"], ["007", "8"])):
+        (log / f"iid={nth}" / "_temporary").mkdir(parents=True)
+        for place in (log / f"iid={nth}", log / f"iid={nth}" / "_temporary"):
+            (place / "log.csv").write_text("uid\n" + "\n".join(ids) + "\n")
+    _count(log, tmp_path / "out")
+    users = pq.read_table(tmp_path / "out" / "user_segments.parquet").to_pydict()
+    items = pq.read_table(tmp_path / "out" / "item_segments.parquet").to_pydict()
+    assert dict(zip(users["user_id"], users["num_interactions"], strict=True)) == {"7": 1, "007": 1, "8": 2}
+    assert dict(zip(items["item_id"], items["num_interactions"], strict=True)) == {0: 2, 1: 2}
+    with pytest.raises(InputError, match="no column 'day'"):
+        _count(log, tmp_path / "out", item_id="day")
