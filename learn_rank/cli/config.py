@@ -107,7 +107,10 @@ class EvaluateConfig(EvaluateOptions):
     predictions: str = field(default="", metadata={"help": "Parquet file, or a folder of them; required"})
     user_segments: str = field(
         default="",
-        metadata={"help": "file of `learn-rank segment` (user_id, segment or num_interactions), or a column's name"},
+        metadata={
+            "help": "file of `learn-rank segment` (user_id, segment or num_interactions), or a column's name; "
+            "./NAME is the folder beside a column NAME"
+        },
     )
     item_segments: str = field(default="", metadata={"help": "the same of items"})
     out: str = field(default="", metadata={"help": "folder for report.json, report.md, report.html"})
