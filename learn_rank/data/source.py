@@ -82,16 +82,18 @@ def connect(scratch: Path, *, memory_limit: str, reads: Sequence[Path] = ()) -> 
     """
     scratch.mkdir(parents=True, exist_ok=True)
     aliases = _Aliases(scratch)
-    connection = duckdb.connect(str(scratch / "scratch.duckdb"))
+    place = aliases.of(scratch.resolve())
+    # DuckDB looks through links to where its database is; without one, tables spill to temp_directory as well
+    connection = duckdb.connect(f"{place}/scratch.duckdb" if place == str(scratch.resolve()) else ":memory:")
     try:
         names = {path: aliases.of(path) for path in reads}
         for setting, value in (
-            ("temp_directory", literal(str(scratch.resolve()))),
+            ("temp_directory", literal(place)),
             ("memory_limit", literal(f"{parse_bytes(memory_limit, name='memory_limit')}B")),
             ("TimeZone", "'UTC'"),
             ("enable_progress_bar", "false"),
             ("allowed_paths", f"[{', '.join(map(literal, names.values()))}]"),
-            ("allowed_directories", f"[{literal(str(scratch.resolve()))}]"),
+            ("allowed_directories", f"[{literal(place)}]"),
             ("enable_external_access", "false"),
             ("lock_configuration", "true"),
         ):
@@ -135,7 +137,7 @@ def id_type(types: Mapping[str, str], name: str, *, where: str, column: str = ""
 
 
 class _Aliases:
-    """Links for files whose names DuckDB would take for patterns, or could not spell."""
+    """Links for files and folders whose names DuckDB would take for patterns, or could not spell."""
 
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch.resolve()
