@@ -29,10 +29,17 @@ settings.register_profile("patient", deadline=None, suppress_health_check=[Healt
 settings.load_profile("patient")
 
 _num_left_out = 0  # modules
-# files that take longest: they begin first, for none of them to be left to one process while the others are through
-_LONGEST = (
+# What takes longest begins first, for none of it to be left to one process while the others are through. test_engine.py
+# compiles most of what numba compiles: where nothing is cached yet, others find it done.
+_FIRST = (
     "ranks",
+    "tests/evaluation/test_engine.py",
     "tests/integrations/test_contract.py",
+    "tests/evaluation/test_spark.py",
+    "tests/adaptor/test_tracing.py",
+    "tests/ranker/test_train.py",
+    "tests/serving/test_scorer.py",
+    "tests/cli/test_ablation.py",
 )
 
 
@@ -79,7 +86,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    places = {name: place for place, name in enumerate(_LONGEST)}
+    places = {name: place for place, name in enumerate(_FIRST)}
     items.sort(key=lambda item: places.get(_unit_of_work(item.nodeid.split("::")[0]), len(places)))
 
 

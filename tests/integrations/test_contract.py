@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from learn_rank.adaptor import LearnFeatures
+from learn_rank.adaptor.attach import Attached
 from learn_rank.artifact import Manifest, publish
 from learn_rank.evaluation import EvaluateOptions, evaluate
 from learn_rank.store import FrozenStore
@@ -38,7 +39,7 @@ def _cases() -> list[Any]:
     return cases
 
 
-pytestmark = pytest.mark.parametrize("case", _cases())
+pytestmark = pytest.mark.parametrize("case", _cases(), scope="module")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "user", folder / "item"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def features(stores: tuple[Path, Path]) -> Callable[[HostCase], LearnFeatures]:
     def make(case: HostCase) -> LearnFeatures:
         users, items = stores
@@ -68,11 +69,49 @@ def features(stores: tuple[Path, Path]) -> Callable[[HostCase], LearnFeatures]:
 Features = Callable[[HostCase], LearnFeatures]
 
 
-def test_attached_and_untrained_a_host_predicts_what_it_did(case: HostCase, features: Features) -> None:
+class Alone(NamedTuple):
+    """Probabilities of TEST by a host without LEARN: as it is built, after one epoch, and after all of the case's."""
+
+    untrained: Any
+    once: Any
+    whole: Any
+
+
+class Learned(NamedTuple):
+    """A host trained with LEARN for all of the case's epochs, its probabilities of TEST, and what was there before."""
+
+    host: Any
+    attached: Attached
+    predictions: Any
+    weights_before: dict[str, torch.Tensor]
+    vectors_before: list[bytes]
+
+
+@pytest.fixture(scope="module")
+def alone(case: HostCase) -> Alone:
+    host, once = case.build(), case.build()
+    untrained = case.predict(host, TEST)
+    for one, epochs in ((host, case.epochs), (once, 1)):
+        torch.manual_seed(0)
+        case.fit(one, TRAIN, epochs)
+    return Alone(untrained, case.predict(once, TEST), case.predict(host, TEST))
+
+
+@pytest.fixture(scope="module")
+def learned(case: HostCase, features: Features) -> Learned:
+    host, learn = case.build(), features(case)
+    vectors = [store_bytes(store) for store in (learn.user_store, learn.item_store)]
+    attached = case.attach(host, learn)
+    weights = {name: weight.detach().clone() for name, weight in attached.named_parameters()}
+    torch.manual_seed(0)
+    case.fit(host, TRAIN, case.epochs)
+    return Learned(host, attached, case.predict(host, TEST), weights, vectors)
+
+
+def test_attached_and_untrained_a_host_predicts_what_it_did(case: HostCase, features: Features, alone: Alone) -> None:
     host = case.build()
-    before = case.predict(host, TEST)
     attached = case.attach(host, features(case))
-    np.testing.assert_allclose(case.predict(host, TEST), before, rtol=0, atol=1e-7)
+    np.testing.assert_allclose(case.predict(host, TEST), alone.untrained, rtol=0, atol=1e-7)
     assert attached.output is not None  # LEARN was there, and did nothing yet
 
 
@@ -88,29 +127,24 @@ def test_attached_to_a_trained_host_it_starts_from_what_the_host_had_learned(
     assert np.abs(case.predict(host, TEST) - before).max() > 1e-3
 
 
-def test_switched_off_a_host_trains_and_predicts_as_it_would_alone(case: HostCase, features: Features) -> None:
-    predictions = []
-    for attaches in (False, True):
-        host = case.build()
-        if attaches:
-            case.attach(host, features(case)).is_on = False
-        torch.manual_seed(0)
-        case.fit(host, TRAIN, 1)
-        predictions.append(case.predict(host, TEST))
-    np.testing.assert_array_equal(*predictions)
+def test_switched_off_a_host_trains_and_predicts_as_it_would_alone(
+    case: HostCase, features: Features, alone: Alone
+) -> None:
+    host = case.build()
+    case.attach(host, features(case)).is_on = False
+    torch.manual_seed(0)
+    case.fit(host, TRAIN, 1)
+    np.testing.assert_array_equal(case.predict(host, TEST), alone.once)
 
 
-def test_the_hosts_optimizer_trains_every_new_weight_once_and_no_vector(case: HostCase, features: Features) -> None:
-    host, learn = case.build(), features(case)
-    stored = [store_bytes(store) for store in (learn.user_store, learn.item_store)]
-    attached = case.attach(host, learn)
-    before = {name: weight.detach().clone() for name, weight in attached.named_parameters()}
-    case.fit(host, TRAIN, 2)
+def test_the_hosts_optimizer_trains_every_new_weight_once_and_no_vector(case: HostCase, learned: Learned) -> None:
+    host, attached, before = learned.host, learned.attached, learned.weights_before
     held = [id(weight) for one in case.optimizers(host) for group in one.param_groups for weight in group["params"]]
     for name, weight in attached.named_parameters():
         assert held.count(id(weight)) == 1, name
         assert not torch.equal(weight, before[name]), name
-    assert [store_bytes(store) for store in (learn.user_store, learn.item_store)] == stored
+    learn = attached.features
+    assert [store_bytes(store) for store in (learn.user_store, learn.item_store)] == learned.vectors_before
     widest = max(weight.numel() for weight in before.values())
     assert sum(weight.numel() for weight in attached.state_dict().values()) < 30 * widest  # no table among them
 
@@ -129,76 +163,60 @@ def test_the_cvr_loss_alone_reaches_the_fusion_module_and_not_the_vectors(case: 
             assert weight.grad.abs().sum() > 0, name
 
 
-def test_weights_go_through_a_state_dict_without_any_vector(case: HostCase, features: Features) -> None:
-    host = case.build()
-    own = set(case.module(host).state_dict())
-    case.attach(host, features(case))
-    case.fit(host, TRAIN, 1)
-    state = copy.deepcopy(case.module(host).state_dict())
+def test_weights_go_through_a_state_dict_without_any_vector(
+    case: HostCase, features: Features, learned: Learned
+) -> None:
+    other = case.build()
+    own = set(case.module(other).state_dict())
+    state = copy.deepcopy(case.module(learned.host).state_dict())
     assert {name for name in state if name not in own} == {name for name in state if name.startswith("learn.")}
     assert own <= set(state)
-    other = case.build()
     case.attach(other, features(case))
     case.module(other).load_state_dict(state)
-    np.testing.assert_array_equal(case.predict(other, TEST), case.predict(host, TEST))
+    np.testing.assert_array_equal(case.predict(other, TEST), learned.predictions)
 
 
 def test_saved_and_loaded_the_hosts_own_way_it_predicts_the_same(
-    case: HostCase, features: Features, tmp_path: Path
+    case: HostCase, features: Features, learned: Learned, tmp_path: Path
 ) -> None:
-    host = case.build()
-    case.attach(host, features(case))
-    case.fit(host, TRAIN, 1)
-    case.save(host, tmp_path / "saved")
+    case.save(learned.host, tmp_path / "saved")
     fresh = case.build()
     case.attach(fresh, features(case))
     loaded = case.load(fresh, tmp_path / "saved")
-    np.testing.assert_array_equal(case.predict(loaded, TEST), case.predict(host, TEST))
+    np.testing.assert_array_equal(case.predict(loaded, TEST), learned.predictions)
     assert saved_bytes(tmp_path / "saved") < 2_000_000
 
 
-def test_detached_the_host_is_what_it_was(case: HostCase, features: Features) -> None:
-    host, alone = case.build(), case.build()
+def test_detached_the_host_is_what_it_was(case: HostCase, features: Features, alone: Alone) -> None:
+    host, other = case.build(), case.build()
     case.attach(host, features(case)).detach()
     module = case.module(host)
-    assert set(module.state_dict()) == set(case.module(alone).state_dict())
-    assert vars(module).keys() == vars(case.module(alone)).keys()
+    assert set(module.state_dict()) == set(case.module(other).state_dict())
+    assert vars(module).keys() == vars(case.module(other)).keys()
     assert not any(one._forward_hooks for one in module.modules())
-    for one in (host, alone):
-        torch.manual_seed(0)
-        case.fit(one, TRAIN, 1)
-    np.testing.assert_array_equal(case.predict(host, TEST), case.predict(alone, TEST))
+    torch.manual_seed(0)
+    case.fit(host, TRAIN, 1)
+    np.testing.assert_array_equal(case.predict(host, TEST), alone.once)
     case.attach(host, features(case))  # and in again
 
 
-def test_with_learn_a_host_ranks_pairs_better_that_it_has_not_seen(case: HostCase, features: Features) -> None:
-    areas = []
-    for attaches in (False, True):
-        host = case.build()
-        if attaches:
-            case.attach(host, features(case))
-        torch.manual_seed(0)
-        case.fit(host, TRAIN, case.epochs)
-        areas.append(roc_auc_score(TEST.label, case.predict(host, TEST)))
+def test_with_learn_a_host_ranks_pairs_better_that_it_has_not_seen(alone: Alone, learned: Learned) -> None:
+    areas = [roc_auc_score(TEST.label, predictions) for predictions in (alone.whole, learned.predictions)]
     assert areas[1] > areas[0] + 0.03, areas
 
 
-def test_predictions_of_both_are_evaluated(case: HostCase, features: Features) -> None:
-    host = case.build()
-    alone = case.predict(host, TEST)
-    case.attach(host, features(case))
-    case.fit(host, TRAIN, 1)
+def test_predictions_of_both_are_evaluated(case: HostCase, alone: Alone, learned: Learned) -> None:
     table = pa.table(
         {
             "user_id": TEST.user_ids,
             "item_id": TEST.item_ids,
             "label": TEST.label.astype(np.int8),
-            "alone": alone,
-            "learn": case.predict(host, TEST),
+            "alone": alone.untrained,
+            "learn": learned.predictions,
         }
     )
     report = evaluate(table, options=EvaluateOptions(label="label", baseline="alone", treatment="learn"))
-    assert report["overall"]["uauc"]["treatment"] == pytest.approx(by_user(TEST, case.predict(host, TEST)), abs=1e-9)
+    assert report["overall"]["uauc"]["treatment"] == pytest.approx(by_user(TEST, learned.predictions), abs=1e-9)
 
 
 def by_user(log: Log, scores: Any) -> float:
