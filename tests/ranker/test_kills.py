@@ -88,7 +88,7 @@ for directory, options in json.loads(jobs).items():
         if number % 2 == 1:  # in the second save
             death, after = begins_a_save, {"times": 2, "work_seconds": moments.uniform(1e-6, 0.01)}
         else:
-            death, after = renames_to("pointers.json"), {"work_seconds": moments.uniform(1e-6, 0.1)}
+            death, after = renames_to("pointers.json"), {"work_seconds": moments.uniform(1e-6, 0.03)}
         assert os.WIFSIGNALED(status(directory, options, death, **after))
     assert status(directory, options) == 0
 """
