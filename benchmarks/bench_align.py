@@ -34,15 +34,17 @@ from torch.nn import functional as F
 from learn_rank.alignment.gallery import Gallery
 from learn_rank.alignment.histories import Histories
 from learn_rank.alignment.loss import catalogue_loss
-from learn_rank.alignment.options import AlignOptions, iso_milliseconds
+from learn_rank.alignment.options import AlignOptions
 from learn_rank.alignment.sampling import epoch_steps, next_item_rows
 from learn_rank.alignment.towers import Tower, new_tower
 from learn_rank.alignment.train import _Catalogue, _Run, _step
 from learn_rank.alignment.vectors import user_vectors
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
 from learn_rank.distributed import Process, compute_device, process_group
+from learn_rank.publish import publish
 from learn_rank.store.reader import FrozenStore
 from learn_rank.store.writer import write_store
+from learn_rank.times import iso_milliseconds
 
 LEAST, CONTENT_DIM, BATCH = 5, 384, 128
 GROUP_SECONDS = 2.0

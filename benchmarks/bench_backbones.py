@@ -38,7 +38,8 @@ from lift_tables import read_window
 from result_page import machine, of_some, write_page
 from sklearn.metrics import roc_auc_score
 
-from learn_rank.artifact import read_manifest, write_json
+from learn_rank.artifact import read_manifest
+from learn_rank.durable import write_json
 from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.predict import predict
 from learn_rank.ranker.train import train

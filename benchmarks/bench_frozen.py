@@ -27,7 +27,8 @@ import torch
 from frozen_peers import BATCH, DIM, ROW_PEERS, SMALL_ONLY, VECTOR_PEERS, Int64Array, Peer, Table, open_table, spread
 from result_page import machine, rows_of, write_page
 
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
+from learn_rank.publish import publish
 from learn_rank.store.files import ROWS
 from learn_rank.store.reader import FrozenStore
 from learn_rank.store.writer import StoreWriter

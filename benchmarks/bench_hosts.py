@@ -32,7 +32,8 @@ from lift_tables import HOW, Window, cell, read_window
 from result_page import machine, write_page
 
 from learn_rank.adaptor import AdaptorOutput, LearnAdaptor, LearnFeatures, VectorTable
-from learn_rank.artifact import read_manifest, write_json
+from learn_rank.artifact import read_manifest
+from learn_rank.durable import write_json
 from learn_rank.evaluation import EvaluateOptions, evaluate, write_report
 from learn_rank.evaluation.evaluate import user_auc
 

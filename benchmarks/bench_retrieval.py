@@ -27,7 +27,7 @@ import torch
 from recbole_peers import PeerResult, train_peer
 from result_page import machine, write_page
 
-from learn_rank.artifact import write_json
+from learn_rank.durable import write_json
 from learn_rank.schema import MANIFEST, SPLITS
 
 Metrics = dict[str, float]

@@ -7,7 +7,8 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from learn_rank.artifact import installed_versions, write_text
+from learn_rank.artifact import installed_versions
+from learn_rank.durable import write_text
 
 
 def machine(threads: int | None = None, packages: Sequence[str] = ("torch",)) -> str:

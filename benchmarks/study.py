@@ -33,8 +33,9 @@ import torch
 from lift_tables import HOW, Window, cell, read_window
 from result_page import machine, of_some, write_page
 
-from learn_rank.artifact import read_manifest, write_json
+from learn_rank.artifact import read_manifest
 from learn_rank.cli.validation import validation_uauc
+from learn_rank.durable import write_json
 from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.predict import predict
 from learn_rank.ranker.train import train

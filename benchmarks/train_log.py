@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
+from learn_rank.publish import publish
 from learn_rank.schema import EMBEDDING_DIM, FEATURES, FeatureSet, SparseFeature, interactions_schema
 from learn_rank.store.writer import write_store
 

@@ -22,8 +22,9 @@ from deepctr_torch.models import DeepFM
 from sklearn.metrics import roc_auc_score
 
 from learn_rank.adaptor import LearnAdaptor, LearnFeatures
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
 from learn_rank.integrations.deepctr_torch import attach
+from learn_rank.publish import publish
 from learn_rank.store import FrozenStore
 from learn_rank.store.writer import write_store
 

@@ -25,8 +25,9 @@ from fuxictr.pytorch.models import BaseModel
 from sklearn.metrics import roc_auc_score
 
 from learn_rank.adaptor import LearnAdaptor, LearnFeatures
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
 from learn_rank.integrations.fuxictr import attach, vocabulary_ids
+from learn_rank.publish import publish
 from learn_rank.store import FrozenStore
 from learn_rank.store.writer import write_store
 

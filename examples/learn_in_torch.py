@@ -22,7 +22,8 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from learn_rank.adaptor import LearnAdaptor, LearnFeatures, attach
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
+from learn_rank.publish import publish
 from learn_rank.store import FrozenStore
 from learn_rank.store.writer import write_store
 

@@ -1,16 +1,14 @@
-"""Published folders: written aside, renamed when whole, carrying the fingerprint of what made them."""
+"""What made a folder, and is it still what was written? The manifest of every output, its formats and checksums."""
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
-import os
 import platform
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,65 +16,140 @@ from typing import Any
 import xxhash
 
 from learn_rank import __version__
+from learn_rank.durable import write_json
 from learn_rank.errors import InputError
-from learn_rank.schema import MANIFEST
+from learn_rank.fingerprints import file_checksum, fingerprint
+from learn_rank.progress import note
+from learn_rank.schema import MANIFEST, STAGE_FORMATS
 
 _RECORDED_PACKAGES = (
     "torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "transformers", "peft", "scikit-learn", "pyarrow", "duckdb",
     "numpy",
 )  # fmt: skip
-_SAMPLE_BYTES = 1 << 20
-_CHECKSUM_BYTES = 16 << 20
-_FULL_BYTES = 1 << 20
+STORES = ("store", "export", "extract")  # folders that hold a frozen store
+# what a store changes after it was published, and sums itself; where training says how it goes, nothing reads again
+_OF_STORES = re.compile(r"(current|dropped|v\d+/.+)$")
+_OF_TRACKERS = re.compile(r"(.+/)?(tensorboard|trackers)/")
+_WHOLE_BYTES = 16 << 20  # larger files are compared by size here, and by whoever reads them whole
+_SUMMED_BY_THEIR_WRITER = (".distcp", ".bin", ".u64", ".u32", ".f32", ".i64")
+_PARQUET_MAGIC = b"PAR1"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What made a folder. `fingerprint` identifies its content: stage, input fingerprints and options."""
+    """What made a folder. `fingerprint` identifies its content: stage, format, input fingerprints and options."""
 
     stage: str
     inputs: dict[str, str]  # name -> fingerprint
     options: dict[str, Any]  # resolved config of the stage
     facts: dict[str, Any] = field(default_factory=dict)  # what the stage found: counts, dimensions
     versions: dict[str, str] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # relative path -> size, and a checksum
+
+    @property
+    def format(self) -> int:
+        """Of the stage's files: another one is made again."""
+        return STAGE_FORMATS.get(self.stage, 1)
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(stage=self.stage, inputs=self.inputs, options=self.options, version=__version__)
+        return fingerprint(stage=self.stage, format=self.format, inputs=self.inputs, options=self.options)
+
+    def write(self, directory: Path, facts: Mapping[str, Any], *, unlisted: str = "") -> None:
+        """Writes manifest.json into a folder that is whole, with facts, versions and checksums of all files but one."""
+        record = asdict(self) | {
+            "format": self.format,
+            "facts": dict(facts),
+            "versions": installed_versions(),
+            "files": {name: _entry(directory / name) for name in _listed(directory, self.stage) if name != unlisted},
+            "fingerprint": self.fingerprint,
+        }
+        record = json.loads(json.dumps(record))  # tuples and the like as they will be read
+        write_json(directory / MANIFEST, record | {"checksum": _checksum_of(record)})
 
 
-def fingerprint(**parts: Any) -> str:
-    """Hash of JSON-able parts; equal parts give equal fingerprints whatever their order."""
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+def read_manifest(directory: Path, *, stage: str | Sequence[str]) -> Manifest:
+    """The manifest of a published folder whose files are those that were written.
 
-
-def file_fingerprint(path: Path) -> str:
-    """Hash of a file, or of every file below a folder, by name, size and sampled bytes.
-
-    Files above 2 MiB are read at both ends only: a Parquet footer holds the statistics of all row groups, so a
-    changed log changes it, and a terabyte costs as little as a megabyte.
+    Files of up to 16 MiB are read whole; of larger ones the size is compared, and the footer of Parquet files, whose
+    pages have checksums of their own. InputError: absent, of no such stage, of another format, a file that is missing
+    or not what was written.
     """
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    digest = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}:".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(_SAMPLE_BYTES))
-            if size > _SAMPLE_BYTES:
-                stream.seek(max(_SAMPLE_BYTES, size - _SAMPLE_BYTES))
-                digest.update(stream.read())
-    return digest.hexdigest()[:32]
+    stages = [stage] if isinstance(stage, str) else list(stage)
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise InputError(f"{directory}: not there or not finished; run `learn-rank {command_of(stages[0])}` first")
+    record = read_record(directory)
+    if record is None:
+        raise InputError(f"{path}: damaged, no manifest of learn-rank; {_again(stages[0], directory)}")
+    made_by = record["stage"]
+    if made_by not in stages:
+        raise InputError(f"{directory}: made by stage '{made_by}', expected '{' or '.join(stages)}'")
+    expected = STAGE_FORMATS.get(made_by, 1)
+    if record.get("format") != expected:
+        raise InputError(
+            f"{path}: was written in format {record.get('format', 0)} of '{made_by}', expected {expected}, by another "
+            f"version of learn-rank; {_again(made_by, directory)}"
+        )
+    manifest = _from_record(record)
+    if record.get("checksum") != _checksum_of(record) or record.get("fingerprint") != manifest.fingerprint:
+        raise InputError(f"{path}: was edited or damaged; {_again(made_by, directory)}")
+    damage = find_damage(directory, manifest)
+    if damage is not None:
+        raise InputError(f"{damage}; {_again(made_by, directory)}")
+    return manifest
 
 
-def file_checksum(path: Path) -> str:
-    """XXH3 of all bytes of a file: for what must be the bytes that were written."""
-    digest = xxhash.xxh3_64()
-    with path.open("rb") as stream:
-        while part := stream.read(_CHECKSUM_BYTES):
-            digest.update(part)
-    return digest.hexdigest()
+def read_record(directory: Path) -> dict[str, Any] | None:
+    """What manifest.json says, checked for nothing but that it is one of ours; None if it is not, or is not there."""
+    try:
+        record = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    is_ours = isinstance(record, dict) and {"stage", "inputs", "options", "versions", "fingerprint"} <= record.keys()
+    return record if is_ours and isinstance(record["stage"], str) else None
+
+
+def is_current(directory: Path, manifest: Manifest) -> bool:
+    """True if the folder is published, was made from the same inputs and options, and is as it was written.
+
+    A damaged one is said in a line: its stage makes it again.
+    """
+    record = read_record(directory)
+    if record is None or record["fingerprint"] != manifest.fingerprint:
+        return False
+    if record.get("checksum") != _checksum_of(record):
+        damage: str | None = f"{directory / MANIFEST}: damaged"
+    else:
+        damage = find_damage(directory, _from_record(record))
+    if damage is not None:
+        note(f"{damage}; {directory} is made again")
+    return damage is None
+
+
+def find_damage(directory: Path, manifest: Manifest) -> str | None:
+    """Which file is not as the manifest says, and how: of the first one, such as 'PATH: is missing'; None: all are."""
+    for name, expected in manifest.files.items():
+        path = directory / name
+        if _OF_TRACKERS.match(name):
+            continue
+        if not path.is_file():
+            return f"{path}: is missing"
+        if (size := path.stat().st_size) != expected["size"]:
+            return f"{path}: damaged, {size:,} bytes where {expected['size']:,} were written"
+        if "footer" in expected and _footer_checksum(path) != expected["footer"]:
+            return f"{path}: damaged, its footer is not what was written"
+        if "xxh3" in expected and size <= _WHOLE_BYTES and _checksum_now(path) != expected["xxh3"]:
+            return f"{path}: damaged, not what was written"
+    return None
+
+
+def check_file(directory: Path, name: str) -> None:
+    """Compares a file of any size with its checksum in the folder's manifest; InputError if it has another."""
+    record = read_record(directory)
+    expected = record and record.get("files", {}).get(name, {}).get("xxh3")
+    if record and expected and _checksum_now(directory / name) != expected:
+        raise InputError(f"{directory / name}: damaged, not what was written; {_again(record['stage'], directory)}")
 
 
 def installed_versions() -> dict[str, str]:
@@ -90,120 +163,86 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
-def read_manifest(directory: Path, *, stage: str | Sequence[str]) -> Manifest:
-    """The manifest of a published folder; InputError if it is absent or belongs to no such stage."""
-    path = directory / MANIFEST
-    stages = [stage] if isinstance(stage, str) else list(stage)
-    if not path.is_file():
-        raise InputError(f"{directory}: not there or not finished; run `learn-rank {_command(stages[0])}` first")
-    fields = json.loads(path.read_text())
-    recorded = fields.pop("fingerprint")
-    manifest = Manifest(**fields)
-    if manifest.stage not in stages:
-        raise InputError(f"{directory}: made by stage '{manifest.stage}', expected '{' or '.join(stages)}'")
-    if recorded != manifest.fingerprint:
-        raise InputError(
-            f"{path}: was edited or made by another version of learn-rank; run `learn-rank {_command(manifest.stage)}` "
-            "again"
-        )
-    return manifest
+def command_of(stage: str) -> str:
+    """The command that makes a stage's folder.
 
-
-def _command(stage: str) -> str:
-    return "store build" if stage == "store" else stage
-
-
-def is_current(directory: Path, manifest: Manifest) -> bool:
-    """True if the folder is published and was made from the same inputs and options."""
-    path = directory / MANIFEST
-    return path.is_file() and json.loads(path.read_text()).get("fingerprint") == manifest.fingerprint
-
-
-@contextmanager
-def publish(
-    directory: Path, manifest: Manifest, *, is_resumable: bool = False
-) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yields (work folder, facts); on success the folder replaces `directory` in one rename, with manifest.json inside.
-
-    `facts` is an empty dict for what the stage learns; it goes into the manifest. If the block fails or the process is
-    killed, `directory` is as it was; a failure on a full disk becomes an InputError. A resumable stage finds its
-    unfinished work folder again as long as the fingerprint is the same; otherwise the work folder starts empty.
+    >>> command_of("store"), command_of("train")
+    ('store build', 'train')
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    work = directory.with_name(f".{directory.name}.partial")
-    old = directory.with_name(f".{directory.name}.old")
-    marker = work / ".fingerprint"
-    with lock(directory.with_name(f".{directory.name}.lock")):
-        if old.exists():  # killed between the two renames below
-            if not directory.exists():
-                old.rename(directory)
-            else:
-                shutil.rmtree(old)
-        is_same = marker.is_file() and marker.read_text() == manifest.fingerprint
-        if work.exists() and not (is_resumable and is_same):
-            shutil.rmtree(work)
-        work.mkdir(exist_ok=True)
-        marker.write_text(manifest.fingerprint)
-        facts: dict[str, Any] = {}
-        try:
-            yield work, facts
-            record = {**asdict(manifest), "facts": facts, "versions": installed_versions()}
-            write_json(work / MANIFEST, {**record, "fingerprint": manifest.fingerprint})
-        except BaseException as error:
-            # libraries say "no space left" in many ways; the disk itself says it in one
-            is_unexplained = isinstance(error, Exception) and not isinstance(error, InputError)
-            is_full = is_unexplained and shutil.disk_usage(work).free < _FULL_BYTES
-            if not is_resumable:
-                shutil.rmtree(work, ignore_errors=True)
-            if is_full:
-                raise InputError(f"{directory}: the disk is full; free some space, then run the same command again")
-            raise
-        marker.unlink()
-        for path in [work, *work.rglob("*")]:
-            fsync(path)
-        if directory.is_symlink():  # what it points to is another run's
-            directory.unlink()
-        if directory.exists():
-            directory.rename(old)
-        work.rename(directory)
-        fsync(directory.parent)
-        shutil.rmtree(old, ignore_errors=True)
+    commands = {
+        "store": "store build", "raw": "demo", "features": "export-features", "experiment": "evaluate",
+        "evaluate-state": "evaluate",
+    }  # fmt: skip
+    return commands.get(stage, stage)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON under a temporary name, then renames, so that a reader never sees half a file."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+def files_of(directory: Path) -> Iterator[str]:
+    """Relative paths of all files below a folder, sorted; a link is a file, whatever it points to."""
+    for path in sorted(directory.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            yield from (f"{path.name}/{name}" for name in files_of(path))
+        else:
+            yield path.name
 
 
-def write_text(path: Path, text: str) -> None:
-    """`write_file` for text."""
-    write_file(path, lambda temporary: temporary.write_text(text))
+def is_ours(name: str, record: Mapping[str, Any]) -> bool:
+    """Whether a file of a published folder was written by the one that published it, by its record and its name."""
+    listed = record.get("files")
+    if listed is None:  # an earlier version did not list them
+        return True
+    return name == MANIFEST or name in listed or (record["stage"] in STORES and _is_stores_own(name))
 
 
-def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets write fill a temporary name, syncs it, then renames: whole or not there, after a kill or a crash too."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    fsync(temporary)
-    temporary.replace(path)
-    fsync(path.parent)
+def _is_stores_own(name: str) -> bool:
+    return bool(_OF_STORES.match(name)) or name.startswith((".refresh/", ".spill/", ".dropped/"))
 
 
-def fsync(path: Path) -> None:
-    """Forces a file's bytes, or a folder's entries, to disk: a rename is safe only after it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _listed(directory: Path, stage: str) -> list[str]:
+    names = (name for name in files_of(directory) if name != MANIFEST)
+    return [name for name in names if not (stage in STORES and _is_stores_own(name))]
 
 
-@contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Holds a lock file; InputError if another process holds it. A process that dies lets go of it."""
-    with path.open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{path.parent}: another process is writing here; wait for it or use another folder")
-        yield
+def _entry(path: Path) -> dict[str, Any]:
+    size = path.stat().st_size
+    if size > _WHOLE_BYTES and path.suffix in _SUMMED_BY_THEIR_WRITER:
+        return {"size": size}
+    if size > _WHOLE_BYTES and path.suffix == ".parquet":
+        return {"size": size, "footer": _footer_checksum(path)}
+    return {"size": size, "xxh3": file_checksum(path)}
+
+
+def _footer_checksum(path: Path) -> str:
+    """XXH3 of what a Parquet file says of its pages: the statistics, their places and types."""
+    with path.open("rb") as stream:
+        size = stream.seek(0, 2)
+        stream.seek(max(size - 8, 0))
+        tail = stream.read()
+        length = struct.unpack("<I", tail[:4])[0] if tail[4:] == _PARQUET_MAGIC else size
+        stream.seek(max(size - 8 - length, 0))
+        return xxhash.xxh3_128_hexdigest(stream.read())
+
+
+def _checksum_now(path: Path) -> str:
+    """A command asks several times for what an earlier stage wrote: a file that no write has touched is read once."""
+    found = path.stat()
+    place = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return _checksum_at(path, place)
+
+
+@lru_cache(maxsize=4096)
+def _checksum_at(path: Path, _: tuple[int, ...]) -> str:
+    return file_checksum(path)
+
+
+def _checksum_of(record: Mapping[str, Any]) -> str:
+    text = json.dumps({name: value for name, value in record.items() if name != "checksum"}, sort_keys=True)
+    return xxhash.xxh3_128_hexdigest(text.encode())
+
+
+def _from_record(record: Mapping[str, Any]) -> Manifest:
+    names = ("stage", "inputs", "options", "facts", "versions", "files")
+    return Manifest(**{name: record.get(name, {}) for name in names})
+
+
+def _again(stage: str, directory: Path) -> str:
+    return f"remove {directory} and run `learn-rank {command_of(stage)}` again"

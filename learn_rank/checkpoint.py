@@ -2,6 +2,7 @@
 
 directory/
   pointers.json          {"latest": "checkpoint-7", "best": "checkpoint-4", "kept": ["checkpoint-6", "checkpoint-7"]}
+                         and their fingerprint
   checkpoint-4/          torch.distributed.checkpoint files + meta.json
   checkpoint-6/
   checkpoint-7/
@@ -25,12 +26,13 @@ import torch
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-from learn_rank.artifact import file_checksum, fingerprint, fsync, write_json
+from learn_rank.checkpoint_reader import CheckpointReader
 from learn_rank.distributed import on_main
+from learn_rank.durable import fsync, write_json
 from learn_rank.errors import InputError
+from learn_rank.fingerprints import file_checksum, fingerprint
 from learn_rank.progress import note
 
 LATEST, BEST = "latest", "best"
@@ -38,6 +40,7 @@ _KEPT = "kept"
 _POINTERS, _META, _PARTIAL, _PREFIX = "pointers.json", "meta.json", ".partial", "checkpoint-"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _PROBE_BYTES = 1 << 20
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what reading a damaged JSON file raises
 
 
 class DiskFullError(InputError):
@@ -85,24 +88,24 @@ def read_meta(directory: Path, pointer: str = LATEST) -> dict[str, Any] | None:
 
 
 def saved_sizes(directory: Path, part: str, pointer: str = LATEST) -> dict[str, torch.Size]:
-    """Name -> size of the tensors in one part of the state that was saved; empty if there is no checkpoint."""
+    """Name -> size of the tensors in one part of the state that was saved; empty if there is no checkpoint.
+
+    All ranks call it together. InputError: files that are not those that were saved, as of `load`.
+    """
     name = _find(directory, pointer)
     if name is None:
         return {}
-    saved = FileSystemReader(directory / name).read_metadata().state_dict_metadata
+    on_main(lambda: _check(directory, name, pointer))
     prefix = f"{part}."
-    return {
-        key.removeprefix(prefix): value.size
-        for key, value in saved.items()
-        if key.startswith(prefix) and isinstance(value, TensorStorageMetadata)
-    }
+    stored = _open_reader(directory / name).stored
+    return {key.removeprefix(prefix): value.size for key, value in stored.items() if key.startswith(prefix)}
 
 
 def load(directory: Path, state: dict[str, Any], pointer: str = LATEST, *, is_verified: bool = False) -> None:
     """Fills the tensors in `state` in place; all ranks call it together.
 
     `state` may name fewer tensors than were saved, and be sharded in another way. Every tensor it names must have been
-    saved: create optimizer state before, or there is nothing to fill. is_verified: a load before this one has read all
+    saved: create optimizer state before, or there is nothing to fill. is_verified: a call before this one has read all
     bytes and compared them with their checksums. InputError: a tensor of another name or shape, or files that are not
     those that were saved; which checkpoint can be used instead is said.
     """
@@ -111,10 +114,11 @@ def load(directory: Path, state: dict[str, Any], pointer: str = LATEST, *, is_ve
         raise InputError(f"{directory}: holds no finished checkpoint; run `learn-rank train` first")
     if not is_verified:
         on_main(lambda: _check(directory, name, pointer))
+    reader = _open_reader(directory / name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            state_dict_loader.load(state, checkpoint_id=directory / name)
+            state_dict_loader.load(state, storage_reader=reader)
         except CheckpointException as error:
             reason = next(iter(error.failures.values()))[0]
             raise InputError(f"{directory / name}: does not fit this model ({reason})")
@@ -136,7 +140,7 @@ def _publish(directory: Path, meta: dict[str, Any], is_best: bool, keep: int) ->
     work.rename(directory / name)
     fsync(directory)
     pointers = {LATEST: name, BEST: name if is_best else best, _KEPT: [*kept, name][-keep:]}
-    write_json(directory / _POINTERS, pointers)
+    write_json(directory / _POINTERS, {**pointers, "fingerprint": fingerprint(**pointers)})
     fsync(directory)
     _remove_unnamed(directory)
 
@@ -203,10 +207,9 @@ def _read_pointers(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        pointers: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
+        return _checked(json.loads(path.read_text(encoding="utf-8")))
+    except _UNREADABLE as error:
         raise InputError(f"{path}: damaged ({error}); delete it, and the newest checkpoint is taken")
-    return pointers
 
 
 def _check(directory: Path, name: str, pointer: str) -> None:
@@ -222,17 +225,28 @@ def _check(directory: Path, name: str, pointer: str) -> None:
 
 def _read_record(folder: Path) -> dict[str, Any]:
     try:
-        record: dict[str, Any] = json.loads((folder / _META).read_text())
-        is_whole = record.pop("fingerprint") == fingerprint(**record)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return _checked(json.loads((folder / _META).read_text(encoding="utf-8")))
+    except _UNREADABLE as error:
         raise _damaged(folder, f"{_META}: {error}")
-    if not is_whole:
-        raise _damaged(folder, f"{_META} was changed or made by another version of learn-rank")
-    return record
+
+
+def _checked(content: dict[str, Any]) -> dict[str, Any]:
+    """A record without its fingerprint; an error of _UNREADABLE if that is another's."""
+    if content.pop("fingerprint", None) != fingerprint(**content):
+        raise ValueError("was changed, or made by another version of learn-rank")
+    return content
 
 
 def _file_checksums(folder: Path) -> dict[str, str]:
     return {path.name: file_checksum(path) for path in sorted(folder.iterdir()) if path.name != _META}
+
+
+def _open_reader(folder: Path) -> CheckpointReader:
+    files = _read_record(folder)["files"]
+    try:
+        return CheckpointReader(folder, files)
+    except ValueError as error:
+        raise _damaged(folder, str(error))
 
 
 def _damaged(folder: Path, what: str) -> InputError:

@@ -7,3 +7,15 @@ class InputError(ValueError):
     The message is one line: where (file, column, row or option), what was expected, what came, what to do.
     The command line prints it without a traceback and exits with status 2; any other exception is a bug.
     """
+
+
+def reason_of(error: Exception) -> str:
+    """An error of another library in one line."""
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def cut(text: str, limit: int = 200) -> str:
+    """A text of somebody else's for a message: one line, and not the whole of it where it is long."""
+    line = " ".join(text.split("\n")) if "\n" in text else text
+    return line if len(line) <= limit else f"{line[:limit]}... ({len(line):,} characters)"

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from numba import njit
+
+from learn_rank.compiled import njit
 
 UInt64Array = npt.NDArray[np.uint64]
 

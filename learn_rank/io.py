@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from learn_rank.errors import InputError
+from learn_rank.ids import is_text
+from learn_rank.inputs import PARQUET, InputFile, find_inputs
 
 _STREAM_BYTES = 1 << 20  # read-ahead of a column: a row group of any size is streamed
 _LISTED_COLUMNS = 20  # of a file, in an error
-UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)  # what pyarrow raises on a damaged file
+UNREADABLE = (pa.ArrowException, OSError, UnicodeError)  # what pyarrow raises on a damaged file
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
@@ -43,16 +45,19 @@ def read_table(path: Path, columns: Iterable[str] | None = None) -> pa.Table:
 
 
 def parquet_files(path: Path) -> list[Path]:
-    """The file itself, or all *.parquet below a folder, by name; InputError if there is none.
+    """The file itself, or all *.parquet below a folder, by name, see `find_inputs`; InputError if there is none."""
+    return find_inputs(path, kinds=(PARQUET,)).paths
 
-    Names that begin with a dot or underscore are left out, folders too: Spark's _temporary, Delta's _delta_log.
-    """
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*.parquet") if not _is_hidden(p.relative_to(path)))
-        if not files:
-            raise InputError(f"{path}: a folder without .parquet files")
-        return files
-    return [path]
+
+def open_schema(file: InputFile) -> pa.Schema:
+    """The columns of a Parquet file, then those that its folders add; InputError for a name that stands twice."""
+    with open_parquet(file.path) as opened:
+        schema = opened.schema_arrow
+    require_distinct(schema.names, where=str(file.path))
+    for name, value in file.folders.items():
+        if name not in schema.names:
+            schema = schema.append(pa.field(name, value.type))
+    return schema
 
 
 def read_batches(
@@ -62,22 +67,29 @@ def read_batches(
     batch_rows: int,
     *,
     coded: Sequence[str] = (),
+    folders: Mapping[str, pa.Scalar] | None = None,
     footer: pq.FileMetaData | None = None,
 ) -> Generator[pa.RecordBatch, None, None]:
     """Streams row groups (None: all) of a Parquet file; InputError if it breaks off or a page has a wrong checksum.
 
+    folders: columns of one value that the file's folders add, where it has none of that name.
     footer: the file's, where the caller has it; otherwise it is parsed.
     """
     options: dict[str, Any] = {
         "buffer_size": _STREAM_BYTES,
         "pre_buffer": False,
-        "read_dictionary": list(coded),
+        "read_dictionary": [name for name in coded if name not in (folders or ())],  # pyarrow refuses absent ones
         "page_checksum_verification": True,  # if the writer made any: without, a flipped bit is another score
     }
     try:
         with pq.ParquetFile(path, metadata=footer, **options) as file:
             groups = range(file.metadata.num_row_groups) if row_groups is None else row_groups
-            yield from file.iter_batches(batch_rows, row_groups=list(groups), columns=list(columns), use_threads=False)
+            of_file = file.schema_arrow.names if folders else []
+            added = {name: value for name, value in (folders or {}).items() if name in columns and name not in of_file}
+            own = [name for name in columns if name not in added]
+            for batch in file.iter_batches(batch_rows, row_groups=list(groups), columns=own, use_threads=False):
+                whole = _whole(batch)
+                yield _with_constants(whole, columns, added) if added else whole
     except UNREADABLE as error:
         place = f"row group {row_groups[0]}: " if row_groups is not None and len(row_groups) == 1 else ""
         raise InputError(f"{path}: cannot be read to its end ({place}{_first_line(error)}); copy or write it again")
@@ -85,7 +97,8 @@ def read_batches(
 
 def write_table(path: Path, table: pa.Table, schema: pa.Schema | None = None) -> None:
     """Writes one Parquet file in the stage's schema. Callers write inside `artifact.publish`, which renames."""
-    pq.write_table(table if schema is None else table.select(schema.names).cast(schema), path)
+    made = table if schema is None else table.select(schema.names).cast(schema)
+    pq.write_table(made, path, write_page_checksum=True)
 
 
 def require_columns(present: Iterable[str], wanted: Iterable[str], *, where: str) -> None:
@@ -102,6 +115,18 @@ def require_columns(present: Iterable[str], wanted: Iterable[str], *, where: str
             raise InputError(f"{where}: no column '{column}'; {hint}")
 
 
+def require_distinct(names: Iterable[str], *, where: str, fold: Callable[[str], str] = str) -> None:
+    """InputError for a column that stands twice: which one is meant, nobody can tell. fold: what makes names equal."""
+    seen: dict[str, str] = {}
+    for name in names:
+        first = seen.get(fold(name))
+        if first is not None:
+            twice = f"column '{name}' is there twice"
+            said = twice if first == name else f"columns '{first}' and '{name}' differ in case only"
+            raise InputError(f"{where}: {said}; drop or rename one")
+        seen[fold(name)] = name
+
+
 def require_same_columns(schema: pa.Schema, first_schema: pa.Schema, *, where: Path, first: Path) -> None:
     """InputError naming the file and column if a file has other columns, or of other types, than the first one."""
     types, expected = ({field.name: field.type for field in fields} for fields in (schema, first_schema))
@@ -109,6 +134,34 @@ def require_same_columns(schema: pa.Schema, first_schema: pa.Schema, *, where: P
         if types.get(name) != expected.get(name):
             found, wanted = (str(kinds.get(name, "missing")) for kinds in (types, expected))
             raise InputError(f"{where}: column '{name}' is {found}, but {wanted} in {first}; write both alike")
+
+
+def require_same_kinds(kind: pa.DataType, expected: pa.DataType, *, column: str, where: Path, first: Path) -> None:
+    """InputError unless the column means the same in both files: integers of any width do, integers and floats do not.
+
+    A column that is null throughout goes with any other.
+    """
+    if pa.types.is_null(kind) or pa.types.is_null(expected):
+        return
+    if type_kind(kind) != type_kind(expected):
+        raise InputError(f"{where}: column '{column}' is {kind}, but {expected} in {first}; write both alike")
+
+
+def type_kind(kind: pa.DataType) -> str:
+    """Types that may stand for each other in one column of several files."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_integer(kind):
+        return "integer"
+    if pa.types.is_floating(kind):
+        return "float"
+    if is_text(kind):
+        return "string"
+    if pa.types.is_timestamp(kind):
+        return "timestamp" if kind.tz is None else "timestamp of a time zone"
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return f"list of {type_kind(kind.value_type)}"
+    return str(kind)
 
 
 def to_numpy(column: pa.ChunkedArray | pa.Array, *, where: str) -> npt.NDArray[np.generic]:
@@ -128,8 +181,23 @@ def _read_file(path: Path, names: list[str] | None) -> pa.Table:
             raise InputError(f"{path}: cannot be read to its end ({_first_line(error)}); copy or write it again")
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in path.parts)
+def _with_constants(batch: pa.RecordBatch, columns: Sequence[str], added: Mapping[str, pa.Scalar]) -> pa.RecordBatch:
+    arrays = [pa.repeat(added[name], len(batch)) if name in added else batch.column(name) for name in columns]
+    return pa.record_batch(arrays, names=list(columns))
+
+
+def _whole(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch; ArrowInvalid for text that is no UTF-8 or a code outside of its dictionary, which pyarrow reads."""
+    for column in batch.columns:
+        kind = column.type
+        is_plain = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        data = column.buffers()[-1] if is_plain else None
+        # ASCII, which ids and names mostly are, is told from the whole buffer ten times as fast
+        if is_plain and (data is None or np.frombuffer(data, np.uint8).max(initial=0) < 128):
+            continue
+        if is_plain or pa.types.is_dictionary(kind) or pa.types.is_string_view(kind):
+            column.validate(full=True)
+    return batch
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from learn_rank.errors import InputError
 
+LIMIT_HELP = "most that the command may add to the process's memory, such as 512MiB or 8GB; more goes through the disk"
 _UNITS = {"MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _CGROUP = Path("/sys/fs/cgroup")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -16,6 +17,8 @@ _LARGE_BLOCK = 256 << 20
 
 def parse_bytes(text: str, *, name: str) -> int:
     """'2GiB' -> 2147483648; InputError for anything but a number with MB, MiB, GB, GiB, TB or TiB.
+
+    The one reader of every memory_limit; LIMIT_HELP says what each of them means.
 
     >>> parse_bytes("1.5 GB", name="limit")
     1500000000
@@ -50,7 +53,7 @@ def available_bytes() -> int:
 
     Page cache that can be given back counts as available.
     """
-    return min(_host_bytes(Path("/proc/meminfo").read_text()), _cgroup_bytes(_CGROUP))
+    return min(_host_bytes(Path("/proc/meminfo").read_text(encoding="utf-8")), _cgroup_bytes(_CGROUP))
 
 
 def keep_freed_memory() -> bool:
@@ -74,9 +77,9 @@ def _host_bytes(meminfo: str) -> int:
 def _cgroup_bytes(group: Path) -> int:
     """What version 2 of the control groups leaves; unlimited where there is no limit."""
     limit = group / "memory.max"
-    if not limit.is_file() or (text := limit.read_text().strip()) == "max":
+    if not limit.is_file() or (text := limit.read_text(encoding="utf-8").strip()) == "max":
         return 1 << 62
-    statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    statistics = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
     cached = sum(int(statistics.get(name, "0")) for name in ("inactive_file", "active_file"))
-    used = int((group / "memory.current").read_text()) - cached
+    used = int((group / "memory.current").read_text(encoding="utf-8")) - cached
     return max(int(text) - used, 0)

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from learn_rank.artifact import file_fingerprint
 from learn_rank.errors import InputError
+from learn_rank.fingerprints import file_fingerprint
 
 _LEAST_TOKENS = 2
 

@@ -45,6 +45,8 @@ EMBEDDING_DIM = 64  # width of the paper's user and item embeddings
 #   features/                                              a log's rows with LEARN_COLUMNS (export-features)
 #   evaluate/report.{json,md,html}                         of the first task; evaluate/<task>/ of each further one
 MANIFEST = "manifest.json"
+# A stage whose files change in form gets the next number; what was written before is then made again. Not here: 1
+STAGE_FORMATS: dict[str, int] = {}
 FEATURES = "features.json"
 DENSE = "dense.json"
 USER_FEATURES, ITEM_FEATURES = "user_features.parquet", "item_features.parquet"
@@ -94,13 +96,13 @@ class FeatureSet:
     sequences: tuple[SequenceFeature, ...] = ()
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @staticmethod
     def read(path: Path) -> FeatureSet:
         if not path.is_file():
             raise InputError(f"{path}: no such file; run `learn-rank prepare` first")
-        fields = json.loads(path.read_text())
+        fields = json.loads(path.read_text(encoding="utf-8"))
         fields["sparse"] = tuple(SparseFeature(**feature) for feature in fields["sparse"])
         fields["sequences"] = tuple(SequenceFeature(**feature) for feature in fields.get("sequences", ()))
         fields["dense"] = tuple(fields["dense"])
@@ -146,6 +148,11 @@ def entity_features_schema(
     return pa.schema(
         [pa.field(entity_column, entity_type, nullable=False), *_sparse_fields(sparse), *_dense_fields(dense)]
     )
+
+
+def vocabulary_schema() -> pa.Schema:
+    """Schema of prepare/vocabularies/*.parquet: values by falling count in training, and their table rows."""
+    return pa.schema([pa.field("value", pa.string()), pa.field("row", pa.int64()), pa.field("num_rows", pa.int64())])
 
 
 def counts_schema(entity_column: str, entity_type: pa.DataType) -> pa.Schema:

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from learn_rank.artifact import write_text
+from learn_rank.durable import write_text
 from learn_rank.errors import InputError
 from learn_rank.progress import note
 
@@ -46,7 +46,7 @@ class Tracker:
 
     def _work(self) -> None:
         try:
-            run_id = self._id_file.read_text() if self._id_file.is_file() else None
+            run_id = self._id_file.read_text(encoding="utf-8") if self._id_file.is_file() else None
             run = _START[self._name](run_id, self._run_name, self._config)
             if run_id is None:
                 self._id_file.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, settings
 
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
+from learn_rank.publish import publish
 from learn_rank.store.reader import FrozenStore
 from learn_rank.store.writer import write_store
 

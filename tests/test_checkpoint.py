@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import Any
 import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from learn_rank import checkpoint
 from learn_rank.distributed import process_group
 from learn_rank.errors import InputError
+from learn_rank.fingerprints import file_checksum, fingerprint
+from tests.hostile import Runs
 from tests.ranks import run_alone
 
 
@@ -191,6 +195,63 @@ def test_damaged_pointers_can_be_deleted_too(tmp_path: Path) -> None:
     (tmp_path / "pointers.json").unlink()
     assert value(tmp_path) == 2
     assert value(tmp_path, checkpoint.BEST) == 2
+
+
+def test_pointers_to_another_checkpoint_than_was_written_are_damaged(tmp_path: Path) -> None:
+    for number in (1, 2):
+        save(tmp_path, number, is_best=number == 1)
+    pointers = tmp_path / "pointers.json"
+    pointers.write_text(pointers.read_text().replace('"best": "checkpoint-1"', '"best": "checkpoint-2"'))
+    with pytest.raises(InputError, match=r"pointers\.json: damaged"):
+        value(tmp_path, checkpoint.BEST)
+
+
+def rewrite_metadata(folder: Path, content: object, *, has_checksum: bool) -> None:
+    """Puts another pickle into a checkpoint; has_checksum: its meta.json says that it was saved so."""
+    (folder / ".metadata").write_bytes(pickle.dumps(content))
+    if has_checksum:
+        record = json.loads((folder / "meta.json").read_text())
+        del record["fingerprint"]
+        record["files"][".metadata"] = file_checksum(folder / ".metadata")
+        (folder / "meta.json").write_text(json.dumps({**record, "fingerprint": fingerprint(**record)}))
+
+
+@pytest.mark.parametrize("has_checksum", [False, True])
+@pytest.mark.parametrize("read", [checkpoint.load, checkpoint.saved_sizes])
+def test_metadata_that_would_run_something_is_refused_before_it_does(
+    tmp_path: Path, has_checksum: bool, read: Callable[..., Any]
+) -> None:
+    marker = tmp_path / "ran"
+    run = tmp_path / "run"
+    save(run, 1)
+    rewrite_metadata(run / "checkpoint-1", Runs(marker), has_checksum=has_checksum)
+    why = r"\.metadata: UnpicklingError: asks for pathlib\.Path" if has_checksum else "is not what was saved"
+    with pytest.raises(InputError, match=rf"checkpoint-1: damaged \(.*{why}"):
+        read(run, {"w": torch.zeros(3)} if read is checkpoint.load else "w")
+    assert not marker.exists()
+
+
+def test_values_that_torch_would_unpickle_and_files_of_elsewhere_are_refused(tmp_path: Path) -> None:
+    marker, run = tmp_path / "ran", tmp_path / "run"
+    save(run, 1)
+    folder = run / "checkpoint-1"
+    honest = pickle.loads((folder / ".metadata").read_bytes())
+    (tmp_path / "evil").write_bytes(pickle.dumps(Runs(marker)))
+    (place,) = honest.storage_data.values()
+    place.relative_path = "../../evil"
+    rewrite_metadata(folder, honest, has_checksum=True)
+    with pytest.raises(InputError, match=r"names '\.\./\.\./evil', which is no file of this checkpoint"):
+        value(run)
+    place.relative_path = "__0_0.distcp"
+    honest.state_dict_metadata["w"] = BytesStorageMetadata()
+    rewrite_metadata(folder, honest, has_checksum=True)
+    with pytest.raises(InputError, match=r"asks for .*BytesStorageMetadata"):
+        value(run)
+    honest.state_dict_metadata["w"] = "anything"
+    rewrite_metadata(folder, honest, has_checksum=True)
+    with pytest.raises(InputError, match="'w' is no tensor"):
+        value(run)
+    assert not marker.exists()
 
 
 def test_a_folder_that_the_user_renamed_is_left_alone(tmp_path: Path) -> None:

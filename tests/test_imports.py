@@ -11,8 +11,9 @@ import learn_rank
 
 PACKAGE = Path(learn_rank.__file__).parent
 FOUNDATIONS = {
-    "schema", "errors", "artifact", "io", "layers", "distributed", "checkpoint", "progress", "ids", "hashing",
-    "memory", "prefetch", "scalars", "schedule", "pretrained", "trackers",
+    "schema", "errors", "artifact", "durable", "fingerprints", "publish", "io", "inputs", "names", "times", "layers",
+    "distributed", "checkpoint", "checkpoint_reader", "weights", "progress", "ids", "hashing", "compiled", "memory",
+    "prefetch", "printable", "options", "scalars", "schedule", "pretrained", "trackers",
 }  # fmt: skip
 SHARED = {"store", "data", "adaptor"}
 SERVING = {"serving"}  # what a service loads; a ranker is written in its format

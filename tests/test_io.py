@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from learn_rank.errors import InputError
-from learn_rank.io import parquet_files, read_batches, read_table
+from learn_rank.io import _whole, parquet_files, read_batches, read_table
 
 
 def write(path: Path, **columns: list[int]) -> Path:
@@ -73,3 +73,24 @@ def test_a_missing_column_is_named_with_those_that_are_there_the_nearest_first(t
     wide = write(tmp_path / "wide.parquet", **{f"c{n}": [1] for n in range(30)})
     with pytest.raises(InputError, match=r"no column 'c7x'; did you mean 'c7'\? It has c7, .* and 10 more$"):
         read_table(wide, ["c7x"])
+
+
+@pytest.mark.parametrize("text", [[b"ok", b"\xff\xfe"], [b"caf\xc3\xa9", b"\xe2\x28"]])
+def test_text_that_is_no_utf8_names_the_file(tmp_path: Path, text: list[bytes]) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"x": pa.array(text).view(pa.string())}), path)
+    with pytest.raises(InputError, match=r"a.parquet: cannot be read to its end \(.*UTF8"):
+        list(read_batches(path, ["x"], None, 10))
+
+
+def test_text_of_every_script_is_read(tmp_path: Path) -> None:
+    for kind in (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())):
+        pq.write_table(pa.table({"x": pa.array(["a", "é", "日本", None, ""]).cast(kind)}), tmp_path / "a.parquet")
+        (batch,) = read_batches(tmp_path / "a.parquet", ["x"], None, 10)
+        assert batch.column("x").to_pylist() == ["a", "é", "日本", None, ""]
+
+
+def test_a_code_outside_of_its_dictionary_is_no_whole_batch() -> None:
+    column = pa.DictionaryArray.from_arrays(pa.array([0, 5], pa.int32()), pa.array(["a"]), safe=False)
+    with pytest.raises(pa.ArrowInvalid, match="out of bounds"):
+        _whole(pa.record_batch([column], names=["x"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import compress
 from types import CodeType
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from learn_rank.adaptor.fusion import AdaptorOutput
 from learn_rank.errors import InputError
 
 NAME = "learn"  # of the submodule that a host gets
+_TAKES_NO_MORE = "a {} takes no further weights; make it after attach"
 
 
 class Layer(NamedTuple):
@@ -69,21 +71,41 @@ class Attached(nn.Module):
         return self.output.cvr_loss(label, weight)
 
     def join(self, optimizer: torch.optim.Optimizer) -> None:
-        """Has the host's optimizer train what LEARN added, with the options of its first group; once, however often."""
+        """Has the host's optimizer train what LEARN added, as part of its first group; once, however often.
+
+        A learning-rate schedule made before keeps a rate for each group, and would stumble over a further one: so the
+        new weights follow the first group's, whether a schedule was made before or is made later.
+        """
         known = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
-        new = [weight for weight in self.parameters() if id(weight) not in known]
-        if new:
-            options = {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
-            try:
-                optimizer.add_param_group({**options, "params": new})
-            except NotImplementedError:
-                raise InputError(f"a {type(optimizer).__name__} takes no further weights; make it after attach")
+        new = {f"{NAME}.{name}": weight for name, weight in self.named_parameters() if id(weight) not in known}
+        if not new:
+            return
+        if isinstance(optimizer, torch.optim.LBFGS):  # whose memory is of gradients of the old length
+            raise InputError(_TAKES_NO_MORE.format(type(optimizer).__name__))
+        first = optimizer.param_groups[0]
+        if type(optimizer).add_param_group is torch.optim.Optimizer.add_param_group:
+            first["params"].extend(new.values())
+            if "param_names" in first:
+                first["param_names"].extend(new)
+            if isinstance(optimizer, torch.optim.Adagrad):  # which makes the state of its weights when it is made
+                start = first["initial_accumulator_value"]
+                fresh = torch.optim.Adagrad(new.values(), initial_accumulator_value=start, fused=first["fused"])
+                optimizer.state.update(fresh.state)
+            return
+        options = {name: value for name, value in first.items() if name != "params"}
+        try:  # it has groups of its own kind
+            optimizer.add_param_group({**options, "params": list(new.values())})
+        except NotImplementedError:
+            raise InputError(_TAKES_NO_MORE.format(type(optimizer).__name__))
 
     def leave(self, optimizer: torch.optim.Optimizer) -> None:
         """Takes the weights that LEARN added, and their state, out of an optimizer: the opposite of `join`."""
         added = {id(weight) for weight in self.parameters()}
         for group in optimizer.param_groups:
-            group["params"] = [weight for weight in group["params"] if id(weight) not in added]
+            stay = [id(weight) not in added for weight in group["params"]]
+            for name in ("params", "param_names"):
+                if name in group:
+                    group[name][:] = compress(group[name], stay)
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         for weight in self.parameters():
             optimizer.state.pop(weight, None)
@@ -193,8 +215,8 @@ def attach(
     `cvr_loss` to the host's loss where you compute it.
 
     The host's weights, their names and its predictions stay as they are until it is trained further: `join` its
-    optimizer if it has one already. Attach before anything is wrapped around the host, DistributedDataParallel
-    included. `detach` takes everything out again.
+    optimizer if it has one already. Attach before anything is wrapped around the host, DistributedDataParallel and
+    torch.compile included. `detach` takes everything out again.
     """
     if hasattr(host, NAME):
         raise InputError(
@@ -205,6 +227,9 @@ def attach(
             "DataParallel is not supported" if isinstance(host, nn.DataParallel) else "attach to it before wrapping"
         )
         raise InputError(f"the host is a {type(host).__name__} around a {type(host.module).__name__}; {advice}")
+    if hasattr(host, "_orig_mod"):
+        raise InputError(f"the host is a {type(host._orig_mod).__name__} that torch.compile has wrapped; attach to it "
+                         "before: its graphs may have been made without LEARN")  # fmt: skip
     chosen = _named_layers(host, first_layers(host) if layers is None else layers)
     attached = Attached(host, features, inputs=inputs, layers=chosen, cvr_label=cvr_label, cvr_weight=cvr_weight)
     device = next(iter(attached.entries.parameters())).device
@@ -287,7 +312,7 @@ def _forward(host: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs:
     passed = [name for name in attached.layers if name not in attached._entered]
     if passed:
         raise InputError(f"layer '{passed[0]}' was not called in the host's forward, so that LEARN did not enter it; "
-                         "name layers that are called for every batch")  # fmt: skip
+                         "name layers that are called for every batch, and attach before torch.compile")  # fmt: skip
     label = None if attached._cvr_label is None else attached._cvr_label(*args, **kwargs)
     if label is None:
         return output
@@ -351,4 +376,4 @@ def _enter(attached: Attached, number: int, layer: nn.Module, args: Any, output:
         raise InputError(f"layer '{name}' gives {tuple(output.shape)}, expected [{len(output)}, ..., "
                          f"{entry.out_features}]; give its width in layers")  # fmt: skip
     entered = entry(features.to(entry.weight.dtype)).to(output.dtype)  # [B, H]
-    return output + entered.reshape(len(output), *[1] * (output.ndim - 2), -1)
+    return output + entered.reshape(len(output), *[1] * (output.ndim - 2), entry.out_features)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import torch
@@ -9,6 +10,8 @@ from torch import nn
 
 from learn_rank.adaptor.fusion import AdaptorOutput, LearnAdaptor
 from learn_rank.errors import InputError
+
+_CHECKED_ROWS = 1 << 16
 
 
 class VectorStore(Protocol):
@@ -29,7 +32,7 @@ class VectorTable:
     """Vectors by row number: a tensor that you hold yourself, on the device that it is on.
 
     vectors [N, D] of any float type; mask [N] bool, False for rows that hold none. A number outside 0 .. N - 1 has no
-    vector.
+    vector. InputError: a row that holds NaN or an infinity, which would spoil whatever batch it came in.
     """
 
     has_as_of = False
@@ -41,6 +44,7 @@ class VectorTable:
             raise InputError(f"mask has shape {tuple(mask.shape)}, expected [{len(vectors)}]")
         self.vectors = vectors.detach()
         self.mask = None if mask is None else mask.to(vectors.device, torch.bool)
+        _check_finite(self.vectors, self.mask)
 
     @property
     def dim(self) -> int:
@@ -109,6 +113,19 @@ def _integers(ids: Any) -> torch.Tensor:
     if numbers.numel() and (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool):
         raise InputError(f"ids of a VectorTable are its row numbers, expected integers; {numbers.dtype} came")
     return numbers
+
+
+def _check_finite(vectors: torch.Tensor, mask: torch.Tensor | None) -> None:
+    if vectors.device.type == "meta" or not vectors.numel():
+        return
+    if all(torch.isfinite(end) for end in vectors.aminmax()):  # NaN is both ends; no copy of a large table
+        return
+    is_bad = ~torch.cat([rows.isfinite().all(1) for rows in vectors.split(_CHECKED_ROWS)])
+    bad = (is_bad if mask is None else is_bad & mask).nonzero().flatten().tolist()
+    if bad:
+        found = next(number for number in vectors[bad[0]].tolist() if not math.isfinite(number))
+        raise InputError(f"vectors: row {bad[0]} holds {found}, expected finite numbers ({len(bad)} of {len(vectors)} "
+                         "rows are not); drop them, or pass a mask that is False there")  # fmt: skip
 
 
 def _check_store(name: str, store: VectorStore, dim: int) -> None:

@@ -26,7 +26,8 @@ class RawVectors(nn.Module):
     """User and item vectors side by side, without a fusion: what LearnAdaptor is built on and compared with.
 
     Vectors are inputs, never parameters: pass what the stores hold, without gradient. A row without a vector (mask
-    False) takes a learned missing vector instead, whatever its values.
+    False) takes a learned missing vector instead, whatever its values, and so does one whose vector holds NaN or an
+    infinity: it would spoil the statistics of its batch and all that come after.
 
     normalization: unit-norm vectors of 64 dimensions are about 0.1 per dimension, too small beside id embeddings, and
     most of that is often one direction that all of them share and that tells none from another. "center" takes the mean
@@ -83,7 +84,7 @@ class RawVectors(nn.Module):
             pass  # TorchScript compiles nothing of the other branches
         elif not is_fx_symbolic_tracing():
             _check_shapes(user, item, user_mask, item_mask, self.user_dim, self.item_dim)
-        user_mask, item_mask = _present(user, user_mask), _present(item, item_mask)
+        user_mask, item_mask = _finite(user, user_mask), _finite(item, item_mask)
         user_kept, item_kept = self._kept(user_mask), self._kept(item_mask)
         return TakenVectors(
             self._fill(self.user_norm(user, user_mask), user_kept, self.user_missing),
@@ -211,6 +212,12 @@ def _normalization(name: str, dim: int, synchronise: bool) -> nn.Module:
 def _present(vectors: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """[B] bool."""
     return torch.ones_like(vectors[:, 0], dtype=torch.bool) if mask is None else mask.to(torch.bool)
+
+
+def _finite(vectors: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """[B] bool: the present rows whose numbers are finite; one pass, since a sum is NaN or infinite if a number is."""
+    is_finite = vectors.sum(1, dtype=torch.float32).isfinite()
+    return is_finite if mask is None else mask.to(torch.bool) & is_finite
 
 
 # leaves for torch.fx, which keeps what is made of buffers alone as a constant, and cannot follow conditions on shapes

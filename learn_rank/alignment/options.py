@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from learn_rank.errors import InputError
+from learn_rank.options import check_seed
 from learn_rank.schema import EMBEDDING_DIM
+from learn_rank.times import iso_milliseconds
 
 # what decides the weights' shapes and how they are read: fine-tuning takes them from the run it starts from
 SHAPE = (
@@ -123,14 +124,24 @@ class AlignOptions:
             if getattr(self, name) not in choices:
                 *most, last = choices
                 raise InputError(f"align.{name} is '{getattr(self, name)}', expected {', '.join(most)} or {last}")
-        if self.width % self.num_heads:
-            raise InputError(f"align.width {self.width} is not a multiple of align.num_heads {self.num_heads}")
         for name in (
             "width", "num_layers", "num_heads", "embedding_dim", "id_dim", "max_history", "max_targets", "batch_size",
-            "patience", "num_user_samples", "num_item_samples", "lora_rank", "checkpoint_seconds",
+            "patience", "num_user_samples", "num_item_samples", "lora_rank", "lora_alpha", "max_catalogue",
+            "checkpoint_seconds",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise InputError(f"align.{name} is {getattr(self, name)}, must be 1 or more")
+        if self.width % self.num_heads:
+            raise InputError(f"align.width {self.width} is not a multiple of align.num_heads {self.num_heads}")
+        for name in ("evaluated_users", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"align.{name} is {getattr(self, name)}, must be 0 or more")
+        for name in ("dropout", "id_dropout", "lora_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"align.{name} is {getattr(self, name)}, must be at least 0 and below 1")
+        if not 0 <= self.warmup_share <= 1:
+            raise InputError(f"align.warmup_share is {self.warmup_share}, must be 0 to 1")
+        check_seed("align.seed", self.seed)
         if self.temperature <= 0 or self.learning_rate <= 0:
             raise InputError("align.temperature and align.learning_rate must be above 0")
         if self.recency_alpha <= 1 or self.recency_beta < self.recency_alpha:
@@ -166,16 +177,3 @@ class ExportOptions:
             raise InputError(f"export.snapshot_seconds is {self.snapshot_seconds}, must be 0 or more")
         for time in self.as_of:
             iso_milliseconds(time, "export.as_of")
-
-
-def iso_milliseconds(time: str, name: str) -> int:
-    """Unix milliseconds of an ISO time, UTC unless it says otherwise; InputError with the option's name.
-
-    >>> iso_milliseconds("2022-05-01", "export.as_of")
-    1651363200000
-    """
-    try:
-        parsed = datetime.fromisoformat(time)
-    except ValueError:
-        raise InputError(f"{name} is '{time}', expected an ISO time such as 2022-05-01 or 2022-05-01T12:00")
-    return round((parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp() * 1000)

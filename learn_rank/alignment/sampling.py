@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from learn_rank.alignment.histories import Histories
-from learn_rank.alignment.options import AlignOptions, iso_milliseconds
+from learn_rank.alignment.options import AlignOptions
+from learn_rank.times import iso_milliseconds
 
 Int64Array = npt.NDArray[np.int64]
 

@@ -30,15 +30,16 @@ from learn_rank.alignment.sampling import (
 )
 from learn_rank.alignment.towers import MeanContent, Tower, new_tower
 from learn_rank.alignment.trained import load_tower, load_tower_state, save_tower, tower_state
-from learn_rank.artifact import write_file, write_json
 from learn_rank.distributed import Process, gather_with_gradient, on_main, seed_rank, sum_gradients, sum_over_ranks
-from learn_rank.errors import InputError
+from learn_rank.durable import write_file, write_json
+from learn_rank.errors import InputError, reason_of
 from learn_rank.io import read_table
 from learn_rank.progress import progress_bar
 from learn_rank.scalars import Scalars
 from learn_rank.schedule import learning_rate_factor
 from learn_rank.schema import FEATURES, ITEM_ID, METRICS, FeatureSet
 from learn_rank.store.reader import FrozenStore
+from learn_rank.weights import read_weights
 
 _STATE = "state.pt"
 _LEAST_TEMPERATURE = 0.01  # below it one in-batch negative decides the gradient
@@ -202,13 +203,18 @@ def _train(
     progress = _Progress()
     state = directory / _STATE
     if state.is_file():
-        saved = torch.load(state, weights_only=True, map_location=process.device)
-        progress = _Progress(**saved["progress"])
+        remedy = "delete it, and training starts anew"
+        saved = read_weights(state, map_location=process.device, remedy=remedy)
         if "tower" in saved:  # not once training is over
-            load_tower_state(tower, saved["tower"])
-            optimizer.load_state_dict(saved["optimizer"])
-            with torch.no_grad():
-                log_temperature.copy_(saved["log_temperature"])
+            load_tower_state(tower, saved["tower"], path=state, remedy=remedy)
+        try:
+            progress = _Progress(**saved["progress"])
+            if "tower" in saved:
+                optimizer.load_state_dict(saved["optimizer"])
+                with torch.no_grad():
+                    log_temperature.copy_(saved["log_temperature"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise InputError(f"{state}: not what was saved here ({reason_of(error)}); {remedy}")
     if options.compiles:
         tower.compile(dynamic=True)
     scalars = Scalars(directory / "tensorboard" if process.is_main else None, first_step=progress.epoch)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from learn_rank.alignment.backbone import LoraBackbone
 from learn_rank.alignment.gallery import Gallery
 from learn_rank.alignment.options import AlignOptions
 from learn_rank.alignment.towers import MeanContent, Tower, tower_of
-from learn_rank.artifact import write_file
-from learn_rank.errors import InputError
-from learn_rank.io import read_table
+from learn_rank.durable import write_file
+from learn_rank.errors import InputError, reason_of
+from learn_rank.io import read_table, write_table
 from learn_rank.schema import ITEM_ID
+from learn_rank.weights import read_weights
 
 WEIGHTS, ITEM_IDS = "tower.pt", "item_ids.parquet"
+_KEYS = dict.fromkeys(("content_dim", "num_ids", "backbone", "weights")).keys()
+_REMEDY = "run `learn-rank align` again"
 
 
 def save_tower(directory: Path, tower: Tower | MeanContent, gallery: Gallery) -> None:
@@ -29,7 +29,7 @@ def save_tower(directory: Path, tower: Tower | MeanContent, gallery: Gallery) ->
     """
     if gallery.id_items is not None:
         table = pa.table({ITEM_ID: gallery.id_items})
-        write_file(directory / ITEM_IDS, lambda path: pq.write_table(table, path))
+        write_file(directory / ITEM_IDS, lambda path: write_table(path, table))
     content = {
         "content_dim": gallery.content_dim,
         "num_ids": gallery.num_ids,
@@ -47,10 +47,10 @@ def load_tower(directory: Path, gallery: Gallery, options: AlignOptions) -> Towe
     path = directory / WEIGHTS
     if not path.is_file():
         raise InputError(f"{path}: no such file; run `learn-rank align` again")
-    try:
-        saved: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path}: damaged ({type(error).__name__}); run `learn-rank align` again")
+    saved = read_weights(path, remedy=_REMEDY)
+    if saved.keys() != _KEYS:
+        found = ", ".join(map(str, saved)) or "nothing"
+        raise InputError(f"{path}: holds {found}, expected {', '.join(_KEYS)}; {_REMEDY}")
     if saved["content_dim"] != gallery.content_dim:
         raise InputError(
             f"{directory}: trained on content vectors of width {saved['content_dim']}, but the content store has "
@@ -67,7 +67,7 @@ def load_tower(directory: Path, gallery: Gallery, options: AlignOptions) -> Towe
             f"{directory}: trained on another model than the one now in align.backbone '{options.backbone}'; put that "
             "one back or run `learn-rank align` again"
         )
-    load_tower_state(tower, saved["weights"])
+    load_tower_state(tower, saved["weights"], path=path, remedy=_REMEDY)
     return tower.eval()
 
 
@@ -83,11 +83,15 @@ def tower_state(tower: Tower | MeanContent) -> dict[str, torch.Tensor]:
     return {name: value for name, value in tower.state_dict().items() if name not in frozen}
 
 
-def load_tower_state(tower: Tower | MeanContent, state: dict[str, torch.Tensor]) -> None:
-    """Puts back what `tower_state` gave."""
-    missing, unexpected = tower.load_state_dict(state, strict=False)
-    assert set(missing) <= _frozen_names(tower), missing
-    assert not unexpected, unexpected
+def load_tower_state(tower: Tower | MeanContent, state: dict[str, torch.Tensor], *, path: Path, remedy: str) -> None:
+    """Puts back what `tower_state` gave; InputError naming the path, with the remedy, for that of another tower."""
+    try:
+        missing, unexpected = tower.load_state_dict(state, strict=False)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: does not fit this tower ({reason_of(error)}); {remedy}")
+    strange = sorted({*missing} - _frozen_names(tower)) or sorted(unexpected)
+    if strange:
+        raise InputError(f"{path}: does not fit this tower, which differs in '{strange[0]}'; {remedy}")
 
 
 def _frozen_names(tower: Tower | MeanContent) -> set[str]:

@@ -11,15 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from learn_rank.artifact import read_manifest, write_json, write_text
+from learn_rank.artifact import read_manifest
 from learn_rank.cli import alignment, stages
 from learn_rank.cli.ablation_report import Run, markdown, summarise, text
 from learn_rank.cli.config import RunConfig
 from learn_rank.cli.variants import BASELINE, Variant, read_variants
+from learn_rank.durable import write_json, write_text
 from learn_rank.errors import InputError
 from learn_rank.evaluation.statistics import interval_key
 from learn_rank.pretrained import load_config
 from learn_rank.progress import note
+from learn_rank.publish import check_target, own_folder
 from learn_rank.schema import METRICS
 
 _STAGE_SECONDS = 86_400  # ranks wait as long for what rank 0 does alone
@@ -37,9 +39,12 @@ def ablate(config: RunConfig) -> None:
     variants = read_variants(config)
     _check_models(variants)
     folder = Path(config.run_dir) / "ablate"
+    check_target(folder, "ablate")
     runs: list[Run] = []
     with process_group(timeout_seconds=_STAGE_SECONDS) as process:
         with redirect_stdout(sys.stderr):
+            if process.is_main:
+                own_folder(folder, "ablate")
             _prepare(config, variants)
             # all variants of a seed before the next seed: a run that is stopped early has something to compare
             for seed in config.ablate.seeds:

@@ -113,7 +113,7 @@ def markdown(report: dict[str, Any]) -> str:
     """report.md: the same, and what each variant changes."""
     parts = [
         f"# Ablation: {plain(report['dataset'])}",
-        _opening(report),
+        plain(_opening(report)),
         _markdown(_retrieval(report, report["metrics"])),
     ]
     parts += ["\n".join(f"- {plain(note)}" for note in _notes(report))]

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from learn_rank.alignment.options import SHAPE
-from learn_rank.artifact import Manifest, fingerprint, read_manifest
+from learn_rank.artifact import Manifest, read_manifest
 from learn_rank.cli.config import RunConfig
 from learn_rank.cli.folders import Work, fingerprint_of, folder, stage, stage_on_ranks
 from learn_rank.cli.stages import extract, prepare
 from learn_rank.cli.validation import validation_uauc
 from learn_rank.errors import InputError
+from learn_rank.fingerprints import fingerprint
 from learn_rank.schema import FEATURES, MANIFEST, METRICS, FeatureSet
 
 if TYPE_CHECKING:
@@ -90,12 +91,13 @@ def export(config: RunConfig) -> None:
     """Towers -> item store and user stores."""
     from learn_rank.alignment import export as towers
     from learn_rank.alignment.histories import read_histories
-    from learn_rank.alignment.options import AlignOptions, iso_milliseconds
+    from learn_rank.alignment.options import AlignOptions
     from learn_rank.alignment.train import open_gallery
     from learn_rank.alignment.trained import load_tower, read_id_items
     from learn_rank.distributed import compute_device
     from learn_rank.io import read_table
     from learn_rank.schema import ITEM_ID, SPLITS
+    from learn_rank.times import iso_milliseconds
 
     prepared, aligned, target = (folder(config, name) for name in ("prepare", "align", "export"))
     trained = read_manifest(aligned, stage="align")

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 
 from learn_rank.alignment.options import AlignOptions, ExportOptions
+from learn_rank.cli.recipe_file import read_recipe
+from learn_rank.cli.words import Option, build, convert, keys_of, locate, nearest, put, read_word
 from learn_rank.content.encoder import EncoderOptions
 from learn_rank.data.prepare import PrepareOptions
 from learn_rank.data.recipe import DatasetRecipe
 from learn_rank.data.synthetic import SyntheticOptions
 from learn_rank.errors import InputError
 from learn_rank.evaluation.options import EvaluateOptions, SegmentOptions
-from learn_rank.ranker.options import FindOptions, FrozenOptions, LearnColumnsOptions, RankerOptions
+from learn_rank.memory import LIMIT_HELP
+from learn_rank.options import check_seed
+from learn_rank.ranker.options import BACKBONES, FindOptions, FrozenOptions, LearnColumnsOptions, RankerOptions
 from learn_rank.schema import ITEM_ID, USER_ID
 from learn_rank.store.options import StoreOptions
 
@@ -55,8 +58,10 @@ class AblateOptions:
     def __post_init__(self) -> None:
         if not self.variants:
             raise InputError("ablate.variants is empty; give names such as [without_align,learn]")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise InputError(f"ablate.seeds is {self.seeds}, expected distinct numbers from 0")
+        for seed in self.seeds:
+            check_seed("ablate.seeds", seed)
         if self.paper and self.paper not in PAPER_DATASETS:
             raise InputError(f"ablate.paper is '{self.paper}', expected one of {', '.join(PAPER_DATASETS)}")
 
@@ -111,6 +116,9 @@ class EvaluateConfig(EvaluateOptions):
         default="",
         metadata={"help": "log of an A/B test: the column of who saw what; baseline and treatment are its values"},
     )
+    expected_share: float = field(
+        default=0.5, metadata={"help": "with variant: share of the users that the treatment was to get"}
+    )
     run_dir: str = field(default="", metadata={"help": "a run: predictions, labels and segments are taken from it"})
 
 
@@ -130,7 +138,7 @@ class SegmentConfig(SegmentOptions):
     out: str = field(default="", metadata={"help": "folder for user_segments.parquet, item_segments.parquet; required"})
     user_id: str = field(default=USER_ID, metadata={"help": "user id column; empty: no users"})
     item_id: str = field(default=ITEM_ID, metadata={"help": "item id column; empty: no items"})
-    memory_limit: str = field(default="2GiB", metadata={"help": "larger logs spill beside the output"})
+    memory_limit: str = field(default="2GiB", metadata={"help": LIMIT_HELP})
 
 
 @dataclass
@@ -215,23 +223,27 @@ def config_dir() -> Path:
     return inside if inside.is_dir() else Path(__file__).parents[2] / "configs"
 
 
-def load(name: str, overrides: Sequence[str]) -> Any:
-    """configs/NAME.yaml with key=value overrides as the dataclass of that name; InputError says what is off."""
+def recipe_names(group: str) -> list[str]:
+    """The recipes of a folder of configs/ by name."""
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+
+
+def load(name: str, words: Sequence[str]) -> Any:
+    """configs/NAME.yaml with key=value words as the dataclass of that name; InputError says what is off.
+
+    Of a key that is given twice the last counts. A + before a key changes nothing.
+    """
     schema = SCHEMAS.get(name, RunConfig)
-    store = ConfigStore.instance()
-    for key, node in {"run": RunConfig, **SCHEMAS}.items():
-        store.store(name=f"{key}_schema", node=node)
-    plain, recipe_file, recipe_overrides = _take_recipe_file(overrides)
-    for override in overrides:
-        _check_key(override, schema)
-    try:
-        with initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
-            config = compose(name, overrides=list(plain))
-        if recipe_file is not None:
-            _merge_recipe(config, recipe_file, recipe_overrides)
-        return OmegaConf.to_object(config)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(one_line(error))
+    chosen, options = _sort_words(schema, words)
+    recipe = Path(chosen.pop("dataset")) if chosen.get("dataset", "").endswith((".yaml", ".yml")) else None
+    values = _composed(name, chosen)
+    if recipe is not None:
+        values["dataset"] = _recipe(recipe)
+    for option, value in options:
+        if option.path[0] == "dataset" and values["dataset"] is None:
+            raise InputError(f"{'.'.join(option.path)} is set but no dataset; add dataset=NAME or dataset=FILE.yaml")
+        put(values, option.path, value)
+    return build(schema, values)
 
 
 def part_of(config: Any, options: type[T]) -> T:
@@ -246,80 +258,64 @@ def require(config: Any, command: str, *names: str) -> None:
             raise InputError(f"{name} is missing; see `learn-rank {command} --help`")
 
 
-def keys_of(schema: type) -> Iterator[tuple[str, str, str]]:
-    """(dotted key, default, help) of every option of a config dataclass."""
-    hints = typing.get_type_hints(schema)
-    for one in dataclasses.fields(schema):
-        kind = next((k for k in typing.get_args(hints[one.name]) if dataclasses.is_dataclass(k)), hints[one.name])
-        if dataclasses.is_dataclass(kind):
-            for key, default, text in keys_of(typing.cast(type, kind)):
-                yield f"{one.name}.{key}", default, text
+def _sort_words(schema: type, words: Sequence[str]) -> tuple[dict[str, str], list[tuple[Option, Any]]]:
+    """The recipes that are chosen by name, and the options with their values."""
+    groups = GROUPS if schema is RunConfig else ()
+    chosen: dict[str, str] = {}
+    options: list[tuple[Option, Any]] = []
+    for word in words:
+        key, equals, text = word.partition("=")
+        key = key.lstrip("+")
+        if not equals:
+            raise InputError(f"'{word}' is not key=value")
+        if key in groups:
+            chosen[key] = text
             continue
-        default = one.default if one.default is not dataclasses.MISSING else one.default_factory()  # type: ignore[operator]
-        yield one.name, str(default), one.metadata.get("help", "")
+        option = locate(schema, key)
+        if option is None:
+            raise InputError(f"no option '{key}'{nearest(key, [*(name for name, _, _ in keys_of(schema)), *groups])}")
+        options.append((option, read_word(text, option.kind, key=key)))
+    return chosen, options
 
 
-def nearest(key: str, valid: Sequence[str]) -> str:
-    """What to add to an error about an unknown key: the valid one it may have meant."""
-    near = get_close_matches(key, valid, n=1, cutoff=0.5) or [
-        name for name in valid if name.rpartition(".")[2] == key.rpartition(".")[2]
-    ]
-    return f"; did you mean '{near[0]}'?" if near else "; see --help"
+def _composed(name: str, chosen: Mapping[str, str]) -> dict[str, Any]:
+    """The values of configs/NAME.yaml with the recipes of these names in it."""
+    for group, value in chosen.items():
+        names = recipe_names(group)
+        if value not in names and not (group == "dataset" and not value):
+            own = ", or a YAML file" if group == "dataset" else ""
+            network = f"; a network is chosen by ranker.backbone={value}" if value in BACKBONES else ""
+            raise InputError(f"{group}={value}: expected one of {', '.join(names)}{own}{network}")
+    store = ConfigStore.instance()
+    for key, node in {"run": RunConfig, **SCHEMAS}.items():
+        store.store(name=f"{key}_schema", node=node)
+    with _working_folder(), initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
+        config = compose(name, overrides=[f"{group}={value or 'null'}" for group, value in chosen.items()])
+    return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
 
 
-def one_line(error: BaseException) -> str:
-    """The message of a hydra, OmegaConf or YAML error without the lines that say where in their code."""
-    cause = error.__cause__ or error
-    lines = [line.strip() for line in str(cause).strip().split("\n") if line.strip()]
-    return " ".join(lines[:2])
-
-
-def _take_recipe_file(overrides: Sequence[str]) -> tuple[list[str], Path | None, list[str]]:
-    """Splits off dataset=FILE.yaml and its dataset.KEY=VALUE overrides, which hydra's groups cannot hold."""
-    value = next((o.partition("=")[2] for o in overrides if o.startswith("dataset=")), "")
-    if not value.endswith((".yaml", ".yml")):
-        return list(overrides), None, []
-    path = Path(value)
-    if not path.is_file():
-        raise InputError(f"dataset={value}: no such file")
-    is_recipe = [o.startswith(("dataset=", "dataset.")) for o in overrides]
-    plain = [o for o, mine in zip(overrides, is_recipe, strict=True) if not mine]
-    return plain, path, [o.removeprefix("dataset.") for o in overrides if o.startswith("dataset.")]
-
-
-def _merge_recipe(config: DictConfig, path: Path, overrides: list[str]) -> None:
+@contextmanager
+def _working_folder() -> Iterator[None]:
+    """A working folder for hydra, which asks for one, where that of the process was removed."""
     try:
-        content = OmegaConf.load(path)
-    except Exception as error:  # yaml raises a family of its own
-        raise InputError(f"{path}: not readable as YAML: {one_line(error)}")
-    if not isinstance(content, DictConfig):
-        raise InputError(f"{path}: expected a mapping such as 'interactions: ...'")
-    _check_recipe_keys(path, content)
+        os.getcwd()
+    except FileNotFoundError:
+        here = os.open(".", os.O_RDONLY)
+        os.chdir("/")
+        try:
+            yield
+        finally:
+            os.fchdir(here)
+            os.close(here)
+    else:
+        yield
+
+
+def _recipe(path: Path) -> dict[str, Any]:
+    """A recipe of the user's own."""
+    content = read_recipe(path) if path.is_file() else None
+    if content is None:
+        raise InputError(f"dataset={path}: no such file")
+    values: dict[str, Any] = convert(content, DatasetRecipe, where=str(path))
     # a recipe's files lie beside it unless it says otherwise
-    content.root = str(path.parent / content.get("root", "."))
-    content.name = content.get("name", path.stem)
-    config.dataset = OmegaConf.merge(OmegaConf.structured(DatasetRecipe), content, OmegaConf.from_dotlist(overrides))
-
-
-def _check_recipe_keys(path: Path, content: DictConfig) -> None:
-    valid = [key for key, _, _ in keys_of(DatasetRecipe)]
-    for section, value in content.items():
-        names = (
-            [".".join((str(section), str(key))) for key in value] if isinstance(value, DictConfig) else [str(section)]
-        )
-        for name in names:
-            if name not in valid and str(section) not in ("sparse", "dense", "sequence"):
-                raise InputError(f"{path}: no key '{name}' in a dataset recipe{nearest(name, valid)}")
-
-
-def _check_key(override: str, schema: type) -> None:
-    key, equals, _ = override.lstrip("+~").partition("=")
-    if not equals:
-        raise InputError(f"'{override}' is not key=value")
-    valid = [name for name, _, _ in keys_of(schema)]
-    if key in valid or (schema is RunConfig and key in GROUPS):
-        return
-    open_maps = ("dataset.sparse.", "dataset.dense.", "dataset.sequence.", "dataset.interactions.labels.")
-    if schema is RunConfig and key.startswith(open_maps):
-        return
-    raise InputError(f"no option '{key}'{nearest(key, [*valid, *(GROUPS if schema is RunConfig else ())])}")
+    return {**values, "root": str(path.parent / values.get("root", ".")), "name": values.get("name", path.stem)}

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
 from learn_rank.cli.config import EvaluateConfig, MergeConfig, SegmentConfig, part_of, require
 from learn_rank.errors import InputError
 from learn_rank.evaluation.options import EvaluateOptions, SegmentOptions
 from learn_rank.memory import parse_bytes
+from learn_rank.publish import check_target, publish
+
+_SCRATCH = "scratch"  # in the work folder, which the next run clears if this one is killed
 
 
 def evaluate_files(config: EvaluateConfig) -> None:
@@ -30,19 +32,23 @@ def evaluate_files(config: EvaluateConfig) -> None:
         raise InputError("part=K/N makes a state: add state=FOLDER, then `learn-rank evaluate-merge`")
     if config.state and config.out:
         raise InputError("state and out are both set; a state becomes a report by `learn-rank evaluate-merge`")
+    reads = _reads(config)
+    check_target(Path(config.state or config.out), STAGE if config.state else "evaluate", reads=reads)
     options = part_of(config, EvaluateOptions)
-    part = Part(*_part(config.part)) if config.part else None
-    named: dict[str, Any] = {
-        "user_segments": config.user_segments or None,
-        "item_segments": config.item_segments or None,
-    }
+    part = Part.of(_part(config.part)) if config.part else None
     start = time.monotonic()
-    inputs = open_inputs(Path(config.predictions), **named, options=options, part=part)
-    sources = fingerprints({"predictions": Path(config.predictions), **named})
+    inputs = open_inputs(
+        Path(config.predictions),
+        user_segments=config.user_segments,
+        item_segments=config.item_segments,
+        options=options,
+        part=part,
+    )
+    sources = fingerprints(Path(config.predictions), inputs.users.origin, inputs.items.origin)
     recorded = {name: str(value) for name, value in sources.items()}
     if config.state:
         manifest = Manifest(STAGE, recorded, {**asdict(options), "part": config.part})
-        with publish(Path(config.state), manifest) as (work, facts):
+        with publish(Path(config.state), manifest, reads=reads) as (work, facts):
             state, found = run(inputs, save_scores=work if options.auc == "exact" else None)
             rules = segment_rules(inputs.users, inputs.items, state)
             save_state(state, work, options=options, part=part, rules=rules, sources=sources)
@@ -50,7 +56,7 @@ def evaluate_files(config: EvaluateConfig) -> None:
         print(f"state: {config.state} ({state.num_rows:,} rows, {time.monotonic() - start:.1f} s)")
         return
     out = Path(config.out)
-    with publish(out, Manifest("evaluate", recorded, asdict(options))) as (work, _):
+    with publish(out, Manifest("evaluate", recorded, asdict(options)), reads=reads) as (work, _):
         state, found = run(inputs)
         seconds = time.monotonic() - start
         report = make_report(
@@ -74,6 +80,7 @@ def merge(config: MergeConfig) -> None:
     from learn_rank.evaluation.report import format_table, write_report
 
     folders, out = [Path(folder) for folder in config.states], Path(config.out)
+    check_target(out, "evaluate", reads=folders)
     inputs = {str(position): read_manifest(folder, stage=STAGE).fingerprint for position, folder in enumerate(folders)}
     state, first, sources = merge_states(folders)
     rules = {
@@ -81,7 +88,7 @@ def merge(config: MergeConfig) -> None:
         for entity, unlisted in (("user", state.unlisted_users), ("item", state.unlisted_items))
     }
     report = make_report(state, first.options, rules=rules, sources=sources, engine={"num_parts": len(folders)})
-    with publish(out, Manifest("evaluate", inputs, asdict(first.options))) as (work, _):
+    with publish(out, Manifest("evaluate", inputs, asdict(first.options)), reads=folders) as (work, _):
         write_report(report, work)
     print(format_table(report))
     print(f"report: {out / 'report.html'}")
@@ -90,15 +97,16 @@ def merge(config: MergeConfig) -> None:
 def segment(config: SegmentConfig) -> None:
     """A training log -> segments of its users and items."""
     require(config, "segment", "log", "out")
-    from learn_rank.artifact import file_fingerprint
     from learn_rank.evaluation.segments import count_segments
+    from learn_rank.inputs import find_inputs
 
     parse_bytes(config.memory_limit, name="memory_limit")
     log, out = Path(config.log), Path(config.out)
+    check_target(out, "segment", reads=[log])
     options = part_of(config, SegmentOptions)
-    inputs = {"log": file_fingerprint(log) if log.exists() else str(log)}
+    inputs = {"log": find_inputs(log).fingerprint}
     manifest = Manifest("segment", inputs, {**asdict(options), "user_id": config.user_id, "item_id": config.item_id})
-    with publish(out, manifest) as (work, facts):
+    with publish(out, manifest, reads=[log]) as (work, facts):
         facts.update(
             count_segments(
                 log,
@@ -107,9 +115,10 @@ def segment(config: SegmentConfig) -> None:
                 item_id=config.item_id,
                 options=options,
                 memory_limit=config.memory_limit,
-                scratch=work / "scratch",
+                scratch=work / _SCRATCH,
             )
         )
+        _leave(work)
     print(f"{facts['num_rows']:,} rows")
     for entity in ("user", "item"):
         for name, found in facts.get(entity, {}).get("segments", {}).items():
@@ -118,20 +127,26 @@ def segment(config: SegmentConfig) -> None:
 
 
 def _experiment(config: EvaluateConfig) -> None:
+    from learn_rank.evaluation.binding import segment_origin
     from learn_rank.evaluation.evaluate import fingerprints
     from learn_rank.evaluation.experiment import evaluate_experiment
     from learn_rank.evaluation.experiment_text import format_experiment
+    from learn_rank.evaluation.exposures import exposure_columns
     from learn_rank.evaluation.report import write_experiment
 
     if config.state or config.part or len(config.treatments) != 1 or config.control:
         raise InputError("variant: baseline and treatment name two of its values; no state, part or control")
+    if config.spill_dir and not Path(config.spill_dir).is_dir():
+        raise InputError(f"spill_dir={config.spill_dir}: no such folder; make it or choose another")
     predictions, out = Path(config.predictions), Path(config.out)
-    named: dict[str, Any] = {
-        "user_segments": _file_or_column(config.user_segments), "item_segments": _file_or_column(config.item_segments),
-    }  # fmt: skip
-    sources = fingerprints({"predictions": predictions, **named})
+    reads = _reads(config)
+    check_target(out, "experiment", reads=reads)
+    columns = exposure_columns(predictions)
+    users = segment_origin(config.user_segments, entity="user", columns=columns)
+    items = segment_origin(config.item_segments, entity="item", columns=columns)
+    sources = fingerprints(predictions, users, items)
     recorded = {name: str(value) for name, value in sources.items()}
-    with publish(out, Manifest("experiment", recorded, asdict(config))) as (work, _):
+    with publish(out, Manifest("experiment", recorded, asdict(config)), reads=reads) as (work, _):
         report = evaluate_experiment(
             predictions,
             variant=config.variant,
@@ -141,28 +156,38 @@ def _experiment(config: EvaluateConfig) -> None:
             value=config.value,
             user_id=config.user_id,
             item_id=config.item_id,
-            **named,
+            user_segments=users,
+            item_segments=items,
             segment_options=config.segments,
             confidence=config.confidence,
+            expected_share=config.expected_share,
             memory_limit=config.memory_limit,
-            scratch=work / "scratch",
+            scratch=Path(config.spill_dir or work / _SCRATCH),
         )
+        _leave(work)
         report["inputs"] = sources
         write_experiment(report, work)
     print(format_experiment(report))
     print(f"report: {out / 'report.html'}")
 
 
-def _file_or_column(named: str) -> Path | str | None:
-    """A path if there is such a file, else the name of a column."""
-    if not named:
-        return None
-    return Path(named) if Path(named).exists() or named.endswith(".parquet") else named
+def _reads(config: EvaluateConfig) -> list[Path]:
+    """What an evaluation reads: its output may not lie there."""
+    from learn_rank.inputs import find_inputs
+
+    segments = [Path(path) for path in (config.user_segments, config.item_segments) if path]
+    return [*find_inputs(config.predictions, may_be_pattern=True).reads, *segments]
+
+
+def _leave(work: Path) -> None:
+    """Takes the empty folder that DuckDB spilled into out of a result."""
+    if (work / _SCRATCH).exists():
+        (work / _SCRATCH).rmdir()
 
 
 def _part(text: str) -> tuple[int, int]:
     """'1/4' -> (1, 4)."""
     number, _, total = text.partition("/")
-    if not (number.isdigit() and total.isdigit() and int(number) < int(total)):
+    if not (number.isdecimal() and total.isdecimal()):
         raise InputError(f"part={text}: expected K/N with K from 0 to N - 1, such as 0/4")
     return int(number), int(total)

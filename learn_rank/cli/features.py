@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from learn_rank.artifact import Manifest, file_fingerprint
+from learn_rank.artifact import Manifest
 from learn_rank.cli.config import ExportFeaturesConfig, part_of, require
 from learn_rank.cli.folders import fingerprint_of, stage
 from learn_rank.cli.stages import store_fingerprints
 from learn_rank.errors import InputError
-from learn_rank.io import open_parquet, parquet_files
+from learn_rank.inputs import PARQUET, find_inputs
+from learn_rank.publish import check_target
 from learn_rank.ranker.options import LearnColumnsOptions
 
 
@@ -23,14 +24,18 @@ def export_features(config: ExportFeaturesConfig) -> None:
     log = Path(config.log) if config.log else run_dir / "prepare" / "interactions"
     if config.log and not config.out:
         raise InputError("out is missing; add out=FOLDER for the rows of log")
-    open_parquet(parquet_files(log)[0]).close()
+    out = Path(config.out) if config.out else run_dir / "features"
+    reads = [log, run_dir / "prepare", run_dir / "export", run_dir / "train" / config.arm]
+    check_target(out, "features", reads=reads)
     options = part_of(config, LearnColumnsOptions)
-    inputs = {"log": file_fingerprint(log), **store_fingerprints(run_dir / "prepare", run_dir / "export")}
+    inputs = {
+        "log": find_inputs(log, kinds=(PARQUET,)).fingerprint,
+        **store_fingerprints(run_dir / "prepare", run_dir / "export"),
+    }
     checkpoint_dir = run_dir / "train" / config.arm if options.values == "learned" else None
     if checkpoint_dir is not None:
         inputs["train"] = fingerprint_of(checkpoint_dir, "train")
     manifest = Manifest("features", inputs, {**asdict(options), "accept_stores": sorted(config.accept_stores)})
-    out = Path(config.out) if config.out else run_dir / "features"
     stage(
         out,
         manifest,
@@ -43,6 +48,7 @@ def export_features(config: ExportFeaturesConfig) -> None:
             options,
             accept_stores=config.accept_stores,
         ),
+        reads=reads,
         is_resumable=True,
     )
     print(f"columns: {out}")

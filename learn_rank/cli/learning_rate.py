@@ -6,10 +6,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from learn_rank.artifact import Manifest, read_manifest, write_json, write_text
+from learn_rank.artifact import Manifest, read_manifest
 from learn_rank.cli.config import RunConfig
 from learn_rank.cli.folders import fingerprint_of, folder, stage_on_ranks
 from learn_rank.cli.stages import store_fingerprints
+from learn_rank.durable import write_json, write_text
 
 if TYPE_CHECKING:
     from learn_rank.ranker.range_test import Sweep

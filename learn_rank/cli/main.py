@@ -6,11 +6,14 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout, suppress
 from importlib import import_module
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn, TextIO, cast
 
 from learn_rank import __version__
+from learn_rank.cli.streams import BROKEN_PIPE_STATUS, Printable, discard, open_streams, reader_is_gone
 from learn_rank.errors import InputError
+from learn_rank.printable import printable
 
 
 class _Command(NamedTuple):
@@ -207,42 +210,65 @@ _COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one command and exits: 0 done, 2 something the user can fix, 130 interrupted; a bug shows its traceback."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    """Runs one command and exits: 0 done, 2 something the user can fix, 130 interrupted, 141 nobody reads the output;
+    a bug shows its traceback."""
+    open_streams()
+    try:
+        with redirect_stdout(cast(TextIO, Printable(sys.stdout))):
+            _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+            sys.stdout.flush()
+    except InputError as error:
+        _fail(str(error))
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing not in _EXTRAS:
+            raise
+        _fail(f"this command needs {error.name}; pip install 'learn-rank[{_EXTRAS[missing]}]'")
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and reader_is_gone():
+            discard()
+            sys.exit(BROKEN_PIPE_STATUS)
+        _fail(_explain(error))
+    except KeyboardInterrupt:
+        _say("interrupted; run the same command again to go on")
+        sys.exit(130)
+
+
+def _dispatch(words: list[str]) -> None:
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview())
         return
     if words[0] == "--version":
         print(f"learn-rank {__version__}")
         return
-    try:
-        if words[0] == "store" and (len(words) == 1 or words[1] in ("-h", "--help")):
-            print(_overview("store "))
-            return
-        size = 2 if words[0] == "store" else 1
-        command = _find(" ".join(words[:size]))
-        if any(word in ("-h", "--help") for word in words[size:]):
-            print(_help(command))
-            return
-        _run(command, words[size:])
-    except InputError as error:
-        _fail(str(error))
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in _EXTRAS:
-            raise
-        _fail(f"this command needs {error.name}; pip install 'learn-rank[{_EXTRAS[(error.name or '').split('.')[0]]}]'")
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        _fail(f"{error.filename or 'writing'}: {error.strerror}; free or choose another run_dir, then run again")
-    except KeyboardInterrupt:
-        print("learn-rank: interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+    if words[0] == "store" and (len(words) == 1 or words[1] in ("-h", "--help")):
+        print(_overview("store "))
+        return
+    size = 2 if words[0] == "store" else 1
+    command = _find(" ".join(words[:size]))
+    if any(word in ("-h", "--help") for word in words[size:]):
+        print(_help(command))
+        return
+    for word in words[size:]:
+        if not word.isascii() and word != os.fsencode(word).decode("utf-8", "replace"):
+            raise InputError(f"'{word}' is not UTF-8 text; rename it, or where the locale is at fault set PYTHONUTF8=1")
+    _run(command, words[size:])
 
 
 _EXTRAS = {
     "torch": "cpu", "torchrec": "cpu", "fbgemm_gpu": "cpu", "tensorboard": "cpu", "transformers": "hf",
     "peft": "hf", "accelerate": "hf", "mlflow": "trackers", "wandb": "trackers",
+}  # fmt: skip
+
+
+_LONGEST_LINE = 1200
+_FREE, _ELSEWHERE = "free some space (or inodes)", "give yourself the right or choose another folder"
+_REMEDIES = {
+    errno.ENOSPC: _FREE, errno.EDQUOT: _FREE, errno.EACCES: _ELSEWHERE, errno.EPERM: _ELSEWHERE,
+    errno.EROFS: "choose another folder", errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOTDIR: "choose a folder where no file stands in the way", errno.EEXIST: "choose another name",
+    errno.EISDIR: "name a file", errno.ELOOP: "mend the symbolic links", errno.EBUSY: "see who uses it",
+    errno.EMFILE: "raise ulimit -n", errno.ENFILE: "close some files",
 }  # fmt: skip
 
 
@@ -275,7 +301,8 @@ def _overview(prefix: str = "") -> str:
 
 
 def _help(name: str) -> str:
-    from learn_rank.cli.config import SCHEMAS, RunConfig, config_dir, keys_of
+    from learn_rank.cli.config import SCHEMAS, RunConfig, recipe_names
+    from learn_rank.cli.words import keys_of
 
     command = _COMMANDS[name]
     lines = [
@@ -288,15 +315,34 @@ def _help(name: str) -> str:
         if not sections or key.split(".")[0] in sections:
             lines.append(f"  {key}={default}\n      {text}" if text else f"  {key}={default}")
     for group in command.sections:
-        recipes = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
-        if recipes:
+        if recipes := recipe_names(group):
             lines.append(f"  {group}=NAME with NAME one of {', '.join(recipes)}")
     if "ablate" in command.sections:
-        variants = sorted(path.stem for path in (config_dir() / "ablation").glob("*.yaml"))
-        lines.append(f"  names of ablate.variants: {', '.join(variants)}")
+        lines.append(f"  names of ablate.variants: {', '.join(recipe_names('ablation'))}")
     return "\n".join(lines)
 
 
-def _fail(message: str) -> None:
-    print(f"learn-rank: error: {message}", file=sys.stderr)
+def _explain(error: OSError) -> str:
+    """What the operating system would not do, and where; what to do about it."""
+    where = " -> ".join(
+        os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)
+    )
+    said = error.strerror or str(error) or type(error).__name__
+    remedy = _REMEDIES.get(error.errno or 0, "")
+    where = where or ("the working folder" if error.errno == errno.ENOENT else "reading or writing")
+    return f"{where}: {said}" + (f"; {remedy}, then run again" if remedy else "")
+
+
+def _fail(message: str) -> NoReturn:
+    _say(f"error: {message}")
     sys.exit(2)
+
+
+def _say(message: str) -> None:
+    """One line on stderr, if it can be told at all; of a very long one the beginning and the end."""
+    line = printable(message)
+    if len(line) > _LONGEST_LINE:
+        line = f"{line[: _LONGEST_LINE * 2 // 3]} ... {line[-_LONGEST_LINE // 3 :]}"
+    with suppress(OSError, ValueError):
+        print(f"learn-rank: {line}", file=sys.stderr, flush=True)
+    discard()

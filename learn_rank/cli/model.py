@@ -9,6 +9,7 @@ from learn_rank.cli.config import ExportModelConfig, require
 from learn_rank.cli.folders import fingerprint_of, stage
 from learn_rank.cli.stages import store_fingerprints
 from learn_rank.memory import format_bytes
+from learn_rank.publish import check_target
 
 
 def export_model(config: ExportModelConfig) -> None:
@@ -23,9 +24,10 @@ def export_model(config: ExportModelConfig) -> None:
     has_learn = read_manifest(trained, stage="train").options["use_learn"]
     if has_learn:
         inputs |= store_fingerprints(prepared, stores)
+    out = Path(config.out) if config.out else run_dir / "model"
+    check_target(out, "export-model", reads=[prepared, stores, trained])
     onnx = can_write_onnx() if config.onnx is None else config.onnx
     options = {"arm": config.arm, "onnx": onnx, "link_stores": config.link_stores}
-    out = Path(config.out) if config.out else run_dir / "model"
     stage(
         out,
         Manifest("export-model", inputs, options | {"accept_stores": sorted(config.accept_stores)}),
@@ -38,6 +40,7 @@ def export_model(config: ExportModelConfig) -> None:
             link_stores=config.link_stores,
             accept_stores=config.accept_stores,
         ),
+        reads=[prepared, stores, trained],
     )
     facts = read_manifest(out, stage="export-model").facts
     print(f"model: {out} ({format_bytes(facts['bytes'])}; {', '.join(facts['programs'])})")

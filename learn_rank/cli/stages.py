@@ -10,17 +10,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from learn_rank.artifact import Manifest, is_current, publish, read_manifest
+from learn_rank.artifact import Manifest, is_current, read_manifest
 from learn_rank.cli.config import RunConfig
 from learn_rank.cli.folders import fingerprint_of, folder, say, stage, stage_on_ranks
 from learn_rank.cli.validation import validation_metrics
 from learn_rank.errors import InputError
 from learn_rank.evaluation.options import GIVEN, EvaluateOptions
+from learn_rank.publish import publish
 from learn_rank.schema import FEATURES, VALUE, FeatureSet, Task, score_columns
 
 
 def prepare(config: RunConfig) -> None:
     """Raw log -> canonical tables."""
+    from learn_rank.data.load import find_sources
     from learn_rank.data.prepare import prepare as run
     from learn_rank.data.prepare import raw_fingerprints
 
@@ -33,7 +35,12 @@ def prepare(config: RunConfig) -> None:
     if config.prepare.dense_from:
         inputs["dense_from"] = fingerprint_of(Path(config.prepare.dense_from) / "prepare", "prepare")
     manifest = Manifest("prepare", inputs, {"recipe": recipe})
-    stage(folder(config, "prepare"), manifest, lambda work: run(dataset, work, config.prepare))
+    stage(
+        folder(config, "prepare"),
+        manifest,
+        lambda work: run(dataset, work, config.prepare),
+        reads=[path for files in find_sources(dataset).values() for path in files.reads],
+    )
 
 
 def extract(config: RunConfig) -> None:
@@ -168,6 +175,7 @@ def evaluate_run(config: RunConfig) -> None:
                 "dataset": made.options["recipe"]["name"],
                 "splits": made.facts["splits"],
             },
+            is_own_log=True,
         )
 
     def work_in(work: Path) -> dict[str, Any]:

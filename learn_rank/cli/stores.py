@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from learn_rank.artifact import Manifest, file_fingerprint, is_current, publish, read_manifest
+from learn_rank.artifact import STORES, Manifest, is_current, read_manifest
 from learn_rank.cli.config import (
     StoreBuildConfig,
     StoreConfig,
@@ -15,10 +15,10 @@ from learn_rank.cli.config import (
     part_of,
     require,
 )
+from learn_rank.inputs import PARQUET, find_inputs
 from learn_rank.memory import format_bytes
+from learn_rank.publish import check_target, publish
 from learn_rank.store.options import StoreOptions
-
-STAGES = ("store", "export", "extract")
 
 
 def build(config: StoreBuildConfig) -> None:
@@ -28,14 +28,18 @@ def build(config: StoreBuildConfig) -> None:
     from learn_rank.store.source import open_source
 
     options, out = part_of(config, StoreOptions), Path(config.out)
-    source = open_source(Path(config.input), key=options.key, vector=options.vector, as_of=options.as_of)
+    check_target(out, "store", reads=[Path(config.input)])
+    source = open_source(
+        Path(config.input), key=options.key, vector=options.vector, as_of=options.as_of, as_of_unit=options.as_of_unit
+    )
     decides = {name: value for name, value in asdict(options).items() if name != "memory_limit"}
-    manifest = Manifest("store", {"input": file_fingerprint(Path(config.input))}, decides)
+    manifest = Manifest("store", {"input": find_inputs(config.input, kinds=(PARQUET,)).fingerprint}, decides)
     if is_current(out, manifest):
         print(f"store: {out} unchanged")
         return
     start = time.monotonic()
-    with publish(out, manifest, is_resumable=True) as (work, facts):
+    # what a build refuses it would refuse again: nothing of it is kept
+    with publish(out, manifest, reads=[Path(config.input)], is_resumable=True, keeps_refused=False) as (work, facts):
         facts.update(build_store(source, work, options))
     seconds = time.monotonic() - start
     _print_version(out, "v1")
@@ -47,17 +51,19 @@ def info(config: StoreConfig) -> None:
     directory = _opened(config, "info")
     from learn_rank.store.files import current_version, versions
 
+    used = current_version(directory)
     for version in versions(directory):
-        _print_version(directory, version, is_used=version == current_version(directory))
+        _print_version(directory, version, is_used=version == used)
 
 
 def verify(config: StoreConfig) -> None:
     """Reads every byte of every version and compares it with its checksum."""
     directory = _opened(config, "verify")
-    from learn_rank.store.files import versions
+    from learn_rank.store.files import current_version, versions
     from learn_rank.store.verify import verify_store
 
     start, size = time.monotonic(), 0
+    current_version(directory)  # refuses a damaged one
     for version in versions(directory):
         facts = verify_store(directory / version)
         size += facts.num_bytes
@@ -68,14 +74,17 @@ def verify(config: StoreConfig) -> None:
 def refresh(config: StoreRefreshConfig) -> None:
     """A delta -> the next version of a store."""
     directory = _opened(config, "refresh", "input")
-    from learn_rank.store.files import current_version
     from learn_rank.store.refresh import refresh_store
     from learn_rank.store.source import open_source
 
     options = part_of(config, StoreOptions)
-    source = open_source(Path(config.input), key=options.key, vector=options.vector, as_of=options.as_of)
-    facts = refresh_store(directory, source, options)
-    version = current_version(directory)
+    source = open_source(
+        Path(config.input), key=options.key, vector=options.vector, as_of=options.as_of, as_of_unit=options.as_of_unit
+    )
+    version, facts, is_new = refresh_store(directory, source, options)
+    if not is_new:
+        print(f"store: {directory} unchanged: {version}, which is in use, was made with this delta")
+        return
     _print_version(directory, version, is_used=True)
     print(f"checkpoints trained on {facts.parent} take it with accept_stores=[{facts.fingerprint}]")
 
@@ -94,8 +103,8 @@ def drop(config: StoreVersionConfig) -> None:
     directory = _opened(config, "drop", "version")
     from learn_rank.store.refresh import drop_version
 
-    drop_version(directory, config.version)
-    print(f"dropped {directory / config.version}")
+    is_there = drop_version(directory, config.version)
+    print(f"{'dropped' if is_there else 'already dropped:'} {directory / config.version}")
 
 
 def _print_version(directory: Path, version: str, *, is_used: bool = False) -> None:
@@ -108,11 +117,13 @@ def _print_version(directory: Path, version: str, *, is_used: bool = False) -> N
     print(f"  fingerprint {facts.fingerprint}")
     notes = facts.notes
     if facts.parent is not None:
-        changes = ", ".join(f"{notes[name]:,} {name}" for name in ("added", "changed", "removed"))
+        changes = ", ".join(f"{notes.get(name, 0):,} {name}" for name in ("added", "changed", "removed"))
         print(f"  refresh of {facts.parent}: {changes}")
     if notes.get("relative_error"):
-        print(f"  {facts.dtype} costs {notes['relative_error']:.2e} of the vectors' size, at most "
-              f"{notes['largest_error']:.2e} in a value")  # fmt: skip
+        whose = "the vectors'" if facts.parent is None else "the delta's vectors'"
+        print(f"  {facts.dtype} costs {notes['relative_error']:.2e} of {whose} size, at most "
+              f"{notes['largest_error']:.2e} in a value and {notes['worst_row_error']:.2e} of one vector's size, "
+              f"that of id {notes['worst_row_id']!r}")  # fmt: skip
     if notes.get("num_zero_dropped"):
         print(f"  {notes['num_zero_dropped']:,} zero vectors were left out")
 
@@ -120,5 +131,5 @@ def _print_version(directory: Path, version: str, *, is_used: bool = False) -> N
 def _opened(config: StoreConfig, command: str, *names: str) -> Path:
     require(config, f"store {command}", "store", *names)
     directory = Path(config.store)
-    read_manifest(directory, stage=STAGES)
+    read_manifest(directory, stage=STORES)
     return directory

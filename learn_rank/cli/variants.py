@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -10,12 +11,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from learn_rank.alignment.options import SHAPE, AlignOptions
 from learn_rank.artifact import read_manifest
-from learn_rank.cli.config import PAPER_DATASETS, RunConfig, config_dir, keys_of, nearest, one_line
+from learn_rank.cli.config import PAPER_DATASETS, RunConfig, config_dir, recipe_names
+from learn_rank.cli.recipe_file import read_recipe
+from learn_rank.cli.words import build, convert, keys_of, locate, nearest, put, read_word
 from learn_rank.content.encoder import EncoderOptions
 from learn_rank.errors import InputError
 from learn_rank.schema import MANIFEST
@@ -23,7 +23,8 @@ from learn_rank.schema import MANIFEST
 REFERENCE = "learn"  # the run's own options, the paper's row LEARN
 BASELINE = "baseline"  # folder of the rankers without LEARN
 T = TypeVar("T")
-_SECTIONS = {"align": AlignOptions, "encoder": EncoderOptions}
+_SECTIONS: dict[str, type] = {"align": AlignOptions, "encoder": EncoderOptions}
+_NEEDED = "???"  # stands in a recipe for what whoever uses it has to say
 # what a loss does not read
 _UNREAD = {
     "all_action": ("targets", "max_catalogue", "corrects_popularity"),
@@ -40,7 +41,7 @@ class Recipe:
     align: dict[str, Any] = field(default_factory=dict)
     encoder: dict[str, Any] = field(default_factory=dict)
     # dataset -> metric -> the paper's figure; "parameters": trainable ones
-    paper: dict[str, dict[str, Any]] = field(default_factory=dict)
+    paper: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Variant:
 
 def variant_names() -> list[str]:
     """The recipes that come with the package."""
-    return sorted(path.stem for path in (config_dir() / "ablation").glob("*.yaml"))
+    return recipe_names("ablation")
 
 
 def read_variants(config: RunConfig) -> list[Variant]:
@@ -87,10 +88,11 @@ def read_variants(config: RunConfig) -> list[Variant]:
 
 def _read(written: str) -> tuple[str, Recipe]:
     """Name and recipe of one entry of `ablate.variants`."""
-    head, _, settings = (part.strip() for part in written.partition(":"))
-    path = Path(head) if head.endswith((".yaml", ".yml")) else config_dir() / "ablation" / f"{head}.yaml"
+    is_path = written.endswith((".yaml", ".yml")) and os.path.isfile(written)  # a colon may be of its name
+    head, settings = (written, "") if is_path else (part.strip() for part in written.partition(":")[::2])
+    path = Path(head) if is_path or head.endswith((".yaml", ".yml")) else config_dir() / "ablation" / f"{head}.yaml"
     name = path.stem
-    if not re.fullmatch(r"[\w.+-]+", name) or name == BASELINE:
+    if not re.fullmatch(r"\w[\w.+-]*", name) or name.endswith((".json", ".md")) or name == BASELINE:
         raise InputError(f"ablate.variants: '{name}' cannot be a variant's name; use letters, digits, _ . + - "
                          f"(and not {BASELINE})")  # fmt: skip
     known = variant_names()
@@ -98,38 +100,36 @@ def _read(written: str) -> tuple[str, Recipe]:
     if not path.is_file() and (near or not settings or path == Path(head)):
         hint = f"did you mean '{near[0]}'?" if near else f"expected a YAML file or one of {', '.join(known)}"
         raise InputError(f"ablate.variants: no variant '{head}'; {hint}")
+    values = _content(path) if path.is_file() else {}
     try:
-        content = OmegaConf.load(path) if path.is_file() else OmegaConf.create()
-        words = [word + '""' * word.endswith("=") for word in shlex.split(settings)]  # KEY= is an empty string
-    except Exception as error:  # yaml raises a family of its own
-        raise InputError(f"ablate.variants: '{written}' cannot be read: {one_line(error)}")
-    if not isinstance(content, DictConfig):
-        raise InputError(f"{path}: expected a mapping such as 'align: {{item_tower: b}}'")
+        words = shlex.split(settings)
+    except ValueError as error:
+        raise InputError(f"ablate.variants: '{written}' cannot be read: {error}")
     for word in words:
-        if not re.match(r"(align|encoder)\.[^=]+=", word):
+        part, dot, setting = word.partition(".")
+        key, equals, text = setting.partition("=")
+        if part not in _SECTIONS or not (dot and key and equals):
             raise InputError(f"ablate.variants: '{word}' in '{written}' is not align.KEY=VALUE or encoder.KEY=VALUE")
-    try:
-        merged = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Recipe), content, OmegaConf.from_dotlist(words)))
-    except OmegaConfBaseException as error:
-        raise InputError(f"{path if path.is_file() else written}: {one_line(error)}")
+        option = locate(_SECTIONS[part], key)
+        if option is None:
+            valid = [key for key, _, _ in keys_of(_SECTIONS[part])]
+            raise InputError(f"{name}: {part} has no option '{key}'{nearest(key, valid)}")
+        put(values.setdefault(part, {}), option.path, read_word(text, option.kind, key=f"{name}: {part}.{key}"))
     for part in _SECTIONS:
-        for key in merged[part]:
-            if OmegaConf.is_missing(merged[part], key):
+        for key, value in values.get(part, {}).items():
+            if value == _NEEDED:
                 raise InputError(f"{name} needs {part}.{key}: 'ablate.variants=[\"{name}: {part}.{key}=...\"]'")
-    recipe = cast(Recipe, OmegaConf.to_object(merged))
-    for dataset, figures in recipe.paper.items():
+    recipe = Recipe(**values)
+    for dataset in recipe.paper:
         if dataset not in PAPER_DATASETS:
             raise InputError(f"{path}: paper has no '{dataset}', expected {', '.join(PAPER_DATASETS)}")
-        for metric, figure in figures.items():
-            if not isinstance(figure, int | float):
-                raise InputError(f"{path}: paper.{dataset}.{metric} is '{figure}', expected a number")
     if name == REFERENCE and (recipe.align or recipe.encoder):
         raise InputError(f"ablate.variants: {REFERENCE} is the run's own options; give '{written}' another name")
     return name, recipe
 
 
 def _variant(name: str, recipe: Recipe, config: RunConfig) -> Variant:
-    align = _changed(config.align, recipe.align, f"{name}: align")
+    align = _changed(config.align, recipe.align, name)
     fixed = [f"align.{key}" for key in recipe.align if key in SHAPE] + ["encoder"] * bool(recipe.encoder)
     if align.init_from and "init_from" not in recipe.align and fixed:
         raise InputError(
@@ -138,22 +138,29 @@ def _variant(name: str, recipe: Recipe, config: RunConfig) -> Variant:
         )
     encoder = None
     if recipe.encoder and align.inputs != "id":
-        encoder = _changed(config.encoder, {**_encoder_of_run(config), **recipe.encoder}, f"{name}: encoder")
+        encoder = _changed(config.encoder, {**_encoder_of_run(config), **recipe.encoder}, name)
     return Variant(name, recipe, align, encoder)
 
 
-def _changed(options: T, changes: Mapping[str, Any], where: str) -> T:
+def _content(path: Path) -> dict[str, Any]:
+    """The values of a variant's YAML file, with those of its options' types."""
+    content = read_recipe(path)
+    parts = {part: content.pop(part) for part in _SECTIONS if part in content}
+    values: dict[str, Any] = convert(content, Recipe, where=str(path))
+    for part, changes in parts.items():
+        values[part] = convert(changes, _SECTIONS[part], key=part, where=str(path))
+    return values
+
+
+def _changed(options: T, changes: Mapping[str, Any], name: str) -> T:
     """Options with some of them changed, checked as if all had been given on the command line."""
-    valid = [key for key, _, _ in keys_of(type(options))]
+    values = asdict(cast(Any, options))
     for key, value in changes.items():
-        if key not in valid and not isinstance(value, dict):
-            raise InputError(f"{where} has no option '{key}'{nearest(key, valid)}")
+        values[key] = {**values[key], **value} if isinstance(value, dict) else value
     try:
-        return cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(options), dict(changes))))
-    except OmegaConfBaseException as error:
-        raise InputError(f"{where}: {one_line(error)}")
+        return build(type(options), values)
     except InputError as error:
-        raise InputError(f"{where.partition(':')[0]}: {error}")
+        raise InputError(f"{name}: {error}")
 
 
 def _refuse_twins(variants: Mapping[str, Variant]) -> None:

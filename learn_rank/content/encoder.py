@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from learn_rank import __version__
-from learn_rank.artifact import fingerprint
 from learn_rank.content.text import TextOptions
 from learn_rank.errors import InputError
+from learn_rank.fingerprints import fingerprint
+from learn_rank.options import check_seed
 from learn_rank.pretrained import model_fingerprint
 
 OPTION = "encoder.model"
@@ -59,6 +60,7 @@ class EncoderOptions:
         for name in ("max_tokens", "dim", "min_count"):
             if getattr(self, name) < 1:
                 raise InputError(f"encoder.{name} is {getattr(self, name)}, must be 1 or more")
+        check_seed("encoder.seed", self.seed)
         if self.batch_tokens < 0:
             raise InputError(f"encoder.batch_tokens is {self.batch_tokens}, must be 0 or more")
 

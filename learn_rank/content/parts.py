@@ -16,11 +16,11 @@ import torch
 import xxhash
 from torch.distributed import ProcessGroup
 
-from learn_rank.artifact import write_file
 from learn_rank.content.catalogue import Block, Catalogue
 from learn_rank.content.encoder import OPTION, EncoderOptions, vector_key
 from learn_rank.content.huggingface import TextEncoder, Tokens
 from learn_rank.distributed import Process, sum_over_ranks
+from learn_rank.durable import write_file
 from learn_rank.errors import InputError
 from learn_rank.hashing import UInt64Array
 from learn_rank.prefetch import prefetch

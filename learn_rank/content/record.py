@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from learn_rank.artifact import write_file
 from learn_rank.content.catalogue import Catalogue
+from learn_rank.durable import write_file
 from learn_rank.errors import InputError
 from learn_rank.hashing import UInt64Array
 from learn_rank.io import open_parquet, read_table

@@ -90,14 +90,16 @@ def is_finite(values: Float64Array) -> npt.NDArray[np.bool_]:
 
 def write_dense(path: Path, features: Sequence[DenseFeature]) -> None:
     """Writes what was fitted; `read_dense` gives the same features, bit by bit."""
-    path.write_text(json.dumps([asdict(feature) for feature in features], indent=2, allow_nan=False) + "\n")
+    path.write_text(
+        json.dumps([asdict(feature) for feature in features], indent=2, allow_nan=False) + "\n", encoding="utf-8"
+    )
 
 
 def read_dense(path: Path) -> tuple[DenseFeature, ...]:
     """The fitted features of a prepared log, in the order of its FeatureSet."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; run `learn-rank prepare` first")
-    return tuple(_from_json(fields) for fields in json.loads(path.read_text()))
+    return tuple(_from_json(fields) for fields in json.loads(path.read_text(encoding="utf-8")))
 
 
 def _from_json(fields: dict[str, Any]) -> DenseFeature:

@@ -10,10 +10,12 @@ import duckdb
 from learn_rank.data.dense import LARGEST, DenseFeature, fit
 from learn_rank.data.recipe import DenseSource, SparseSource
 from learn_rank.data.source import first_row, literal, quote, sql_errors
+from learn_rank.data.write import write_query
 from learn_rank.errors import InputError
-from learn_rank.schema import DENSE_PREFIX, ITEM_ID, SPARSE_PREFIX, USER_ID, SparseFeature
+from learn_rank.schema import DENSE_PREFIX, ITEM_ID, SPARSE_PREFIX, USER_ID, SparseFeature, vocabulary_schema
 
 _FITTED_ROWS = 1 << 24
+_VOCABULARY_ROWS = 1 << 17  # of a row group
 _IS_BAD = f"x IS NULL OR NOT abs(x) <= {LARGEST!r}"  # NaN is larger than all numbers in DuckDB
 KEYS = {"interactions": "row_id", "items": "item_id", "users": "user_id"}
 
@@ -27,6 +29,7 @@ class EncodedFeature:
     key: str
     vocabulary: str  # DuckDB table value -> row; with num_buckets > 0 it holds only the values of the feature's column
     num_buckets: int
+    value_type: str  # DuckDB's name of the type that single values have in the log
 
     @property
     def unknown(self) -> int:
@@ -70,8 +73,8 @@ def encode_sparse(
             """
         )
         num_known = int(first_row(connection, f"SELECT count(*) FROM {vocabulary}")[0])
-        target = str(vocabulary_path).replace("'", "''")
-        connection.execute(f"COPY (FROM {vocabulary} ORDER BY row) TO '{target}' (FORMAT parquet)")
+        query = f"SELECT value, row, num_rows FROM {vocabulary} ORDER BY row"
+        write_query(connection, query, vocabulary_path, vocabulary_schema(), _VOCABULARY_ROWS)
     looked_up = f"SELECT {key}, coalesce(row, {num_known}) AS row FROM {values} LEFT JOIN {vocabulary} USING (value)"
     if values_sql is not None:
         looked_up = f"SELECT {key}, list(DISTINCT row ORDER BY row) AS row FROM ({looked_up}) GROUP BY {key}"
@@ -88,6 +91,7 @@ def encode_sparse(
         key=key,
         vocabulary=vocabulary,
         num_buckets=source.num_buckets if source.encoding == "hash" else 0,
+        value_type="VARCHAR" if source.separator else _type_of(connection, table, column).partition("[")[0],
     )
 
 
@@ -107,17 +111,21 @@ def is_constant(connection: duckdb.DuckDBPyConnection, encoded: EncodedFeature) 
 
 
 def locate(dotted: str) -> tuple[str, str]:
-    """DuckDB table and column of "items.NAME" and the like; columns of the log carry a prefix in their table."""
+    """DuckDB table and column of "items.NAME" and the like; the files' columns carry a prefix there."""
     table, _, column = dotted.partition(".")
-    return table, f"raw.{column}" if table == "interactions" else column
+    return table, f"raw.{column}"
 
 
 def list_of_values(connection: duckdb.DuckDBPyConnection, table: str, column: str, separator: str) -> str | None:
     """SQL giving the values of a column as VARCHAR[]; None for a column of single values."""
     if separator:
         return f"[trim(x) for x in string_split(CAST({quote(column)} AS VARCHAR), {literal(separator)})]"
-    kind = connection.execute(f"SELECT typeof({quote(column)}) FROM {table} LIMIT 1").fetchall()
-    return f"CAST({quote(column)} AS VARCHAR[])" if kind and kind[0][0].endswith("]") else None
+    is_list = _type_of(connection, table, column).endswith("]")
+    return f"CAST({quote(column)} AS VARCHAR[])" if is_list else None
+
+
+def _type_of(connection: duckdb.DuckDBPyConnection, table: str, column: str) -> str:
+    return str(connection.sql(f"SELECT {quote(column)} FROM {table} LIMIT 0").types[0])
 
 
 def hashed(num_buckets: int) -> str:

@@ -1,152 +1,288 @@
-"""Raw files -> the DuckDB tables interactions, items and users: checked, with canonical ids."""
+"""Raw files -> the DuckDB tables interactions, items and users: checked, with canonical ids.
+
+What a recipe names keeps out of the way of what we name: in these tables the files' columns are called raw.NAME, labels
+label.NAME and text fields text.NAME, and every expression was computed before, over the columns of its file alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 
+from learn_rank.data.expressions import Expression
+from learn_rank.data.raw import Raw, is_integer_text, open_raw
 from learn_rank.data.recipe import DatasetRecipe
-from learn_rank.data.source import (
-    INTEGER_TYPES,
-    create_view,
-    expression,
-    find_files,
-    first_row,
-    id_type,
-    quote,
-    sql_errors,
-)
-from learn_rank.errors import InputError
-from learn_rank.io import require_columns
+from learn_rank.data.source import Engine, first_row, id_type, quote
+from learn_rank.data.timestamps import milliseconds, refuse_time
+from learn_rank.errors import InputError, cut
+from learn_rank.inputs import InputFiles, find_inputs
 from learn_rank.schema import ITEM_ID, TIMESTAMP, USER_ID, VALUE
 
 _ARROW_TYPES = {"BIGINT": pa.int64(), "VARCHAR": pa.string()}
-_MILLISECONDS = {"s": "* 1000", "ms": "", "us": "// 1000"}
+_KEYS = {"items": ITEM_ID, "users": USER_ID}
 
 
-def load_interactions(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe) -> dict[str, pa.DataType]:
-    """Makes the table `interactions`: row_id, ids, time, labels and the raw columns that features name."""
-    log = recipe.interactions
-    files = find_files(Path(recipe.root), log.files)
-    where = str(files[0])
-    types = create_view(connection, "raw_interactions", files, [])
-    of_features = _columns_of(recipe, "interactions")
-    raw_columns = sorted(set(of_features.values()))
-    of_split = {"split.column": recipe.split.column} if recipe.split.column else {}
-    ids = {"interactions.user_id": log.user_id, "interactions.item_id": log.item_id}
-    _require_columns(types, ids | of_features | of_split, where=where)
-    id_types = {USER_ID: id_type(types, log.user_id, where=where), ITEM_ID: id_type(types, log.item_id, where=where)}
-    selected = [
-        "row_id",
-        f"CAST({quote(log.user_id)} AS {id_types[USER_ID]}) AS user_id",
-        f"CAST({quote(log.item_id)} AS {id_types[ITEM_ID]}) AS item_id",
-        f"{_milliseconds(connection, recipe, types, where)} AS {TIMESTAMP}",
-    ]
-    labels = {label: expression(source, types) for label, source in log.labels.items()}
-    selected += [f"TRY_CAST({source} AS DOUBLE) AS {quote('label.' + label)}" for label, source in labels.items()]
-    selected += [f"TRY_CAST({expression(log.value, types)} AS DOUBLE) AS {VALUE}"] if log.value else []
-    selected += [f"{quote(column)} AS {quote('raw.' + column)}" for column in raw_columns]
-    selected += [f"CAST({quote(column)} AS VARCHAR) AS split" for column in of_split.values()]
-    kept = f"WHERE {log.where}" if log.where else ""
-    for label, source in log.labels.items():  # one at a time, so that an error names the label
-        with sql_errors(f"{where}: labels.{label} = '{source}'"):
-            connection.execute(f"SELECT {labels[label]} FROM raw_interactions LIMIT 0")
-    with sql_errors(where):
-        connection.execute(
-            f"CREATE TEMP TABLE interactions AS SELECT {', '.join(selected)} FROM "
-            f"(SELECT *, row_number() OVER () - 1 AS row_id FROM raw_interactions) {kept}"
-        )
-    _check_interactions(connection, recipe, where)
-    return {name: _ARROW_TYPES[kind] for name, kind in id_types.items()}
+@dataclass
+class Source:
+    """The log, the items or the users: its files, and what the recipe names of them under our names."""
+
+    raw: Raw
+    columns: dict[str, str] = field(default_factory=dict)
+    expressions: dict[str, Expression] = field(default_factory=dict)
+    said: dict[str, str] = field(default_factory=dict)  # our name -> what the recipe says, for errors
+    where: Expression | None = None
+    kinds: dict[str, str] = field(default_factory=dict)  # SQL of a text -> what all its values are
+    types: dict[str, str] = field(default_factory=dict)  # our name -> SQL type
+
+    @property
+    def query(self) -> str:
+        """SQL of the rows, with row_id."""
+        return self._select(self.columns, self.expressions, self.where)
+
+    def name(self, name: str, source: str, *, key: str) -> None:
+        """Takes a column, or an expression, in under our name. key: the recipe's."""
+        self.said[name] = source
+        if source in self.raw.types:
+            self.raw.require({key: source})
+            self.columns[name] = source
+        else:
+            self.expressions[name] = self.raw.parse(source, where=key)
+
+    def name_column(self, name: str, column: str, *, key: str) -> None:
+        """Takes a column in under our name; InputError for anything else."""
+        self.raw.require({key: column})
+        self.columns[name] = self.said[name] = column
+
+    def find_types(self) -> None:
+        """Looks at all values of CSV where their type matters, and asks DuckDB for the types of what was named."""
+        texts = [quote(self.columns[key]) for key in (USER_ID, ITEM_ID, TIMESTAMP) if key in self.columns]
+        if TIMESTAMP in self.expressions and self.expressions[TIMESTAMP].is_textual:
+            texts.append(self.expressions[TIMESTAMP].sql)
+        computed = [one for one in self.expressions.values() if not one.is_textual]
+        computed += [self.where] if self.where else []
+        if self.raw.is_text:
+            texts += [quote(column) for one in computed for column in self.raw.columns_of(one)]
+            self.kinds = self.raw.kinds(texts)
+        for name, expression in self.expressions.items():  # one at a time, so that an error names it
+            self._describe(self._select({}, {name: expression}, None), f"{name} = '{cut(expression.source)}'")
+        if self.where:
+            self._describe(self._select({}, {}, self.where), f"where = '{cut(self.where.source)}'")
+        self.types = self._describe(self.query, "")
+
+    def check(self, table: str, condition: str, raw_condition: str, name: str, told: str) -> None:
+        """InputError if a condition holds in one of our tables: the file and row come from the raw_condition.
+
+        told: what is wrong, with {value} and {count}.
+        """
+        connection = self.raw.engine.connection
+        if not first_row(connection, f"SELECT count(*) FROM {table} WHERE {condition}")[0]:
+            return
+        bad = self.raw.first(self.query, raw_condition, quote(name))
+        assert bad is not None
+        count, file, row, value = bad
+        shown = "null" if value is None else cut(repr(value) if isinstance(value, str) else str(value), 60)
+        raise InputError(f"{file}: {told.format(value=shown, count=f'{count:,}', row=row)}")
+
+    def _select(
+        self, columns: Mapping[str, str], expressions: Mapping[str, Expression], where: Expression | None
+    ) -> str:
+        types = {name: self.kinds[quote(name)] for name in self.raw.types if quote(name) in self.kinds}
+        return self.raw.select(columns, expressions, where=where, types=types)
+
+    def _describe(self, query: str, where: str) -> dict[str, str]:
+        with self.raw.errors(where):
+            rows = self.raw.engine.connection.execute(f"DESCRIBE {query}").fetchall()
+        return {row[0]: row[1] for row in rows}
 
 
-def load_entities(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe, types: dict[str, pa.DataType]) -> None:
-    """Makes the tables `items` and `users` with canonical ids; without a file they hold the ids of the log."""
-    for table, key, source_id, pattern in (
-        ("items", ITEM_ID, recipe.items.item_id, recipe.items.files),
-        ("users", USER_ID, recipe.users.user_id, recipe.users.files),
-    ):
-        if not pattern:
-            connection.execute(f"CREATE TEMP TABLE {table} AS SELECT DISTINCT {key} FROM interactions")
-            continue
-        files = find_files(Path(recipe.root), pattern)
-        where = str(files[0])
-        raw = create_view(connection, f"raw_{table}", files, [])
-        texts = recipe.items.plain_fields() if table == "items" else []
-        _require_columns(raw, {f"{table}.{key}": source_id} | _columns_of(recipe, table), where=where)
-        _require_columns(raw, {f"items.text[{nth}]": name for nth, name in enumerate(texts)}, where=where)
-        kind = id_type(raw, source_id, where=where)
-        if _ARROW_TYPES[kind] != types[key]:
+def find_sources(recipe: DatasetRecipe) -> dict[str, InputFiles]:
+    """Table -> its files; InputError for one that is not there."""
+    named = {"interactions": recipe.interactions.files, "items": recipe.items.files, "users": recipe.users.files}
+    return {
+        table: find_inputs(files, root=Path(recipe.root), may_be_pattern=True, advice="; check dataset.root")
+        for table, files in named.items()
+        if files
+    }
+
+
+def open_sources(engine: Engine, recipe: DatasetRecipe, files: Mapping[str, InputFiles]) -> dict[str, Source]:
+    """Opens the log, the items and the users, and checks all that the recipe says of them; no table is made yet."""
+    sources = {table: Source(open_raw(engine, found)) for table, found in files.items()}
+    log, said = sources["interactions"], recipe.interactions
+    log.name_column(USER_ID, said.user_id, key="interactions.user_id")
+    log.name_column(ITEM_ID, said.item_id, key="interactions.item_id")
+    log.name(TIMESTAMP, said.timestamp, key="interactions.timestamp")
+    for label, entry in said.labels.items():
+        log.name(f"label.{label}", entry, key=f"interactions.labels.{label}")
+    if said.value:
+        log.name(VALUE, said.value, key="interactions.value")
+    if said.where:
+        log.where = log.raw.parse(said.where, where="interactions.where")
+    if recipe.split.column:
+        log.name_column("split", recipe.split.column, key="split.column")
+    for table, key in _KEYS.items():
+        if table in sources:
+            column = recipe.items.item_id if table == "items" else recipe.users.user_id
+            sources[table].name_column(key, column, key=f"{table}.{key}")
+    for nth, (field_name, entry) in enumerate(recipe.items.fields().items()):
+        if "items" not in sources:
+            raise InputError(f"dataset '{recipe.name}': items.text needs items.files, which is empty")
+        sources["items"].name(f"text.{field_name}", entry, key=f"items.text[{nth}]")
+    for key, dotted in recipe.feature_columns().items():
+        table, _, column = dotted.partition(".")
+        sources[table].name_column(f"raw.{column}", column, key=key)
+    for source in sources.values():
+        source.find_types()
+    return sources
+
+
+def load_tables(
+    connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe, sources: Mapping[str, Source]
+) -> dict[str, pa.DataType]:
+    """Makes the tables `interactions`, `items` and `users`; returns the types of user_id and item_id."""
+    types = {key: _id_type(key, sources) for key in (USER_ID, ITEM_ID)}
+    _load_interactions(connection, recipe, sources["interactions"], types)
+    for table, key in _KEYS.items():
+        _load_entities(connection, table, key, sources.get(table), types[key])
+    for key, dense in recipe.dense.items():
+        table, _, column = dense.column.partition(".")
+        _refuse_texts(table, f"raw.{column}", sources[table], f"dense.{key} = '{dense.column}'")
+    return {name: _ARROW_TYPES[kind] for name, kind in types.items()}
+
+
+def _id_type(key: str, sources: Mapping[str, Source]) -> str:
+    """BIGINT or VARCHAR, one for all files: Parquet says it; CSV holds integers if all are, in all CSV files."""
+    found = {table: source for table, source in sources.items() if key in source.columns}
+    typed: dict[str, Source] = {}
+    for source in found.values():
+        if not source.raw.is_text:
+            kind = id_type(source.types, key, where=source.raw.where, column=source.said[key])
+            if typed and kind not in typed:
+                raise InputError(
+                    f"{source.raw.where}: column '{source.said[key]}' is {kind}, but {key} of the log is "
+                    f"{_ARROW_TYPES[next(iter(typed))]}; cast one of them"
+                )
+            typed.setdefault(kind, source)
+    texts = [source for source in found.values() if source.raw.is_text]
+    is_integer = all(source.kinds[quote(source.columns[key])] in ("BIGINT", "NULL") for source in texts)
+    if "BIGINT" not in typed or is_integer:
+        return next(iter(typed), "BIGINT" if is_integer else "VARCHAR")
+    for source in texts:
+        bad = source.raw.first(source.query, f"NOT {is_integer_text(key)}", key)
+        if bad is not None:
+            _, file, row, value = bad
             raise InputError(
-                f"{where}: column '{source_id}' is {kind}, but {key} of the log is {types[key]}; cast one of them"
+                f"{file}: column '{source.said[key]}' is {cut(value, 60)!r} in row {row}, but {key} is an integer in "
+                f"{typed['BIGINT'].raw.where}; write both alike"
             )
-        others = ", ".join(quote(column) for column in raw if column != key)
-        with sql_errors(where):
-            connection.execute(
-                f"CREATE TEMP TABLE {table} AS SELECT CAST({quote(source_id)} AS {kind}) AS {key}"
-                f"{', ' + others if others else ''} FROM raw_{table}"
-            )
-        count = first_row(connection, f"SELECT count(*) FROM {table} WHERE {key} IS NULL")[0]
-        if count:
-            raise InputError(f"{where}: column '{source_id}' is null in {count} rows; fill or filter them")
-        twice = f"SELECT {key} FROM {table} GROUP BY {key} HAVING count(*) > 1"
-        count, example = first_row(connection, f"SELECT count(*), min({key}) FROM ({twice})")
-        if count:
-            raise InputError(
-                f"{where}: column '{source_id}' holds {count} duplicate ids, first {example!r}; keep one row"
-            )
+    raise AssertionError("a text that is no integer was seen and not found again")
 
 
-def _columns_of(recipe: DatasetRecipe, table: str) -> dict[str, str]:
-    """Recipe key -> column, of the features that name a column of this table."""
-    columns = {key: dotted.partition(".") for key, dotted in recipe.feature_columns().items()}
-    return {key: column for key, (its_table, _, column) in columns.items() if its_table == table}
-
-
-def _require_columns(types: Mapping[str, str], columns: Mapping[str, str], *, where: str) -> None:
-    """InputError naming the recipe's key, the column that it names, and those that the file has."""
-    for key, column in columns.items():
-        require_columns(types, [column], where=f"{where}: {key}")
-
-
-def _milliseconds(
-    connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe, types: dict[str, str], where: str
-) -> str:
-    log = recipe.interactions
-    time = expression(log.timestamp, types)
-    with sql_errors(f"{where}: timestamp = '{log.timestamp}'"):
-        kind = connection.execute(f"DESCRIBE SELECT {time} AS t FROM raw_interactions").fetchall()[0][1]
-    if kind.startswith(("TIMESTAMP", "DATE")):
-        return f"epoch_ms({time}::TIMESTAMP)"
-    if kind in (*INTEGER_TYPES, "UBIGINT", "DOUBLE"):
-        return f"CAST({time} AS BIGINT) {_MILLISECONDS[log.timestamp_unit]}"
-    raise InputError(f"{where}: timestamp '{log.timestamp}' is {kind}, expected an integer or a timestamp; cast it")
-
-
-def _check_interactions(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe, where: str) -> None:
-    log = recipe.interactions
+def _load_interactions(
+    connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe, log: Source, types: Mapping[str, str]
+) -> None:
+    said = recipe.interactions
+    time_kind = log.types[TIMESTAMP]
+    text_kind = ""
+    if time_kind == "VARCHAR" and not said.timestamp_format:
+        sql = quote(log.columns[TIMESTAMP]) if TIMESTAMP in log.columns else log.expressions[TIMESTAMP].sql
+        text_kind = log.kinds.get(sql) or log.raw.kinds([quote(TIMESTAMP)], f"({log.query})")[quote(TIMESTAMP)]
+    where = f"{log.raw.where}: timestamp '{said.timestamp}'"
+    time = milliseconds(quote(TIMESTAMP), time_kind, said, text_kind=text_kind, where=where)
+    labels = {f"label.{label}": _number(f"label.{label}", log) for label in said.labels}
+    selected = ["row_id", *(f"CAST({key} AS {kind}) AS {key}" for key, kind in types.items()), f"{time} AS {TIMESTAMP}"]
+    selected += [f"{sql} AS {quote(name)}" for name, sql in labels.items()]
+    selected += [f"{_number(VALUE, log)} AS {VALUE}"] if said.value else []
+    selected += [quote(name) for name in log.columns if name.startswith("raw.")]
+    selected += ["CAST(split AS VARCHAR) AS split"] if recipe.split.column else []
+    with log.raw.errors():
+        connection.execute(f"CREATE TEMP TABLE interactions AS SELECT {', '.join(selected)} FROM ({log.query})")
     if not first_row(connection, "SELECT count(*) FROM interactions")[0]:
-        raise InputError(f"{where}: no rows; check the file and interactions.where")
-    for name, column in ((log.user_id, USER_ID), (log.item_id, ITEM_ID), (log.timestamp, TIMESTAMP)):
-        count, row = first_row(connection, f"SELECT count(*), min(row_id) FROM interactions WHERE {column} IS NULL")
-        if count:
-            raise InputError(f"{where}: column '{name}' is null in {count} rows, first row {row}; fill or filter them")
-    for label, source in log.labels.items():
-        column = quote("label." + label)
-        bad = f"FROM interactions WHERE {column} IS NULL OR {column} NOT IN (0, 1)"
-        count, row, value = first_row(connection, f"SELECT count(*), min(row_id), arg_min({column}, row_id) {bad}")
-        if count:
-            raise InputError(
-                f"{where}: label '{label}' = '{source}' is not 0 or 1 in {count} rows, first row {row} "
-                f"({'null' if value is None else f'{value:g}'}); use an expression such as 'rating >= 4'"
-            )
-    if log.value:
-        count, row = first_row(
-            connection,
-            f"SELECT count(*), min(row_id) FROM interactions WHERE {VALUE} IS NULL OR NOT isfinite({VALUE})",
+        raise InputError(f"{log.raw.where}: no rows; check the file and interactions.where")
+    for key in (USER_ID, ITEM_ID):
+        told = f"column '{log.said[key]}' is null in {{count}} rows, first row {{row}}; fill or filter them"
+        log.check("interactions", f"{key} IS NULL", f"{key} IS NULL", key, told)
+    if first_row(connection, f"SELECT count(*) FROM interactions WHERE {TIMESTAMP} IS NULL")[0]:
+        bad = log.raw.first(log.query, f"({time}) IS NULL", quote(TIMESTAMP))
+        assert bad is not None
+        count, file, row, value = bad
+        more = f" (and {count - 1:,} more rows)" if count > 1 else ""
+        raise refuse_time(value, said, f"{file}: timestamp '{cut(said.timestamp)}', row {row}{more}")
+    for label, source in said.labels.items():
+        name = quote(f"label.{label}")
+        log.check(
+            "interactions",
+            f"coalesce({name} NOT IN (0, 1), true)",
+            f"coalesce({labels[f'label.{label}']} NOT IN (0, 1), true)",
+            f"label.{label}",
+            f"label '{label}' = '{_escaped(cut(source))}' is not 0 or 1 in {{count}} rows, "
+            "first row {row} ({value}); use an expression such as 'rating >= 4'",
         )
-        if count:
-            raise InputError(f"{where}: value '{log.value}' is missing or not finite in {count} rows, first row {row}")
+    if said.value:
+        log.check(
+            "interactions",
+            f"NOT coalesce(isfinite({VALUE}), false)",
+            f"NOT coalesce(isfinite({_number(VALUE, log)}), false)",
+            VALUE,
+            f"value '{_escaped(cut(said.value))}' is missing or not finite in {{count}} rows, "
+            "first row {row} ({value})",
+        )
+    if recipe.split.column:
+        told = (
+            f"column '{_escaped(log.said['split'])}' is null in {{count}} rows, first row {{row}}; fill or filter them"
+        )
+        log.check("interactions", "split IS NULL", "split IS NULL", "split", told)
+
+
+def _load_entities(
+    connection: duckdb.DuckDBPyConnection, table: str, key: str, source: Source | None, kind: str
+) -> None:
+    """Without a file the table holds the ids of the log."""
+    if source is None:
+        connection.execute(f"CREATE TEMP TABLE {table} AS SELECT DISTINCT {key} FROM interactions")
+        return
+    selected = [f"CAST({key} AS {kind}) AS {key}", *(quote(name) for name in source.columns if name.startswith("raw."))]
+    texts = [name for name in source.types if name.startswith("text.")]
+    selected += [f"{_as_text(quote(name), source.types[name])} AS {quote(name)}" for name in texts]
+    with source.raw.errors():
+        connection.execute(f"CREATE TEMP TABLE {table} AS SELECT {', '.join(selected)} FROM ({source.query})")
+    told = f"column '{_escaped(source.said[key])}' is null in {{count}} rows, first row {{row}}; fill or filter them"
+    source.check(table, f"{key} IS NULL", f"{key} IS NULL", key, told)
+    twice = f"SELECT {key} FROM {table} GROUP BY {key} HAVING count(*) > 1"
+    count, example = first_row(connection, f"SELECT count(*), min({key}) FROM ({twice})")
+    if count:
+        raise InputError(
+            f"{source.raw.where}: column '{source.said[key]}' holds {count} duplicate ids, first {example!r}; "
+            "keep one row"
+        )
+
+
+def _refuse_texts(table: str, name: str, source: Source, where: str) -> None:
+    """A text that is no number is no missing number."""
+    if source.types[name] == "VARCHAR":
+        is_text = f"TRY_CAST({quote(name)} AS DOUBLE) IS NULL AND trim({quote(name)}) <> ''"
+        told = f"{_escaped(where)} is {{value}} in row {{row}}, expected a number ({{count}} such rows); leave it empty"
+        source.check(table, is_text, is_text, name, told + " where there is none")
+
+
+def _number(name: str, source: Source) -> str:
+    """SQL of a label or value; true and false are numbers, and so are they where CSV spells them."""
+    text = quote(name)
+    if not source.raw.is_text or source.types[name] != "VARCHAR":
+        return f"TRY_CAST({text} AS DOUBLE)"
+    return f"CASE lower({text}) WHEN 'true' THEN 1 WHEN 'false' THEN 0 ELSE TRY_CAST({text} AS DOUBLE) END"
+
+
+def _as_text(sql: str, kind: str) -> str:
+    if kind.endswith("[]"):
+        return f"list_aggregate({sql}, 'string_agg', ', ')"
+    return f"CAST({sql} AS VARCHAR)"
+
+
+def _escaped(text: str) -> str:
+    """A text inside a format."""
+    return text.replace("{", "{{").replace("}", "}}")

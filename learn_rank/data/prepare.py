@@ -9,19 +9,21 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from learn_rank.artifact import file_fingerprint
 from learn_rank.data.dense import DenseFeature, read_dense, write_dense
 from learn_rank.data.entities import write_entity_features
 from learn_rank.data.features import EncodedFeature, dense_column, encode_sparse, fit_dense, is_constant, sparse_column
-from learn_rank.data.load import load_entities, load_interactions
+from learn_rank.data.load import find_sources, load_tables, open_sources
 from learn_rank.data.recipe import DatasetRecipe
 from learn_rank.data.sequences import EncodedSequence, encode_sequence
-from learn_rank.data.source import connect, expression, find_files, first_row, literal, quote, sql_errors
+from learn_rank.data.source import connect, first_row, quote
 from learn_rank.data.split import split_rows
 from learn_rank.data.write import write_query
 from learn_rank.errors import InputError
+from learn_rank.io import read_batches
+from learn_rank.memory import LIMIT_HELP, parse_bytes
 from learn_rank.progress import note, progress_bar
 from learn_rank.schema import (
     DENSE,
@@ -39,12 +41,14 @@ from learn_rank.schema import (
     interactions_schema,
 )
 
+_READ_ROWS = 1 << 16
+
 
 @dataclass
 class PrepareOptions:
     """Resources of `prepare`, and an earlier run to go on from."""
 
-    memory_limit: str = field(default="8GB", metadata={"help": "above this DuckDB spills to disk"})
+    memory_limit: str = field(default="8GB", metadata={"help": LIMIT_HELP})
     row_group_rows: int = field(default=65_536, metadata={"help": "rows per Parquet row group"})
     dense_from: str = field(
         default="",
@@ -57,18 +61,12 @@ class PrepareOptions:
     def __post_init__(self) -> None:
         if self.row_group_rows < 1:
             raise InputError(f"prepare.row_group_rows is {self.row_group_rows}, must be 1 or more")
+        parse_bytes(self.memory_limit, name="prepare.memory_limit")
 
 
 def raw_fingerprints(recipe: DatasetRecipe) -> dict[str, str]:
-    """Fingerprints of the recipe's files: InputError for a missing one, before any work."""
-    root = Path(recipe.root)
-    sources = {"interactions": recipe.interactions.files, "items": recipe.items.files, "users": recipe.users.files}
-    return {
-        f"{name}/{path.name}": file_fingerprint(path)
-        for name, pattern in sources.items()
-        if pattern
-        for path in find_files(root, pattern)
-    }
+    """interactions, items, users -> fingerprint of the files that the recipe names; InputError for a missing one."""
+    return {table: files.fingerprint for table, files in find_sources(recipe).items()}
 
 
 def prepare(recipe: DatasetRecipe, directory: Path, options: PrepareOptions) -> dict[str, Any]:
@@ -81,13 +79,16 @@ def prepare(recipe: DatasetRecipe, directory: Path, options: PrepareOptions) -> 
     the log's, says which of them is the last, and users' histories must show the same.
     """
     kept = _earlier_dense(Path(options.dense_from), recipe) if options.dense_from else {}
-    with connect(directory / "scratch", memory_limit=options.memory_limit) as connection:
+    files = find_sources(recipe)
+    reads = [path for found in files.values() for path in found.paths]
+    with connect(directory / "scratch", memory_limit=options.memory_limit, reads=reads) as engine:
+        connection = engine.connection
         steps = progress_bar(
             total=4 + len(recipe.sparse) + len(recipe.sequence) + len(SPLITS), description="prepare", unit="step"
         )
-        types = load_interactions(connection, recipe)
+        sources = open_sources(engine, recipe, files)
         steps.update()
-        load_entities(connection, recipe, types)
+        types = load_tables(connection, recipe, sources)
         steps.update()
         facts = split_rows(connection, recipe)
         steps.update()
@@ -127,7 +128,8 @@ def prepare(recipe: DatasetRecipe, directory: Path, options: PrepareOptions) -> 
         write_entity_features(connection, recipe, encoded, dense, directory, types)
         facts |= _write_items(connection, recipe, directory, types[ITEM_ID])
         if sequences:
-            facts["sequences"] = {one.feature.name: _sequence_facts(connection, one, directory) for one in sequences}
+            facts["sequences"] = {one.feature.name: _sequence_facts(one, directory) for one in sequences}
+        facts["value_types"] = {one.feature.name: one.value_type for one in encoded}
         features.write(directory / FEATURES)
         steps.update()
         steps.close()
@@ -202,16 +204,18 @@ def _split_query(
     )
 
 
-def _sequence_facts(
-    connection: duckdb.DuckDBPyConnection, sequence: EncodedSequence, directory: Path
-) -> dict[str, Any]:
+def _sequence_facts(sequence: EncodedSequence, directory: Path) -> dict[str, Any]:
     """What is known of a sequence, and per split its mean length and the share of rows that have none."""
     facts = dict(sequence.facts)
+    column = SEQUENCE_PREFIX + sequence.feature.name
     for split in SPLITS:
-        path = literal(str(directory / "interactions" / f"{split}.parquet"))
-        size = f"len({quote(SEQUENCE_PREFIX + sequence.feature.name)})"
-        mean, empty = first_row(connection, f"SELECT avg({size}), avg(({size} = 0)::TINYINT) FROM read_parquet({path})")
-        facts[split] = {"mean_length": mean, "empty_share": empty}
+        num_rows = num_values = num_empty = 0
+        for batch in read_batches(directory / "interactions" / f"{split}.parquet", [column], None, _READ_ROWS):
+            lengths = pc.list_value_length(batch.column(0))
+            num_rows += len(lengths)
+            num_values += pc.sum(lengths).as_py()
+            num_empty += pc.sum(pc.equal(lengths, 0)).as_py()
+        facts[split] = {"mean_length": num_values / num_rows, "empty_share": num_empty / num_rows}
     return facts
 
 
@@ -229,11 +233,7 @@ def _write_items(
     connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe, directory: Path, item_type: pa.DataType
 ) -> dict[str, Any]:
     """Every item of the catalogue or the log with its text fields; null where the catalogue says nothing."""
-    types = dict(connection.execute("SELECT column_name, column_type FROM (DESCRIBE items)").fetchall())
-    fields = {}
-    for name, source in recipe.items.fields().items():
-        with sql_errors(f"{recipe.items.files}: items.text '{source}'"):
-            fields[name] = _as_text(connection, expression(source, types))
+    fields = {name: f"items.{quote(f'text.{name}')}" for name in recipe.items.fields()}
     schema = pa.schema([pa.field(ITEM_ID, item_type), *(pa.field(name, pa.string()) for name in fields)])
     columns = "".join(f", {source} AS {quote(name)}" for name, source in fields.items())
     query = (
@@ -245,10 +245,3 @@ def _write_items(
     total = pq.ParquetFile(directory / "items.parquet").metadata.num_rows
     with_text = first_row(connection, f"SELECT count(*) FROM items WHERE {has_text}")[0]
     return {"items": total, "items_without_text": total - with_text}
-
-
-def _as_text(connection: duckdb.DuckDBPyConnection, source: str) -> str:
-    kind = connection.execute(f"DESCRIBE SELECT {source} FROM items").fetchall()[0][1]
-    if kind.endswith("[]"):
-        return f"list_aggregate({source}, 'string_agg', ', ')"
-    return f"CAST({source} AS VARCHAR)"

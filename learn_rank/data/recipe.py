@@ -10,9 +10,13 @@ from typing import Any
 
 from learn_rank.data.dense import TRANSFORMS
 from learn_rank.errors import InputError
-from learn_rank.schema import ITEM_ID
+from learn_rank.names import require_plain_and_distinct
+from learn_rank.schema import FOLD, ITEM_ID, LEARN_COLUMNS, TIMESTAMP, USER_ID, VALUE
+from learn_rank.times import STEP, UNITS
 
-_UNITS = ("s", "ms", "us")
+_UNITS = (*UNITS, STEP)
+_OUR_COLUMNS = (USER_ID, ITEM_ID, TIMESTAMP, FOLD, VALUE)  # of the tables and predictions in which labels stand
+_ARMS = ("baseline", "learn", "shuffled")
 _ENCODINGS = ("vocabulary", "hash")
 _MISSING = ("impute", "refuse")
 _NAMED = re.compile(r"(.+\S)\s+as\s+(\w+)", re.IGNORECASE | re.DOTALL)
@@ -33,8 +37,13 @@ class InteractionsSource:
     files: str = field(default="", metadata=_doc("Parquet or CSV file, folder or glob below root"))
     user_id: str = field(default="user_id", metadata=_doc("column"))
     item_id: str = field(default="item_id", metadata=_doc("column"))
-    timestamp: str = field(default="timestamp", metadata=_doc("column or expression; integers or a SQL timestamp"))
-    timestamp_unit: str = field(default="s", metadata=_doc("unit of an integer timestamp: s, ms or us"))
+    timestamp: str = field(default="timestamp", metadata=_doc("column or expression; numbers, dates or ISO times"))
+    timestamp_unit: str = field(
+        default="s", metadata=_doc("unit of a timestamp that is a number: s, ms, us, ns, or step where it is no time")
+    )
+    timestamp_format: str = field(
+        default="", metadata=_doc("of a timestamp that is text, e.g. '%d/%m/%Y %H:%M:%S'; ISO times need none")
+    )
     labels: dict[str, str] = field(default_factory=dict, metadata=_doc("name -> column or expression giving 0 or 1"))
     value: str | None = field(default=None, metadata=_doc("revenue of a conversion: column or expression"))
     where: str | None = field(default=None, metadata=_doc("keep only rows for which this expression holds"))
@@ -159,6 +168,15 @@ class DatasetRecipe:
             raise InputError(f"{where}: interactions.labels is empty; give at least one, e.g. click: is_click")
         if log.timestamp_unit not in _UNITS:
             raise InputError(f"{where}: timestamp_unit is '{log.timestamp_unit}', expected one of {', '.join(_UNITS)}")
+        for key in ("interactions.labels", "sparse", "dense", "sequence"):
+            of = log.labels if key == "interactions.labels" else getattr(self, key)
+            require_plain_and_distinct(of, f"{where}: {key}")
+        require_plain_and_distinct(self.items.fields(), f"{where}: items.text")
+        for label in log.labels:
+            if label.lower() in (*_OUR_COLUMNS, *LEARN_COLUMNS, *_ARMS):
+                raise InputError(
+                    f"{where}: a label may not be called '{label}', which names a column of ours; rename it"
+                )
         first = next(iter(log.labels))
         self.ranking_label = self.ranking_label or first
         self.cvr_label = self.cvr_label or self.ranking_label

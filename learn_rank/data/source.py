@@ -1,19 +1,65 @@
-"""Raw Parquet and CSV as DuckDB views, checked before anything is computed."""
+"""DuckDB that reads the found files and nothing else: connection, SQL of names, errors that say where."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
-from learn_rank.errors import InputError
-from learn_rank.io import open_parquet, require_columns
+from learn_rank.errors import InputError, cut
+from learn_rank.memory import parse_bytes
 
-_CSV_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 INTEGER_TYPES = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
+_GLOBBED = re.compile(r"[*?\[\]\\]")  # in a path, DuckDB takes them for a pattern
+_LINE = re.compile(r"CSV Error on Line: (\d+)\n(?:Original Line: (.*?)\n)?([^\n]*)\n+Possible", re.DOTALL)
+_FIELDS = re.compile(r"Expected Number of Columns: (\d+) Found: (\d+)")
+_MAX_SAID = 400
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A DuckDB connection, and under which names it knows the files that it may read."""
+
+    connection: duckdb.DuckDBPyConnection
+    names: Mapping[Path, str]
+
+    def errors(self, where: str) -> AbstractContextManager[None]:
+        """`sql_errors` that call the files by their own names."""
+        return sql_errors(where, self.names)
+
+
+@contextmanager
+def sql_errors(where: str, names: Mapping[Path, str] | None = None) -> Iterator[None]:
+    """Turns a DuckDB complaint about the user's file or expression into an InputError that says where."""
+    try:
+        yield
+    except (duckdb.OutOfMemoryException, duckdb.InternalException):
+        raise  # neither is about the file; `connect` explains the first
+    except duckdb.Error as error:
+        raise InputError(_said(str(error), where, names or {}))
+
+
+def _said(message: str, where: str, names: Mapping[Path, str]) -> str:
+    """A complaint as one line; of a CSV file with its line."""
+    found = _LINE.search(message)
+    if found:
+        number, line, reason = found.groups()
+        file = re.search(r"^\s*file = (.*)$", message, re.MULTILINE)
+        path = next((str(path) for path, name in names.items() if file and name == file[1]), file[1] if file else where)
+        fields = _FIELDS.search(reason)
+        said = f"expected {fields[1]} fields, found {fields[2]}" if fields else cut(reason.rstrip(". "))
+        of_line = f"; the line is {cut(line, 100)!r}" if line else ""
+        return f"{path}, line {number}: {said}{of_line}; correct the line"
+    for path, name in names.items():
+        message = message.replace(name, str(path)) if name != str(path) else message
+    return f"{where}: {cut(message.strip().split(chr(10) * 2)[0], _MAX_SAID)}"
 
 
 def quote(name: str) -> str:
@@ -23,67 +69,53 @@ def quote(name: str) -> str:
 
 def literal(value: str) -> str:
     """A string as SQL."""
-    return f"'{_escape(value)}'"
-
-
-def expression(source: str, types: dict[str, str]) -> str:
-    """SQL of a recipe entry that is a column name (quoted, so that it may be a SQL word) or an expression."""
-    return quote(source) if source in types else f"({source})"
+    return "'" + value.replace("'", "''") + "'"
 
 
 @contextmanager
-def connect(scratch: Path, *, memory_limit: str) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A DuckDB connection that spills to `scratch` above memory_limit (such as "8GB"); the spill is removed after.
+def connect(scratch: Path, *, memory_limit: str, reads: Sequence[Path] = ()) -> Iterator[Engine]:
+    """DuckDB that reads the files `reads` and spills to `scratch`, and no more.
 
-    InputError, from any query: what DuckDB cannot spill does not fit into memory_limit.
+    scratch is made and removed. Whatever a recipe's expression asks for, no other file is opened, no setting is
+    changed and nothing is installed. InputError, from any query: what DuckDB cannot spill does not fit into
+    memory_limit (memory.parse_bytes).
     """
     scratch.mkdir(parents=True, exist_ok=True)
+    aliases = _Aliases(scratch)
     connection = duckdb.connect(str(scratch / "scratch.duckdb"))
     try:
-        connection.execute(f"SET temp_directory = '{_escape(str(scratch))}'")
-        connection.execute(f"SET memory_limit = '{_escape(memory_limit)}'")
-        connection.execute("SET TimeZone = 'UTC'")
-        connection.execute("SET enable_progress_bar = false")
-        yield connection
+        names = {path: aliases.of(path) for path in reads}
+        for setting, value in (
+            ("temp_directory", literal(str(scratch.resolve()))),
+            ("memory_limit", literal(f"{parse_bytes(memory_limit, name='memory_limit')}B")),
+            ("TimeZone", "'UTC'"),
+            ("enable_progress_bar", "false"),
+            ("allowed_paths", f"[{', '.join(map(literal, names.values()))}]"),
+            ("allowed_directories", f"[{literal(str(scratch.resolve()))}]"),
+            ("enable_external_access", "false"),
+            ("lock_configuration", "true"),
+        ):
+            connection.execute(f"SET {setting} = {value}")
+        yield Engine(connection, names)
     except duckdb.OutOfMemoryException as error:
         said = str(error).split("\n")[0].removeprefix("Out of Memory Error: ")
-        raise InputError(f"memory_limit={memory_limit} is too little for DuckDB: {said}; raise memory_limit")
+        raise InputError(f"memory_limit={memory_limit} is too little for DuckDB: {cut(said)}; raise memory_limit")
     finally:
         connection.close()
-        for path in scratch.glob("*"):
-            path.unlink()
-        scratch.rmdir()
+        aliases.remove()
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def find_files(root: Path, pattern: str) -> list[Path]:
-    """The files of a recipe entry: a file, all data files of a folder, or a glob, below root."""
-    path = root / pattern
-    if path.is_file():
-        return [path]
-    found = sorted(path.rglob("*") if path.is_dir() else root.glob(pattern))
-    files = [p for p in found if p.name.endswith((".parquet", *_CSV_SUFFIXES)) and not p.name.startswith((".", "_"))]
-    if not files:
-        raise InputError(f"{path}: no such file, or a folder without .parquet or .csv files; check dataset.root")
-    return files
-
-
-def create_view(
-    connection: duckdb.DuckDBPyConnection, view: str, files: list[Path], columns: list[str]
-) -> dict[str, str]:
-    """Makes a view over the files and returns its column -> SQL type; InputError for a bad file or missing column."""
-    names = ", ".join(f"'{_escape(str(path))}'" for path in files)
-    if files[0].suffix == ".parquet":
-        for path in files:
-            open_parquet(path).close()
-        scan = f"read_parquet([{names}], union_by_name = true)"
-    else:
-        scan = f"read_csv([{names}], union_by_name = true, header = true)"
-    with sql_errors(str(files[0])):
-        connection.execute(f"CREATE OR REPLACE VIEW {view} AS SELECT * FROM {scan}")
-        described = connection.execute(f"DESCRIBE {view}").fetchall()
-    types = {row[0]: row[1] for row in described}
-    require_columns(types, columns, where=str(files[0]))
-    return types
+@contextmanager
+def folder_in(scratch: Path) -> Iterator[Path]:
+    """A new folder in scratch, gone at the end, and scratch with it unless it was there."""
+    was_there = scratch.exists()
+    scratch.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=scratch))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder if was_there else scratch, ignore_errors=True)
 
 
 def first_row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
@@ -92,27 +124,44 @@ def first_row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, .
     return row
 
 
-def id_type(types: dict[str, str], column: str, *, where: str) -> str:
-    """BIGINT or VARCHAR for an id column; InputError for any other type."""
-    kind = types[column]
+def id_type(types: Mapping[str, str], name: str, *, where: str, column: str = "") -> str:
+    """BIGINT or VARCHAR for ids; InputError for any other type. column: what the file calls them, if not `name`."""
+    kind = types[name]
     if kind in INTEGER_TYPES:
         return "BIGINT"
     if kind == "VARCHAR":
         return kind
-    raise InputError(f"{where}: column '{column}' is {kind}, expected integers or strings; cast it")
+    raise InputError(f"{where}: column '{column or name}' is {cut(kind)}, expected integers or strings; cast it")
 
 
-@contextmanager
-def sql_errors(where: str) -> Iterator[None]:
-    """Turns a DuckDB complaint about the user's file or expression into an InputError that says where."""
+class _Aliases:
+    """Links for files whose names DuckDB would take for patterns, or could not spell."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch.resolve()
+        self._folder: Path | None = None
+        self._is_temporary = False
+
+    def of(self, path: Path) -> str:
+        """The path itself, or a link to it."""
+        absolute = str(path.absolute())
+        if _is_safe(absolute):
+            return absolute
+        if self._folder is None:
+            self._is_temporary = not _is_safe(str(self._scratch))
+            self._folder = Path(tempfile.mkdtemp(dir=None if self._is_temporary else self._scratch))
+        link = self._folder / f"{len(list(self._folder.iterdir()))}"
+        link.symlink_to(absolute)
+        return str(link)
+
+    def remove(self) -> None:
+        if self._folder is not None and self._is_temporary:
+            shutil.rmtree(self._folder)
+
+
+def _is_safe(path: str) -> bool:
     try:
-        yield
-    except (duckdb.OutOfMemoryException, duckdb.InternalException):
-        raise  # neither is about the file; `connect` explains the first
-    except duckdb.Error as error:
-        message = str(error).strip().split("\n\n")[0].replace("\n", " ")
-        raise InputError(f"{where}: {message}")
-
-
-def _escape(text: str) -> str:
-    return text.replace("'", "''")
+        path.encode()
+    except UnicodeEncodeError:  # a name in bytes that are no UTF-8
+        return False
+    return not _GLOBBED.search(path)

@@ -7,10 +7,11 @@ from typing import Any
 import duckdb
 
 from learn_rank.data.recipe import DatasetRecipe
-from learn_rank.data.source import first_row, literal, quote, sql_errors
+from learn_rank.data.source import first_row, literal, quote
 from learn_rank.errors import InputError
 from learn_rank.progress import note
 from learn_rank.schema import ITEM_ID, SPLITS, TIMESTAMP, USER_ID
+from learn_rank.times import iso_milliseconds
 
 MIN_POSITIVES = 3  # of a user, to leave one out for the test and one for validation
 
@@ -62,16 +63,22 @@ def _split_by_column(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecip
 def _split_by_time(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe) -> None:
     split = recipe.split
     if split.validation_start is not None and split.test_start is not None:
-        with sql_errors("split.validation_start, split.test_start"):
-            starts = [literal(time) for time in (split.validation_start, split.test_start)]
-            first, second = first_row(connection, f"SELECT {', '.join(f'epoch_ms({t}::TIMESTAMP)' for t in starts)}")
+        first = iso_milliseconds(split.validation_start, "split.validation_start")
+        second = iso_milliseconds(split.test_start, "split.test_start")
     else:
         num_rows = first_row(connection, "SELECT count(*) FROM interactions")[0]
-        first, second = (
-            first_row(
-                connection, f"SELECT {TIMESTAMP} FROM interactions ORDER BY 1 LIMIT 1 OFFSET {round(num_rows * share)}"
-            )[0]
+        places = [
+            round(num_rows * share)
             for share in (1 - split.validation_fraction - split.test_fraction, 1 - split.test_fraction)
+        ]
+        if not 0 < places[0] < places[1] < num_rows:
+            raise InputError(
+                f"dataset '{recipe.name}': {num_rows} rows are too few for split.validation_fraction="
+                f"{split.validation_fraction} and split.test_fraction={split.test_fraction}; a split would be empty"
+            )
+        first, second = (
+            first_row(connection, f"SELECT {TIMESTAMP} FROM interactions ORDER BY 1 LIMIT 1 OFFSET {place}")[0]
+            for place in places
         )
     connection.execute("ALTER TABLE interactions ADD COLUMN split VARCHAR")
     connection.execute(

@@ -28,6 +28,7 @@ from learn_rank.data.recipe import (
 )
 from learn_rank.errors import InputError
 from learn_rank.io import write_table
+from learn_rank.options import check_seed
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -79,6 +80,7 @@ class SyntheticOptions:
         for name, least in (("num_users", 100), ("num_items", 100), ("num_interactions", 1000), ("num_days", 10)):
             if getattr(self, name) < least:
                 raise InputError(f"demo.{name} is {getattr(self, name)}, must be {least} or more")
+        check_seed("demo.seed", self.seed)
         if not 0 <= self.new_share < 1:
             raise InputError(f"demo.new_share is {self.new_share}, must be at least 0 and below 1")
 

@@ -20,10 +20,12 @@ def write_query(
     schema: pa.Schema,
     row_group_rows: int,
     dense: Sequence[DenseFeature] = (),
+    *,
+    compression: str = "snappy",
 ) -> None:
     """Streams a query into a Parquet file of exactly this schema; dense columns come in raw and leave as fitted."""
     reader = connection.sql(query).to_arrow_reader(row_group_rows)
-    with pq.ParquetWriter(path, schema) as writer:
+    with pq.ParquetWriter(path, schema, compression=compression, write_page_checksum=True) as writer:
         for batch in reader:
             for feature in dense:
                 name = DENSE_PREFIX + feature.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from learn_rank.evaluation.options import SegmentOptions
 from learn_rank.evaluation.predictions import Batch, Source, distinct_segments, id_column, segment_codes
 from learn_rank.evaluation.segments import MAX_SEGMENTS, SegmentSource, open_segments, report_order
 from learn_rank.hashing import UInt64Array, hash_ids
+from learn_rank.progress import note
 
 Segments: TypeAlias = Path | str | pa.Table | None
 
@@ -32,6 +34,7 @@ class Binding:
     source: SegmentSource | None = None
     ids: IdMap | None = None  # of items: rows are not grouped by item, so each row looks its item up
     unlisted: list[UInt64Array] = field(default_factory=list)  # items that the file does not hold
+    origin: Segments = None  # what the user named: a path, a table, or a column (a str)
     cuts: dict[str, Any] = field(default_factory=dict)  # what the report says of a column that was made from counts
 
     @property
@@ -53,16 +56,32 @@ def bind(segments: Segments, *, entity: str, columns: Sequence[str], options: Se
 
     A column's names are read by `name_column`. InputError if it is neither.
     """
-    if segments is None or (isinstance(segments, str) and not segments):
+    origin = segment_origin(segments, entity=entity, columns=columns) if isinstance(segments, str) else segments
+    if origin is None:
         return Binding(entity)
-    if isinstance(segments, pa.Table) or Path(segments).exists():
-        source = open_segments(
-            segments if isinstance(segments, pa.Table) else Path(segments), entity=entity, options=options
-        )
-        return Binding(entity, names=source.names, source=source)
-    if str(segments) in columns:
-        return Binding(entity, column=str(segments))
-    raise InputError(f"{entity}_segments={segments}: no such file, and no such column in the predictions")
+    if isinstance(origin, str):
+        return Binding(entity, column=origin, origin=origin)
+    source = open_segments(origin, entity=entity, options=options)
+    return Binding(entity, names=source.names, source=source, origin=origin)
+
+
+def segment_origin(named: str, *, entity: str, columns: Sequence[str]) -> Path | str | None:
+    """What a text means: a file of that name (as a Path), else a column (as a str), else a folder (as a Path).
+
+    `./tier` is the folder even beside a column `tier`. InputError if it is none of them; None for an empty text.
+    """
+    if not named:
+        return None
+    path = Path(named)
+    is_file, is_folder = os.path.isfile(path), os.path.isdir(path)  # Path.exists raises for names that no file can have
+    if named in columns and (is_file or is_folder):
+        here, other = ("file", "column") if is_file else ("column", f"folder ./{named}")
+        note(f"{entity}_segments={named}: the {here} of that name is read, not the {other}")
+    if is_file or (is_folder and named not in columns):
+        return path
+    if named in columns:
+        return named
+    raise InputError(f"{entity}_segments={named}: no such file, and no such column in the predictions")
 
 
 def name_column(binding: Binding, source: Source) -> None:
@@ -94,7 +113,8 @@ def load_items(binding: Binding) -> None:
     for ids, codes in binding.source.batches():
         twice = known.insert(hash_ids(ids), codes)
         if twice >= 0:
-            raise InputError(f"item_segments: item {ids[twice].as_py()!r} is there twice; an item has one segment")
+            where = f"item_segments={binding.origin}" if isinstance(binding.origin, Path) else "item_segments"
+            raise InputError(f"{where}: item {ids[twice].as_py()!r} is there twice; an item has one segment")
 
 
 def item_codes(binding: Binding, batch: Batch, id_name: str) -> npt.NDArray[np.uint32]:

@@ -84,5 +84,6 @@ def normalized_entropy(log_loss: float | None, base_rate: float | None) -> float
 
 
 def copc(positives: int, predicted: float) -> float | None:
-    """Clicks over predicted clicks: above 1 predicts too little. None if everything is predicted 0."""
-    return positives / predicted if predicted > 0 else None
+    """Clicks over predicted clicks: above 1 predicts too little. None if as good as nothing is predicted."""
+    ratio = positives / predicted if predicted > 0 else math.inf
+    return ratio if math.isfinite(ratio) else None

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,12 +27,14 @@ from learn_rank.errors import InputError
 from learn_rank.evaluation.binding import Binding, load_items
 from learn_rank.evaluation.id_map import IdMap
 from learn_rank.evaluation.kernel import measure_users
+from learn_rank.evaluation.matching import matches_of
 from learn_rank.evaluation.options import EvaluateOptions
 from learn_rank.evaluation.partition import Partitions, check_disk, partition_rows
 from learn_rank.evaluation.pool import load_range, pool_exact, pool_tallies
 from learn_rank.evaluation.predictions import find_row
 from learn_rank.evaluation.radix import score_codes
 from learn_rank.evaluation.scores import Tally, UInt16Array, even_ranges, scatter_scores
+from learn_rank.evaluation.segments import SegmentSource
 from learn_rank.evaluation.state import SKETCH_SIZE, Layout, State, sketch
 from learn_rank.evaluation.steps import (
     Inputs,
@@ -143,6 +146,7 @@ def run(inputs: Inputs, *, save_scores: Path | None = None) -> tuple[State, dict
         _measure(layout, plan, load, state)
         state.centre()
         _count_items(inputs, state)
+        _check_matches(inputs, state)
         spilled = rows.spill_bytes + listed.spill_bytes + sum(part.spill_bytes for part in scores)
         rows.close()
         if save_scores is not None:
@@ -351,6 +355,25 @@ def _count_items(inputs: Inputs, state: State) -> None:
     state.unlisted_items = len(unlisted)
 
 
+def _check_matches(inputs: Inputs, state: State) -> None:
+    """InputError or a note if the segments list none, or almost none, of the ids; parts leave it to `merge`."""
+    if inputs.part is not None or inputs.is_own_log:
+        return
+    bindings = {"user": (inputs.users, inputs.options.user_id), "item": (inputs.items, inputs.options.item_id)}
+    for found in matches_of(state):
+        binding, id_name = bindings[found.entity]
+        if binding.source is None or not binding.source.num_rows:
+            continue
+        found.require_any(partial(_ids_of_both, inputs, binding.source, id_name))
+        for text in found.notes:
+            note(text)
+
+
+def _ids_of_both(inputs: Inputs, source: SegmentSource, id_name: str) -> str:
+    first = find_row(inputs.source, id_name, lambda ids: np.ones(len(ids), np.bool_))
+    return f": it holds ids such as {source.example}, and {first}"
+
+
 def _save_scores(scores: Partitions, state: State, num_parts: int, folder: Path, m: int) -> None:
     """Appends the ranges of an arm in rising order to scores.<m> and payloads.<m>."""
     with (folder / f"scores.{m}").open("wb") as codes_file, (folder / f"payloads.{m}").open("wb") as payloads_file:
@@ -368,6 +391,6 @@ def _open(stack: ExitStack, partitions: Partitions) -> Partitions:
 
 def _announce_compilation() -> None:
     """Says why the first evaluation of an installation takes longer."""
-    cache = Path(measure_users.stats.cache_path)
-    if not any(cache.glob("kernel.measure_users-*.nbi")):
+    cache = measure_users.stats.cache_path  # None: there is no place to keep it
+    if cache is None or not any(Path(cache).glob("kernel.measure_users-*.nbi")):
         note("compiling the evaluation for this machine, once: about 15 seconds")

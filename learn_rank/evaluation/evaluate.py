@@ -11,18 +11,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from learn_rank.artifact import file_fingerprint
 from learn_rank.errors import InputError
 from learn_rank.evaluation.binding import Binding, Segments, bind, check_id_type, name_column
 from learn_rank.evaluation.engine import run
 from learn_rank.evaluation.kernel import UAUC, WUAUC
+from learn_rank.evaluation.matching import matches_of
 from learn_rank.evaluation.options import EvaluateOptions
 from learn_rank.evaluation.predictions import Predictions, open_predictions
 from learn_rank.evaluation.results import Results, few_user_note
 from learn_rank.evaluation.state import Layout, State
 from learn_rank.evaluation.statistics import compare_means
 from learn_rank.evaluation.steps import Inputs, Part
-from learn_rank.io import open_parquet, parquet_files
+from learn_rank.inputs import PARQUET, InputFiles, find_inputs
+from learn_rank.io import open_schema
 
 SCHEMA_VERSION = 2
 _BLOCK = (
@@ -37,6 +38,7 @@ def evaluate(
     item_segments: Segments = None,
     options: EvaluateOptions,
     facts: Mapping[str, object] | None = None,
+    is_own_log: bool = False,
 ) -> dict[str, Any]:
     """The content of report.json: values per ranker, paired differences with intervals, overall and by segment.
 
@@ -46,20 +48,22 @@ def evaluate(
     window (cut by options.segments); or the name of a column of the predictions.
 
     Intervals are at options.confidence under the key `interval_key`; a metric that cannot be computed (empty segment,
-    one class) is null, never 0 or 0.5. facts goes into the report as it is; its list `notes`, if any, is shown at the
-    top. InputError, naming file, column and row, for what cannot be evaluated.
+    one class) is null, never 0 or 0.5. Segments that list none of 20 or more ids are an InputError, almost none a note;
+    not with is_own_log: they were counted in the log of the predictions, so that all may be new. facts goes into the
+    report as it is; its list `notes`, if any, is shown at the top. InputError, naming file, column and row, for what
+    cannot be evaluated.
     """
     inputs = open_inputs(predictions, user_segments=user_segments, item_segments=item_segments, options=options)
+    inputs.is_own_log = is_own_log
     state, run_facts = run(inputs)
     return make_report(
         state,
         options,
         rules=segment_rules(inputs.users, inputs.items, state),
-        sources=fingerprints(
-            {"predictions": predictions, "user_segments": user_segments, "item_segments": item_segments}
-        ),
+        sources=fingerprints(predictions, inputs.users.origin, inputs.items.origin),
         facts=facts,
         engine=run_facts,
+        is_own_log=is_own_log,
     )
 
 
@@ -101,12 +105,13 @@ def make_report(
     sources: dict[str, Any],
     facts: Mapping[str, object] | None = None,
     engine: Mapping[str, object] | None = None,
+    is_own_log: bool = False,
 ) -> dict[str, Any]:
     """The report of a finished state. The first label and treatment stand at the top, the others under `further`."""
     results = Results(state, options)
     facts = dict(facts or {})
     given = facts.pop("notes", [])
-    notes = [str(note) for note in given] if isinstance(given, (list, tuple)) else [str(given)]
+    notes = [" ".join(str(note).split()) for note in (given if isinstance(given, (list, tuple)) else [given])]
     arms = state.layout.arms
     treatments = [arms.index(name) for name in options.treatments] or [0]
     blocks = [_block(results, t, arm) for t in range(len(state.layout.tasks)) for arm in treatments]
@@ -116,6 +121,7 @@ def make_report(
             for block in blocks[t * len(treatments) : (t + 1) * len(treatments)]:
                 block["control"] = control
     first = blocks[0]
+    notes += [] if is_own_log else [text for found in matches_of(state) for text in found.notes]
     notes += results.notes() + few_user_note(first["segments"])
     return {
         "schema_version": SCHEMA_VERSION,
@@ -199,18 +205,22 @@ def _column_names(predictions: Predictions) -> list[str]:
         return list(predictions.column_names)
     if isinstance(predictions, Mapping):
         return list(predictions)
-    with open_parquet(parquet_files(Path(predictions))[0]) as file:
-        return list(file.schema_arrow.names)
+    return open_schema(find_inputs(predictions, may_be_pattern=True, kinds=(PARQUET,)).files[0]).names
 
 
-def fingerprints(sources: Mapping[str, Any]) -> dict[str, Any]:
-    """What identifies each source: a hash of the file, the column's name, or that it was in memory."""
-    found: dict[str, Any] = {}
-    for name, source in sources.items():
-        if source is None or (isinstance(source, str) and not source):
-            found[name] = None
-        elif isinstance(source, (str, Path)):
-            found[name] = file_fingerprint(Path(source)) if Path(source).exists() else f"column {source}"
-        else:
-            found[name] = "in memory"
-    return found
+def fingerprints(predictions: Predictions, user_segments: Segments, item_segments: Segments) -> dict[str, Any]:
+    """What identifies each source: a hash of the file, the column's name (of segments), or that it was in memory."""
+    path = Path(predictions) if isinstance(predictions, str) else predictions
+    files = find_inputs(path, may_be_pattern=True) if isinstance(path, Path) else path
+    named = {"predictions": files, "user_segments": user_segments, "item_segments": item_segments}
+    return {name: _fingerprint(source) for name, source in named.items()}
+
+
+def _fingerprint(source: Any) -> str | None:
+    if source is None:
+        return None
+    if isinstance(source, str):
+        return f"column {source}"
+    if isinstance(source, Path):
+        source = find_inputs(source, kinds=(PARQUET,))
+    return source.fingerprint if isinstance(source, InputFiles) else "in memory"

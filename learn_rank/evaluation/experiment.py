@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from learn_rank.data.source import connect
+from learn_rank.data.source import connect, folder_in
 from learn_rank.errors import InputError
 from learn_rank.evaluation.exposures import Rows, Source, Sums, open_exposures
 from learn_rank.evaluation.lift import RatioSums, ratio_lift
@@ -18,6 +18,7 @@ from learn_rank.evaluation.options import SegmentOptions
 from learn_rank.evaluation.statistics import FEW_USERS, holm
 from learn_rank.evaluation.verdict import lift_key
 from learn_rank.evaluation.wording import p_text, segment_text
+from learn_rank.inputs import InputFiles, find_inputs
 from learn_rank.schema import ITEM_ID, USER_ID
 
 VALUE_METRICS = ("per_exposure", "per_user", "per_enrolled_user")
@@ -50,7 +51,7 @@ def evaluate_experiment(
 ) -> dict[str, Any]:
     """The content of an experiment report: overall, per user segment, per item segment and per cell of the two.
 
-    exposures: Parquet or CSV (file, folder, glob) or a table, one row per item shown: ids, the variant (compared as
+    exposures: Parquet or CSV (file or folder) or a table, one row per item shown: ids, the variant (compared as
     text), labels of 0 and 1, revenue (value) of 0 or more. Segments: a file or table for `open_segments`, or the name
     of a column of the exposures; without item_segments item_id is not read. expected_share: part of the users that the
     treatment was to get. Per label: conversions per exposure. With value: revenue per exposure; per user, who was
@@ -68,15 +69,22 @@ def evaluate_experiment(
     named = [segments for segments in (user_segments, item_segments) if isinstance(segments, str)]
     item_columns = [] if item_segments is None else [item_id]
     needed = list(dict.fromkeys([user_id, *item_columns, variant, *labels, *([value] if value else []), *named]))
-    scratch.mkdir(parents=True, exist_ok=True)
-    with connect(Path(tempfile.mkdtemp(dir=scratch)), memory_limit=memory_limit) as connection:
-        types = open_exposures(connection, exposures, needed, where)
-        rows = Rows(connection, where, types, variant, control, treatment, labels, value)
+    files = find_inputs(exposures, may_be_pattern=True) if isinstance(exposures, Path) else exposures
+    reads = files.paths if isinstance(files, InputFiles) else []
+    with (
+        folder_in(scratch) as folder,
+        connect(folder / "duckdb", memory_limit=memory_limit, reads=reads) as engine,
+    ):
+        types, place = open_exposures(engine, files, needed, where, numbers=[*labels, value])
+        rows = Rows(engine.connection, where, types, variant, control, treatment, labels, value, place)
         users = rows.load_segments(user_segments, "user", user_id, segment_options or SegmentOptions())
         items = rows.load_segments(item_segments, "item", item_id, segment_options or SegmentOptions())
         rows.sum_up(user_id, item_id, users, items)
         sums = rows.moments()
         item_shares = rows.item_shares(items)
+        matches = rows.matches(users, items)
+        for found_ids in matches:
+            found_ids.require_any(partial(rows.ids_of_both, found_ids.entity))
         excluded = rows.excluded()
     found = _Slices(sums, labels, value, confidence)
     overall = found.measure(None, None)
@@ -111,7 +119,8 @@ def evaluate_experiment(
         "labels": labels,
         "value": value or None,
         "confidence": confidence,
-        "notes": _notes(sample_ratio, excluded, overall, segments, cells, labels, value),
+        "notes": [text for found_ids in matches for text in found_ids.notes]
+        + _notes(sample_ratio, excluded, overall, segments, cells, labels, value),
         "method": METHOD,
         "overall": overall,
         "segments": segments,

@@ -26,7 +26,7 @@ def format_experiment(report: dict[str, Any]) -> str:
 def experiment_markdown(report: dict[str, Any]) -> str:
     """The whole report as Markdown: every metric of every slice with its p-values."""
     users, ratio = report["overall"]["num_users"], report["sample_ratio"]
-    lines = [plain(f"# {report['treatment']} against {report['control']}: an online experiment"), ""]
+    lines = ["# " + plain(f"{report['treatment']} against {report['control']}: an online experiment"), ""]
     lines += [line for note in report["notes"] for line in (f"> {plain(note)}", "")]
     lines += [line for claim in experiment_claims(report) for line in (f"**{plain(claim.sentence)}**", "")]
     lines += [

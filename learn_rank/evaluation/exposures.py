@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import duckdb
 import pyarrow as pa
 
-from learn_rank.data.source import create_view, id_type, quote, sql_errors
-from learn_rank.errors import InputError
+from learn_rank.data.raw import as_type, open_raw
+from learn_rank.data.source import Engine, connect, id_type, quote, sql_errors
+from learn_rank.errors import InputError, cut
 from learn_rank.evaluation.lift import RatioSums
-from learn_rank.evaluation.options import SegmentOptions
-from learn_rank.evaluation.segments import MAX_SEGMENTS, SegmentSource, find_log, open_segments, report_order
-from learn_rank.io import require_columns
+from learn_rank.evaluation.matching import Matches
+from learn_rank.evaluation.options import MAX_AMOUNT, SegmentOptions
+from learn_rank.evaluation.segments import MAX_SEGMENTS, SegmentSource, open_segments, report_order
+from learn_rank.inputs import InputFiles, find_inputs
+from learn_rank.io import require_columns, require_distinct
 
 _INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")
 _NUMBERS = {*_INTEGERS, *(f"U{name}" for name in _INTEGERS), "FLOAT", "DOUBLE", "DECIMAL"}
@@ -50,15 +54,50 @@ class Sums(NamedTuple):
         return RatioSums(num_users, num_users, y, num_users, y, yy)
 
 
+class Exposures(NamedTuple):
+    """The view `exposures`: column -> SQL type, and which (file, row) the n-th row is."""
+
+    types: dict[str, str]
+    place: Callable[[int], tuple[str, int]]
+
+
 def open_exposures(
-    connection: duckdb.DuckDBPyConnection, exposures: Path | pa.Table, columns: list[str], where: str
-) -> dict[str, str]:
-    """Makes the view `exposures` and returns its column -> SQL type."""
-    if isinstance(exposures, Path):
-        return create_view(connection, "exposures", find_log(exposures), columns)
-    require_columns(exposures.column_names, columns, where=where)
-    connection.register("exposures", exposures.select(columns))
-    return {row[0]: row[1] for row in connection.execute("DESCRIBE exposures").fetchall()}
+    engine: Engine, exposures: InputFiles | pa.Table, columns: list[str], where: str, *, numbers: Collection[str]
+) -> Exposures:
+    """Makes the view `exposures` of the columns. Of CSV, those in `numbers` are what all their values are, others text.
+
+    (Text that is integers, or true and false, all over, is such: an id is written in one way.)
+    """
+    if isinstance(exposures, pa.Table):
+        require_columns(exposures.column_names, columns, where=where)
+        require_distinct(columns, where=where, fold=str.lower)  # DuckDB does not tell upper from lower case
+        engine.connection.register("exposures", exposures.select(columns))
+        types = {row[0]: row[1] for row in engine.connection.execute("DESCRIBE exposures").fetchall()}
+        return Exposures(types, lambda row: (where, row))
+    raw = open_raw(engine, exposures)
+    for column in columns:
+        raw.require({"": column})
+    selected = {column: quote(column) for column in columns}
+    if raw.is_text:
+        kinds = raw.kinds(list(selected.values()))
+        for column in columns:
+            kind = kinds[quote(column)]
+            is_kept = column in numbers or kind in ("BIGINT", "BOOLEAN")
+            selected[column] = as_type(quote(column), kind) if is_kept and kind != "NULL" else quote(column)
+    listed = ", ".join(f"{sql} AS {quote(column)}" for column, sql in selected.items())
+    engine.connection.execute(f"CREATE VIEW exposures AS SELECT {listed} FROM ({raw.scan})")
+    types = {row[0]: row[1] for row in engine.connection.execute("DESCRIBE exposures").fetchall()}
+    return Exposures(types, raw.place)
+
+
+def exposure_columns(exposures: Path) -> list[str]:
+    """The columns of a log, before it is read."""
+    files = find_inputs(exposures, may_be_pattern=True)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        connect(Path(scratch, "columns"), memory_limit="1GiB", reads=files.paths) as engine,
+    ):
+        return list(open_raw(engine, files).types)
 
 
 class Rows(NamedTuple):
@@ -72,20 +111,25 @@ class Rows(NamedTuple):
     treatment: str
     labels: list[str]
     value: str
+    place: Callable[[int], tuple[str, int]]  # (file, row there) of a row of the exposures
 
     @property
     def variant_text(self) -> str:
-        """SQL of the variant as text; booleans are 'true' and 'false' however a CSV file spells them."""
-        name = quote(self.variant)
-        if self.types[self.variant] == "BOOLEAN":
+        """SQL of the variant as text, whatever its type: whole floats as integers, booleans as 'true' and 'false'."""
+        name, kind = quote(self.variant), self.types[self.variant]
+        if kind == "BOOLEAN":
             return f"(CASE WHEN {name} THEN 'true' WHEN NOT {name} THEN 'false' END)"
+        if kind in ("FLOAT", "DOUBLE"):  # integers beside nulls, as pandas writes them
+            whole = f"{name} = trunc({name}) AND abs({name}) < 1e15"
+            return f"(CASE WHEN {whole} THEN CAST(CAST({name} AS BIGINT) AS VARCHAR) ELSE CAST({name} AS VARCHAR) END)"
         return f"CAST({name} AS VARCHAR)"
 
     @property
     def names(self) -> list[str]:
-        """Control and treatment as DuckDB spells them."""
-        is_boolean = self.types[self.variant] == "BOOLEAN"
-        return [name.lower() if is_boolean else name for name in (self.control, self.treatment)]
+        """Control and treatment as `variant_text` spells them; 0 and 1 are false and true where those are meant."""
+        if self.types[self.variant] != "BOOLEAN":
+            return [self.control, self.treatment]
+        return [{"0": "false", "1": "true"}.get(name, name.lower()) for name in (self.control, self.treatment)]
 
     @property
     def chosen(self) -> str:
@@ -137,7 +181,9 @@ class Rows(NamedTuple):
         # a bad value is refused below; until then it must not end the pass
         sums = [f"count(*) FILTER (y{n} = 1) AS y{n}" for n in range(len(self.labels))]
         if self.value:
-            sums.append(f"coalesce(fsum(y{len(sums)}) FILTER (isfinite(y{len(sums)})), 0) AS y{len(sums)}")
+            sums.append(
+                f"coalesce(fsum(y{len(sums)}) FILTER (y{len(sums)} BETWEEN 0 AND {MAX_AMOUNT}), 0) AS y{len(sums)}"
+            )
         user_join, user_code = _joined("user", users)
         with sql_errors(self.where):
             self.connection.execute(
@@ -199,6 +245,25 @@ class Rows(NamedTuple):
         sizes = dict(self.connection.execute("SELECT code, count(*) FROM items GROUP BY code").fetchall())
         return [sizes.get(code, 0) / sum(sizes.values()) for code in range(len(items.names))]
 
+    def matches(self, users: Segments, items: Segments) -> list[Matches]:
+        """What the files of segments list; none for columns. After `item_shares`."""
+        found = []
+        for entity, segments in (("user", users), ("item", items)):
+            if segments.rule is not None and self._first(f"SELECT count(*) FROM {entity}_codes")[0]:
+                table = f"{entity}s"
+                num_ids = self._first(f"SELECT count(*) FROM {table}")[0]
+                join = f"{table} ANTI JOIN {entity}_codes ON {entity}_codes.id = {table}.{entity}_id"
+                found.append(Matches(entity, num_ids, self._first(f"SELECT count(*) FROM {join}")[0]))
+        return found
+
+    def ids_of_both(self, entity: str) -> str:
+        """Of an error: an id of the file of segments, and one of the log."""
+        listed, shown = (
+            self._first(f"SELECT min({column}) FROM {table}")[0]
+            for table, column in ((f"{entity}_codes", "id"), (f"{entity}s", f"{entity}_id"))
+        )
+        return f": it holds ids such as {listed!r}, and {self.where} ids such as {shown!r}"
+
     def excluded(self) -> dict[str, Any]:
         """Rows of other variants, the most frequent of these by name, and users that saw one besides theirs."""
         others = f"FROM cells WHERE variant NOT IN {self.chosen}"
@@ -233,7 +298,11 @@ class Rows(NamedTuple):
                 raise InputError(f"{self.where}: column '{self.value}' is {self.types[self.value]}, expected numbers")
             number = self._number(self.value)
             checks.append(
-                _Check(self.value, f"coalesce(NOT isfinite({number}) OR {number} < 0, true)", "a number of 0 or more")
+                _Check(
+                    self.value,
+                    f"coalesce(NOT isfinite({number}) OR {number} < 0 OR {number} > {MAX_AMOUNT}, true)",
+                    f"a number of 0 to {MAX_AMOUNT:g}",
+                )
             )
         return checks
 
@@ -249,8 +318,10 @@ class Rows(NamedTuple):
                 WHERE is_bad"""
             )
             if count:
+                file, its_row = self.place(row)
                 raise InputError(
-                    f"{self.where}: column '{column}' is {value} in row {row}, expected {expected} ({count} such rows)"
+                    f"{file}: column '{column}' is {cut(value, 60)} in row {its_row}, "
+                    f"expected {expected} ({count} such rows)"
                 )
         raise AssertionError("a bad row was seen and not found again")
 

@@ -19,6 +19,7 @@ from learn_rank.evaluation.wording import MINUS
 _MOST_TICKS = 6
 _WIDE = 3.0  # intervals wider than this many usual half-widths run off the axis, as an arrow
 _STRETCH_ABOVE = 4.0  # a reliability axis this many base rates long has most bins in its corner
+_LEAST_TOP = 1e-12  # of a reliability axis where as good as nothing is predicted nor observed
 _ROW_HEIGHT, _CONTROL_HEIGHT = 24, 32
 
 
@@ -93,7 +94,7 @@ def is_stretched(calibration: dict[str, Any]) -> bool:
 
 def reliability_plot(calibration: dict[str, Any]) -> Markup:
     """Observed rate over mean prediction per equal-mass bin; on the diagonal the probabilities mean what they say."""
-    top = 1.05 * _top(calibration) or 1.0
+    top = max(1.05 * _top(calibration), _LEAST_TOP)
     scale: Callable[[float], float] = math.sqrt if is_stretched(calibration) else float
     axis = _axis(0.0, top)
     if scale is math.sqrt:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from learn_rank.compiled import njit
 from learn_rank.hashing import UInt64Array
 
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from learn_rank.compiled import njit
 from learn_rank.evaluation.kernel import Float64Array, UInt8Array
 from learn_rank.evaluation.partition import Int64Array
 from learn_rank.evaluation.scores import Tally, bin_of, class_counts

@@ -14,8 +14,8 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from learn_rank.compiled import njit
 from learn_rank.evaluation.partition import Int64Array
 from learn_rank.evaluation.radix import score_codes, sorted_codes
 from learn_rank.hashing import UInt64Array

@@ -9,17 +9,46 @@ from typing import Any
 from learn_rank.evaluation.page import CALIBRATION, Section
 from learn_rank.evaluation.readings import Heat, Reading, Row, Table
 from learn_rank.evaluation.wording import MISSING, Wording, share_text
+from learn_rank.printable import printable
 
-_SIGNS = re.compile(r"([\\|*`$]|<(?=[A-Za-z/!?]))")
+_SIGNS = re.compile(
+    r"""[\\|*`$\[\]~]               # code, emphasis, links, images, tables, formulas
+    | <(?=[A-Za-z/!?])            # a tag
+    | &(?=\#?\w+;)                # a character by its name
+    | (?<![^\W_])_ | _(?![^\W_])  # emphasis, but within a word
+    | :(?=//) | (?<=www)\.        # addresses, which GitHub makes links of
+    | ^[#>] | ^-(?=[-\s]) | ^(?:\+|\d+[.)])(?=\s|$)  # a heading, a quotation, a list""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_MENTION = re.compile(r"(?<!\w)@(?=\w)|@(?=[\w-]*\.\w)")  # GitHub links @name and mail addresses, escaped or not
+
+
+class Marked(str):
+    """Text that is Markdown already."""
 
 
 def plain(text: Any) -> str:
-    """Text that neither Markdown nor a table of it takes for markup.
+    """Text that neither Markdown nor a table of it takes for markup, in one line.
 
-    >>> plain("conv|click <b>")
-    'conv\\\\|click \\\\<b>'
+    >>> plain("conv|click <b> [x](http://x)")
+    'conv\\\\|click \\\\<b> \\\\[x\\\\](http\\\\://x)'
     """
-    return _SIGNS.sub(r"\\\1", str(text)).replace("\n", " ")
+    if isinstance(text, Marked):
+        return text
+    line = printable(" ".join(str(text).split()))
+    return _MENTION.sub("`@`", _SIGNS.sub(_escaped, line))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f"{found.group()[:-1]}\\{found.group()[-1]}"
+
+
+def code(text: Any) -> str:
+    """Text as a piece of code, whatever backticks it holds."""
+    line = printable(" ".join(str(text).split()))
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
+    pad = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{pad}{line}{pad}{fence}"
 
 
 def tables(found: dict[str, Any]) -> dict[str, str]:
@@ -37,9 +66,9 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
 
 
 def table_text(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table of Markdown; cells are escaped, but for those in bold (**)."""
+    """A table of Markdown; cells are escaped, but for those that are Markdown already."""
     rows = [[plain(cell) for cell in header], ["---"] * len(header)]
-    rows += [[cell if cell.startswith("**") else plain(cell) for cell in line] for line in lines]
+    rows += [[plain(cell) for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -124,7 +153,7 @@ def _coverage(found: dict[str, Any]) -> str:
 
 
 def _stressed(reading: Reading) -> str:
-    return f"**{reading.text}**" if reading.stands else reading.text
+    return Marked(f"**{reading.text}**") if reading.stands else reading.text
 
 
 def _with_unit(title: str, table: Table) -> str:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from learn_rank.errors import InputError
-from learn_rank.memory import parse_bytes
+from learn_rank.memory import LIMIT_HELP, parse_bytes
+from learn_rank.options import check_seed
 from learn_rank.schema import ITEM_ID, USER_ID
 
 SEGMENTS = ("cold_start", "long_tail", "others")
@@ -15,6 +16,12 @@ WEIGHTS = ("impressions", "clicks")
 GLOBAL_AUC = ("exact", "histogram", "off")
 MAX_ARMS = 8
 MAX_LABELS = 4
+MAX_AMOUNT = 1e30  # of revenue: squares of it are summed, and no currency has as much
+_RANGES = {  # above, memory and threads would run out
+    "reliability_bins": (2, 10_000),
+    "bootstrap_samples": (0, 100_000),
+    "threads": (0, 1024),
+}
 GIVEN = "|"  # conversion|click: conversion among the rows that have a click
 
 
@@ -90,10 +97,10 @@ class EvaluateOptions:
     seed: int = field(default=0, metadata={"help": "of the bootstrap"})
     segments: SegmentOptions = field(default_factory=SegmentOptions)
     threads: int = field(default=0, metadata={"help": "0: one per core"})
-    memory_limit: str = field(
-        default="2GiB", metadata={"help": "of what the process holds more than before; larger data goes to disk"}
+    memory_limit: str = field(default="2GiB", metadata={"help": LIMIT_HELP})
+    spill_dir: str = field(
+        default="", metadata={"help": "where what goes through the disk lies; empty: the system's temporary folder"}
     )
-    spill_dir: str = field(default="", metadata={"help": "folder for that; empty: the system's temporary folder"})
 
     def __post_init__(self) -> None:
         if not self.labels or not all([*self.labels, self.baseline, self.user_id]):
@@ -114,9 +121,12 @@ class EvaluateOptions:
                 raise InputError(f"evaluate.{name} is '{value}', expected one of {', '.join(allowed)}")
         if not 0.5 <= self.confidence < 1:
             raise InputError(f"evaluate.confidence is {self.confidence}, expected 0.5 to below 1, such as 0.95")
-        for name, at_least in (("reliability_bins", 2), ("bootstrap_samples", 0), ("seed", 0), ("threads", 0)):
-            if getattr(self, name) < at_least:
-                raise InputError(f"evaluate.{name} is {getattr(self, name)}, expected at least {at_least}")
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if not least <= value <= most:
+                bound = f"at least {least}" if value < least else f"at most {most}"
+                raise InputError(f"evaluate.{name} is {value}, expected {bound}")
+        check_seed("evaluate.seed", self.seed)
         if self.value and (not self.value_top or list(self.value_top) != sorted({k for k in self.value_top if k > 0})):
             raise InputError(
                 f"evaluate.value_top is {self.value_top}, expected rising numbers from 1, such as [1,5,10]"
@@ -150,6 +160,6 @@ class EvaluateOptions:
 
 
 def _names(value: Any) -> list[str]:
-    if isinstance(value, str):
-        return [value] if value else []
-    return [str(name) for name in value or []]
+    if isinstance(value, (list, tuple)):
+        return [str(name) for name in value]
+    return [str(value)] if value not in (None, "") else []

@@ -21,8 +21,8 @@ from typing import IO
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from learn_rank.compiled import njit
 from learn_rank.errors import InputError
 from learn_rank.hashing import UInt64Array
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -14,8 +14,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from learn_rank.errors import InputError
+from learn_rank.evaluation.options import MAX_AMOUNT
 from learn_rank.ids import canonical_ids, is_text
-from learn_rank.io import open_parquet, parquet_files, read_batches, require_columns
+from learn_rank.inputs import PARQUET, find_inputs
+from learn_rank.io import (
+    open_parquet,
+    open_schema,
+    read_batches,
+    require_columns,
+    require_distinct,
+    require_same_kinds,
+)
 
 Predictions: TypeAlias = Path | str | pa.Table | Mapping[str, Any]
 
@@ -59,6 +68,7 @@ class Source:
     pieces: tuple[Piece, ...]
     table: pa.Table | None = field(default=None, repr=False)
     coded: tuple[str, ...] = ()  # string columns of few values: read as dictionaries, which is faster
+    folders: Mapping[Path, Mapping[str, pa.Scalar]] = field(default_factory=dict)  # columns that folders add to files
 
     @property
     def paths(self) -> list[Path]:
@@ -90,7 +100,15 @@ class Source:
         for piece in _join_pieces(unit):
             assert piece.path is not None
             at = piece.first_row
-            for batch in read_batches(piece.path, self.columns, piece.row_groups, batch_rows, coded=self.coded):
+            rows = read_batches(
+                piece.path,
+                self.columns,
+                piece.row_groups,
+                batch_rows,
+                coded=self.coded,
+                folders=self.folders.get(piece.path),
+            )
+            for batch in rows:
                 if held and held[0].schema.types != batch.schema.types:  # int32 in one file, int64 in the next
                     yield _join(held, places)
                     held, places = [], []
@@ -100,12 +118,17 @@ class Source:
                 if sum(count for _, _, count in places) >= batch_rows:
                     yield _join(held, places)
                     held, places = [], []
+            if at != piece.first_row + piece.num_rows:
+                raise InputError(
+                    f"{piece.path}: holds {at - piece.first_row:,} rows where its footer says {piece.num_rows:,}; copy "
+                    "or write it again"
+                )
         if held:
             yield _join(held, places)
 
 
 def open_predictions(predictions: Predictions, columns: Sequence[str], *, coded: Sequence[str] = ()) -> Source:
-    """Finds a Parquet file, all Parquet files of a folder, a table or a mapping of arrays, and checks the columns.
+    """Finds Parquet (a file, a folder or a pattern, see `find_inputs`), a table or a mapping of arrays; checks columns.
 
     coded: string columns of few values.
 
@@ -116,25 +139,29 @@ def open_predictions(predictions: Predictions, columns: Sequence[str], *, coded:
     if isinstance(predictions, Mapping):
         predictions = _as_table(predictions, wanted)
     if isinstance(predictions, pa.Table):
-        _check_names(predictions.column_names, wanted, where="predictions")
+        require_columns(predictions.column_names, wanted, where="predictions")
+        require_distinct(predictions.column_names, where="predictions")
         if predictions.num_rows == 0:
             raise InputError("predictions: no rows; nothing to evaluate")
         types = {name: predictions.schema.field(name).type for name in wanted}
         piece = Piece(None, (), 0, predictions.num_rows)
         return Source("predictions", wanted, types, predictions.num_rows, (piece,), predictions.select(list(wanted)))
-    path = Path(predictions)
+    files = find_inputs(predictions, may_be_pattern=True, kinds=(PARQUET,))
+    path = files.name
     types = {}
     pieces: list[Piece] = []
-    for file in parquet_files(path):
+    folders = {}
+    for file_of_input in files.files:
+        file, schema = file_of_input.path, open_schema(file_of_input)
+        require_columns(schema.names, wanted, where=str(file))
+        folders[file] = file_of_input.folders
+        for name in wanted:
+            found = schema.field(name).type
+            expected = types.setdefault(name, found)
+            require_same_kinds(found, expected, column=name, where=file, first=files.paths[0])
+            if pa.types.is_float64(found):
+                types[name] = found
         with open_parquet(file) as opened:
-            _check_names(opened.schema_arrow.names, wanted, where=str(file))
-            for name in wanted:
-                found = opened.schema_arrow.field(name).type
-                expected = types.setdefault(name, found)
-                if _kind(found) != _kind(expected):
-                    raise InputError(f"{file}: column '{name}' is {found}, but {expected} in the first file; cast one")
-                if pa.types.is_float64(found):
-                    types[name] = found
             at = 0
             for group in range(opened.metadata.num_row_groups):
                 num_rows = opened.metadata.row_group(group).num_rows
@@ -144,7 +171,7 @@ def open_predictions(predictions: Predictions, columns: Sequence[str], *, coded:
     num_rows = sum(piece.num_rows for piece in pieces)
     if num_rows == 0:
         raise InputError(f"{path}: no rows; nothing to evaluate")
-    return Source(str(path), wanted, types, num_rows, tuple(pieces), coded=tuple(coded))
+    return Source(str(path), wanted, types, num_rows, tuple(pieces), coded=tuple(coded), folders=folders)
 
 
 def label_bits(batch: Batch, columns: Sequence[str]) -> npt.NDArray[np.uint32]:
@@ -184,17 +211,17 @@ def score_columns(batch: Batch, arms: Sequence[str], *, is_wide: bool) -> list[n
 
 
 def value_column(batch: Batch, name: str) -> npt.NDArray[np.float64]:
-    """[B] revenue; InputError for a null, a negative or infinite amount."""
+    """[B] revenue; InputError for a null, a negative amount or one above MAX_AMOUNT."""
     column = batch.columns[name]
     kind = column.type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
         raise InputError(f"{batch.where(name, 0)} is {kind}, expected amounts; cast it")
     _refuse_nulls(batch, name, "write 0 where nothing was earned")
     amounts: npt.NDArray[np.float64] = column.cast(pa.float64(), safe=False).to_numpy()  # beyond 2^53: rounded
-    bad = ~((amounts >= 0) & np.isfinite(amounts))
+    bad = ~((amounts >= 0) & (amounts <= MAX_AMOUNT))
     if bad.any():
         row = int(np.argmax(bad))
-        raise InputError(f"{batch.where(name, row)} is {amounts[row]}, expected a finite amount of 0 or more")
+        raise InputError(f"{batch.where(name, row)} is {amounts[row]}, expected an amount of 0 to {MAX_AMOUNT:g}")
     return amounts
 
 
@@ -244,7 +271,7 @@ def distinct_segments(source: Source, name: str, *, most: int) -> list[str]:
     if not is_text(kind):
         raise InputError(f"{source.name}: column '{name}' is {kind}, expected segment names as strings; cast it")
     found: set[str] = set()
-    narrow = Source(source.name, (name,), source.types, source.num_rows, source.pieces, source.table, source.coded)
+    narrow = replace(source, columns=(name,))
     for unit in narrow.units(1 << 20):
         for batch in narrow.read(unit, 1 << 20):
             _refuse_nulls(batch, name)
@@ -256,7 +283,7 @@ def distinct_segments(source: Source, name: str, *, most: int) -> list[str]:
 
 def find_row(source: Source, name: str, matches: Any) -> str:
     """Where the first row lies whose id satisfies matches([B] ids) -> [B] bool: for an error message."""
-    narrow = Source(source.name, (name,), source.types, source.num_rows, source.pieces, source.table)
+    narrow = replace(source, columns=(name,), coded=())
     for unit in narrow.units(1 << 20):
         for batch in narrow.read(unit, 1 << 20):
             ids = id_column(batch, name)
@@ -264,14 +291,6 @@ def find_row(source: Source, name: str, matches: Any) -> str:
             if len(hits):
                 return f"{batch.where(name, int(hits[0]))}: id {ids[int(hits[0])].as_py()!r}"
     return source.name
-
-
-def _check_names(present: Sequence[str], wanted: Sequence[str], *, where: str) -> None:
-    """InputError for a column that is missing or there twice."""
-    require_columns(present, wanted, where=where)
-    for name in wanted:
-        if list(present).count(name) > 1:
-            raise InputError(f"{where}: column '{name}' is there twice; drop or rename one")
 
 
 def _refuse_nulls(batch: Batch, name: str, advice: str = "fill it or drop the row") -> None:
@@ -335,16 +354,3 @@ def _as_array(values: npt.NDArray[Any], name: str) -> pa.Array:
                 line = str(error).split("\n")[0]
                 raise InputError(f"predictions: column '{name}', row {row} cannot be taken ({line}); use one type")
         raise
-
-
-def _kind(kind: pa.DataType) -> str:
-    """Types that may stand for each other in one column of several files."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_integer(kind):
-        return "integer"
-    if pa.types.is_floating(kind):
-        return "float"
-    if is_text(kind):
-        return "string"
-    return str(kind)

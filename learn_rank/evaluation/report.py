@@ -10,13 +10,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from learn_rank.artifact import write_json, write_text
-from learn_rank.evaluation.markdown import plain, tables
+from learn_rank.durable import write_json, write_text
+from learn_rank.evaluation.markdown import code, plain, tables
 from learn_rank.evaluation.page import page, pictures, ranking_table
 from learn_rank.evaluation.readings import Reading, Table
 from learn_rank.evaluation.terminal import aligned, wrapped
 from learn_rank.evaluation.verdict import check_notes, claims, comparisons
 from learn_rank.evaluation.wording import MINUS, MISSING, Wording, count_text, label_text, share_text
+from learn_rank.printable import printable
 
 
 def write_report(report: dict[str, Any], directory: Path) -> None:
@@ -108,6 +109,7 @@ def _render(template: str, found: dict[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=template.endswith(".html.jinja"),
+        finalize=_shown if template.endswith(".html.jinja") else None,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -116,11 +118,17 @@ def _render(template: str, found: dict[str, Any]) -> str:
         "minus": _minus,
         "share": share_text,
         "md": plain,
+        "code": code,
         "json": lambda content: json.dumps(content, default=str),
     }
     return environment.get_template(template).render(missing=MISSING, **found)
 
 
+def _shown(value: Any) -> Any:
+    """A value of a page without characters that its reader would obey or not see."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def _minus(text: str) -> Markup:
     """Escaped, with true minus signs before numbers."""
-    return Markup(re.sub(r"(?<![\w.)\]])-(?=\d)", MINUS, str(escape(text))))
+    return Markup(re.sub(r"(?<![\w.)\]])-(?=\d)", MINUS, str(escape(_shown(text)))))

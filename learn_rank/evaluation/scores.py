@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from learn_rank.compiled import njit
 from learn_rank.evaluation.partition import Int64Array, UInt32Array
 from learn_rank.evaluation.radix import RADIX, radix_pass
 

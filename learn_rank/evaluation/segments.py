@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from learn_rank.data.source import connect, create_view, find_files, id_type, quote, sql_errors
+from learn_rank.data.raw import Raw, open_raw
+from learn_rank.data.source import connect, folder_in, literal, quote
+from learn_rank.data.write import write_query
 from learn_rank.errors import InputError
 from learn_rank.evaluation.options import SEGMENTS, SegmentOptions
 from learn_rank.ids import canonical_ids, refuse_nulls
-from learn_rank.io import open_parquet, parquet_files, read_batches, require_columns
-from learn_rank.schema import ITEM_ID, NUM_INTERACTIONS, SEGMENT, USER_ID
+from learn_rank.inputs import PARQUET, InputFile, find_inputs
+from learn_rank.io import open_parquet, open_schema, read_batches, require_columns
+from learn_rank.schema import ITEM_ID, NUM_INTERACTIONS, SEGMENT, USER_ID, segments_schema
 
 ID_COLUMNS = {"user": USER_ID, "item": ITEM_ID}
 UNLISTED = "unlisted"  # segment of ids that a file of other names does not hold
@@ -51,6 +52,11 @@ class SegmentSource:
     id_type: pa.DataType  # int64 or large_string
     _parts: tuple[_Part, ...] = field(repr=False)
     _cuts: Cuts | None = field(repr=False)  # None: the source names the segments
+
+    @property
+    def example(self) -> str:
+        """An id of the source, for messages."""
+        return next((repr(ids[0].as_py()) for ids, _ in self.batches() if len(ids)), "none")
 
     def batches(self) -> Iterator[tuple[pa.Array, npt.NDArray[np.uint8]]]:
         """([E] canonical ids, [E] codes) per batch, in file order; an id may come twice, which the caller refuses.
@@ -109,29 +115,32 @@ def count_segments(
 ) -> dict[str, Any]:
     """Counts the rows of a training log per user and item; writes {user,item}_segments.parquet, sorted by id.
 
-    log: Parquet or CSV; a file, a folder or a glob. Columns of the result: user_id | item_id, num_interactions,
-    segment. An empty user_id or item_id skips that entity. Above memory_limit DuckDB spills into a folder that is made
-    in scratch and removed. Returns num_rows and, per entity, the cuts and the number and share of ids per segment.
-    InputError: no file, no rows, a missing column, a null id, an id that is neither integer nor string, a memory_limit
-    that is too small.
+    log: Parquet or CSV; a file, or a folder, see `find_inputs`. Columns of the result: user_id | item_id,
+    num_interactions, segment. An empty user_id or item_id skips that entity. Ids of CSV are integers if all are written
+    as such, else text. Above memory_limit DuckDB spills into a folder that is made in scratch and removed. Returns
+    num_rows and, per entity, the cuts and the number and share of ids per segment. InputError: no file, no rows, a
+    missing column, a null id, an id that is neither integer nor string, a memory_limit that is too small.
     """
     columns = {entity: column for entity, column in (("user", user_id), ("item", item_id)) if column}
     if not columns:
         raise InputError("segment: user_id and item_id are both empty; name at least one id column of the log")
-    files = find_log(log)
+    files = find_inputs(log)
     facts: dict[str, Any] = {}
-    scratch.mkdir(parents=True, exist_ok=True)
-    with connect(Path(tempfile.mkdtemp(dir=scratch)), memory_limit=memory_limit) as connection:
-        types = create_view(connection, "log", files, list(columns.values()))
-        kinds = {entity: id_type(types, column, where=str(log)) for entity, column in columns.items()}
+    with (
+        folder_in(scratch) as folder,
+        connect(folder / "duckdb", memory_limit=memory_limit, reads=files.paths) as engine,
+    ):
+        raw = open_raw(engine, files)
+        raw.require({f"{entity}_id": column for entity, column in columns.items()})
+        kinds = raw.id_kinds(list(columns.values()))
         for entity, column in columns.items():
-            _count(connection, column, kinds[entity], where=str(log))
+            _count(raw, column, kinds[column])
             histogram = dict(
-                connection.execute(f"SELECT {NUM_INTERACTIONS}, count(*) FROM counts GROUP BY 1").fetchall()
+                engine.connection.execute(f"SELECT {NUM_INTERACTIONS}, count(*) FROM counts GROUP BY 1").fetchall()
             )
             shares = options.proportions(entity)
             cuts = choose_cuts(histogram, shares) if shares else Cuts(*options.thresholds(entity))
-            _write_segments(connection, out / f"{entity}_segments.parquet", ID_COLUMNS[entity], cuts)
+            _write_segments(raw, out / f"{entity}_segments.parquet", ID_COLUMNS[entity], kinds[column], cuts)
             facts["num_rows"] = sum(count * num_ids for count, num_ids in histogram.items())
             facts[entity] = _facts(histogram, cuts, shares)
     return facts
@@ -156,15 +165,6 @@ def choose_cuts(histogram: dict[int, int], shares: Sequence[float]) -> Cuts:
     return Cuts(*cuts)
 
 
-def find_log(log: Path) -> list[Path]:
-    """The Parquet or CSV files of a log: itself, all in the folder, or what the glob matches; InputError if none."""
-    root = Path(log.anchor or ".")
-    try:
-        return find_files(root, str(log.relative_to(root)))
-    except InputError:
-        raise InputError(f"{log}: no such file, or a folder without .parquet or .csv files")
-
-
 def report_order(names: Iterable[str]) -> tuple[str, ...]:
     """cold_start, long_tail and others first, then other names by the alphabet."""
     given = set(names)
@@ -175,7 +175,7 @@ def report_order(names: Iterable[str]) -> tuple[str, ...]:
 class _Part:
     """One Parquet file or one table."""
 
-    source: Path | pa.Table
+    source: InputFile | pa.Table
     where: str
     schema: pa.Schema
     num_rows: int
@@ -196,16 +196,17 @@ class _Part:
         if isinstance(self.source, pa.Table):
             yield from self.source.select(columns).to_batches(max_chunksize=_BATCH_ROWS)
             return
-        yield from read_batches(self.source, columns, None, _BATCH_ROWS)
+        yield from read_batches(self.source.path, columns, None, _BATCH_ROWS, folders=self.source.folders)
 
 
 def _open_parts(source: Path | pa.Table, name: str) -> tuple[_Part, ...]:
     if isinstance(source, pa.Table):
         return (_Part(source, name, source.schema, source.num_rows),)
     parts = []
-    for path in parquet_files(source):
-        with open_parquet(path) as file:
-            parts.append(_Part(path, str(path), file.schema_arrow, file.metadata.num_rows))
+    for file in find_inputs(source, kinds=(PARQUET,)).files:
+        with open_parquet(file.path) as opened:
+            num_rows = opened.metadata.num_rows
+        parts.append(_Part(file, str(file.path), open_schema(file), num_rows))
     return tuple(parts)
 
 
@@ -282,29 +283,31 @@ def _histogram(parts: tuple[_Part, ...]) -> dict[int, int]:
     return histogram
 
 
-def _count(connection: duckdb.DuckDBPyConnection, column: str, kind: str, *, where: str) -> None:
+def _count(raw: Raw, column: str, kind: str) -> None:
     """Makes the table `counts`: id, num_interactions."""
-    with sql_errors(where):
+    connection = raw.engine.connection
+    with raw.errors():
         connection.execute(
             f"CREATE OR REPLACE TABLE counts AS SELECT CAST({quote(column)} AS {kind}) AS id, "
-            f"count(*) AS {NUM_INTERACTIONS} FROM log GROUP BY 1"
+            f"count(*) AS {NUM_INTERACTIONS} FROM ({raw.scan}) GROUP BY 1"
         )
-    nulls = connection.execute(f"SELECT {NUM_INTERACTIONS} FROM counts WHERE id IS NULL").fetchall()
-    if nulls:
-        raise InputError(f"{where}: column '{column}' is null in {nulls[0][0]} rows; fill or drop them")
+    if connection.execute("SELECT 1 FROM counts WHERE id IS NULL").fetchall():
+        bad = raw.first(raw.select({"id": column}, {}), "id IS NULL", "id")
+        assert bad is not None
+        count, file, row, _ = bad
+        raise InputError(f"{file}: column '{column}' is null in {count} rows, first row {row}; fill or drop them")
     if not connection.execute("SELECT 1 FROM counts LIMIT 1").fetchall():
-        raise InputError(f"{where}: no rows; nothing to count")
+        raise InputError(f"{raw.where}: no rows; nothing to count")
 
 
-def _write_segments(connection: duckdb.DuckDBPyConnection, path: Path, id_column: str, cuts: Cuts) -> None:
-    low, middle, high = (f"'{name}'" for name in SEGMENTS)
-    target = str(path).replace("'", "''")
-    connection.execute(
-        f"""COPY (SELECT id AS {id_column}, {NUM_INTERACTIONS},
+def _write_segments(raw: Raw, path: Path, id_column: str, kind: str, cuts: Cuts) -> None:
+    low, middle, high = map(literal, SEGMENTS)
+    query = f"""SELECT id AS {id_column}, {NUM_INTERACTIONS},
         CASE WHEN {NUM_INTERACTIONS} <= {cuts.cold_start_max} THEN {low}
         WHEN {NUM_INTERACTIONS} <= {cuts.long_tail_max} THEN {middle} ELSE {high} END AS {SEGMENT}
-        FROM counts ORDER BY id) TO '{target}' (FORMAT parquet, COMPRESSION zstd)"""
-    )
+        FROM counts ORDER BY id"""
+    schema = segments_schema(id_column, pa.int64() if kind == "BIGINT" else pa.string())
+    write_query(raw.engine.connection, query, path, schema, _BATCH_ROWS, compression="zstd")
 
 
 def _facts(histogram: dict[int, int], cuts: Cuts, shares: Sequence[float]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from pyspark.sql import functions as F
 from learn_rank.errors import InputError
 from learn_rank.evaluation.binding import Binding
 from learn_rank.evaluation.evaluate import make_report, segment_rules
+from learn_rank.evaluation.matching import matches_of
 from learn_rank.evaluation.options import SEGMENTS, EvaluateOptions
 from learn_rank.evaluation.partition import Partitions
 from learn_rank.evaluation.pool import measure_range, pool_tallies, range_of_bins, rows_below, sorted_entries
@@ -93,6 +94,8 @@ def evaluate_on_spark(
     finally:
         packed.unpersist()
     _count_ids(frame, predictions, inputs, state, user_segments, item_segments)
+    for found in matches_of(state):
+        found.require_any(str)
     sources = {"predictions": "a Spark DataFrame", "user_segments": None, "item_segments": None}
     return make_report(
         state,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from learn_rank.errors import InputError
 from learn_rank.evaluation.binding import Binding, item_codes
 from learn_rank.evaluation.grouping import (
     Int32Array,
@@ -52,6 +53,14 @@ class Part(NamedTuple):
     number: int
     total: int
 
+    @staticmethod
+    def of(pair: Sequence[int]) -> Part:
+        """From (number, total); InputError unless there is such a part."""
+        number, total = pair
+        if type(number) is not int or type(total) is not int or not 0 <= number < total < 1 << 31:
+            raise InputError(f"part {number}/{total}: expected K/N with K from 0 to N - 1, such as 0/4")
+        return Part(number, total)
+
 
 @dataclass(frozen=True)
 class Users:
@@ -82,6 +91,7 @@ class Inputs:
     users: Binding
     items: Binding
     part: Part | None = None
+    is_own_log: bool = False  # the segments were counted in this log: if they list nobody, everybody is new
 
 
 class Placed(NamedTuple):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import textwrap
 
+from learn_rank.printable import printable
+
 _COLUMNS = 99
 _LEAST_NAME = 12
+_MOST_CELL = 40  # of a column that is not the first: names head some
 
 
 def aligned(lines: list[list[str]]) -> list[str]:
     """Columns to the right, names to the left and cut where the line would pass 99 columns."""
+    lines = [[printable(line[0]), *(_cut(printable(cell), _MOST_CELL) for cell in line[1:])] for line in lines]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     room = max(_LEAST_NAME, _COLUMNS - sum(widths[1:]) - 2 * (len(widths) - 1))
     widths[0] = min(widths[0], room)
@@ -35,4 +39,4 @@ def _cut(name: str, room: int) -> str:
 
 
 def wrapped(text: str) -> str:
-    return textwrap.fill(text, _COLUMNS, break_on_hyphens=False)
+    return textwrap.fill(printable(" ".join(text.split())), _COLUMNS, break_on_hyphens=False)

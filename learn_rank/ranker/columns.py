@@ -126,6 +126,16 @@ def checked_rows(rows: pa.RecordBatch, features: FeatureSet, *, path: Path, firs
     )
 
 
+def checked_table_rows(
+    rows: pa.RecordBatch, feature: SparseFeature, *, path: Path, first_row: int
+) -> Int64Array | Ragged:
+    """One feature of some rows, as `checked_rows` checks it; a list holds at least one value."""
+    part = _Part(dict(zip(rows.schema.names, rows.columns, strict=True)), path, first_row)
+    if not feature.is_list:
+        return part.single(feature)
+    return part.ragged(SPARSE_PREFIX + feature.name, feature, may_be_empty=False)
+
+
 def hide_values(sparse: KeyedJaggedTensor, features: FeatureSet, share: float) -> KeyedJaggedTensor:
     """The same features; in a random share of the rows each value becomes, by a coin, its feature's unknown (last) row.
 
@@ -166,11 +176,13 @@ class _Part:
             raise self._error(name, bad, values[bad], expected)
         return values
 
-    def ragged(self, name: str, feature: SparseFeature) -> Ragged:
+    def ragged(self, name: str, feature: SparseFeature, *, may_be_empty: bool = True) -> Ragged:
         expected = _table_rows_of(feature)
         column = self.column(name, "a list, empty if there are no values")
         offsets = _integers(column.offsets)
         offsets = offsets - offsets[0]
+        if not may_be_empty and (np.diff(offsets) == 0).any():
+            raise self._error(name, _first(np.diff(offsets) == 0), "empty", "a value; run `learn-rank prepare` again")
         values = column.flatten()  # not `values`, which ignores that the column may be a slice
         bad = (
             _first(values.is_null()) if values.null_count else _first_outside(_integers(values), feature.num_embeddings)

@@ -6,6 +6,7 @@ import logging
 import warnings
 from dataclasses import replace
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import torch
 from torch import nn
 
 from learn_rank import checkpoint
-from learn_rank.artifact import file_checksum
 from learn_rank.distributed import process_group
+from learn_rank.fingerprints import file_checksum
 from learn_rank.ranker.backbones import Features, SequenceEmbeddings
 from learn_rank.ranker.frozen import LearnVectors
 from learn_rank.ranker.inputs import RankerInputs, open_inputs
@@ -23,6 +24,7 @@ from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.predict import trained_options
 from learn_rank.ranker.sharding import TABLES
 from learn_rank.serving.files import LOGITS, ONNX, PROGRAM, ServedModel
+from learn_rank.serving.program_file import read_program
 
 _EXAMPLE_ROWS, _EXAMPLE_LENGTH = 7, 5
 
@@ -80,11 +82,14 @@ def write_programs(scorer: DenseScorer, model: ServedModel, directory: Path, *, 
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch, of its own code
         program = _trimmed(torch.export.export(scorer, example, dynamic_shapes=shapes))
-        torch.export.save(program, directory / PROGRAM)
+        written = BytesIO()  # torch ends the process where a file that it writes itself does not fit on the disk
+        torch.export.save(program, written)
+        (directory / PROGRAM).write_bytes(written.getbuffer())
+        read_program(directory / PROGRAM)  # refuses what a scorer will not run
         if onnx:
             _write_onnx(program, model, directory / ONNX)
-    written = [PROGRAM, ONNX] if onnx else [PROGRAM]
-    checksums = {name: file_checksum(directory / name) for name in written}
+    programs = [PROGRAM, ONNX] if onnx else [PROGRAM]
+    checksums = {name: file_checksum(directory / name) for name in programs}
     return replace(model, checksums=checksums)
 
 

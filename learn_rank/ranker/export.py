@@ -15,16 +15,19 @@ import pyarrow as pa
 import torch
 
 from learn_rank import checkpoint
-from learn_rank.artifact import Manifest, publish, read_manifest
+from learn_rank.artifact import Manifest, read_manifest
 from learn_rank.distributed import process_group
 from learn_rank.errors import InputError
 from learn_rank.io import open_parquet, read_batches
+from learn_rank.publish import publish
+from learn_rank.ranker.columns import Int64Array, Ragged, checked_table_rows
 from learn_rank.ranker.dense_scorer import can_write_onnx, load, write_programs
 from learn_rank.ranker.inputs import RankerInputs, check_fingerprints, open_inputs
 from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.predict import trained_options
 from learn_rank.ranker.tables import table_dim, table_name
 from learn_rank.ranker.tasks import tasks_of
+from learn_rank.ranker.vocabulary import read_vocabulary
 from learn_rank.schema import (
     DENSE,
     DENSE_PREFIX,
@@ -107,7 +110,8 @@ def export_model(
 def _served_model(inputs: RankerInputs, options: RankerOptions) -> ServedModel:
     """How raw values become what the ranker looks up, from the recipe; without programs yet."""
     features = inputs.features
-    recipe = read_manifest(inputs.prepared, stage="prepare").options["recipe"]
+    manifest = read_manifest(inputs.prepared, stage="prepare")
+    recipe = manifest.options["recipe"]
     log = recipe["interactions"]
     owners = {f"interactions.{log['user_id']}": USER, f"interactions.{log['item_id']}": ITEM}
 
@@ -126,6 +130,7 @@ def _served_model(inputs: RankerInputs, options: RankerOptions) -> ServedModel:
             is_list=feature.is_list,
             separator=source["separator"],
             num_buckets=source["num_buckets"] if source["encoding"] == "hash" else 0,
+            value_type=manifest.facts["value_types"][feature.name],
         )
     sequences = tuple(
         ServedSequence(
@@ -170,7 +175,7 @@ def _write_tables(
     for feature, served in zip(inputs.features.sparse, model.sparse, strict=True):
         table = load_table(feature)
         source = prepared / "vocabularies" / f"{feature.name}.parquet"
-        batches = partial(_buckets, table) if served.num_buckets else partial(_vocabulary, source, table)
+        batches = partial(_buckets, table) if served.num_buckets else partial(_vocabulary, source, feature, table)
         kind = "int64" if served.num_buckets else "string"
         _write_store(directory / TABLES / feature.name, batches, key=kind, dim=served.dim, num_rows=len(table))
         if served.side != CONTEXT and not served.is_id:  # ids are looked up in the store: theirs are the large tables
@@ -197,12 +202,12 @@ def _write_tables(
         )
 
 
-def _vocabulary(path: Path, table: Float32Array) -> Iterator[VectorBatch]:
+def _vocabulary(path: Path, feature: SparseFeature, table: Float32Array) -> Iterator[VectorBatch]:
     """Value -> row, and UNKNOWN -> the last row."""
     done = 0
-    for part in read_batches(path, ["value"], None, _BATCH_ROWS):
-        yield VectorBatch(part.column("value"), table[done : done + len(part)])
-        done += len(part)
+    for values in read_vocabulary(path, feature):
+        yield VectorBatch(values, table[done : done + len(values)])
+        done += len(values)
     yield VectorBatch(pa.array([UNKNOWN]), table[done:])
 
 
@@ -224,6 +229,7 @@ def _entities(
         one.name: SPARSE_PREFIX + one.name for one in features if isinstance(one, ServedSparse) and not one.is_id
     }
     columns |= {DENSE_PREFIX + one.name: DENSE_PREFIX + one.name for one in features if isinstance(one, ServedDense)}
+    done = 0
     for part in read_batches(path, [key, *columns.values()], None, _BATCH_ROWS):
         found = []
         for one in features:
@@ -232,17 +238,19 @@ def _entities(
             elif one.is_id:
                 found.append(of_ids[one.name].embed(part.column(key).to_pylist()))
             else:
-                found.append(_pooled(weights[one.name], part.column(columns[one.name])))
+                table = weights[one.name]
+                feature = SparseFeature(one.name, num_embeddings=len(table), is_list=one.is_list)
+                found.append(_pooled(table, checked_table_rows(part, feature, path=path, first_row=done)))
         yield VectorBatch(part.column(key), np.concatenate(found, axis=1))
+        done += len(part)
 
 
-def _pooled(table: Float32Array, rows: pa.Array) -> Float32Array:
+def _pooled(table: Float32Array, rows: Int64Array | Ragged) -> Float32Array:
     """[N, D]: the rows of a table, or the means over lists of them, none of which prepare leaves empty."""
-    if not pa.types.is_list(rows.type):
-        return table[rows.to_numpy()]
-    offsets = np.asarray(rows.offsets)
-    sums: Float32Array = np.add.reduceat(table[rows.flatten().to_numpy()], offsets[:-1] - offsets[0], axis=0)
-    sums /= np.diff(offsets)[:, None]
+    if not isinstance(rows, Ragged):
+        return table[rows]
+    sums: Float32Array = np.add.reduceat(table[rows.values], rows.offsets[:-1], axis=0)
+    sums /= np.diff(rows.offsets)[:, None]
     return sums
 
 
@@ -255,7 +263,6 @@ def _write_store(
                 work, batches, key_type=key, dim=dim, dtype="float32", has_as_of=False, expected_rows=num_rows
             )
         )
-    directory.with_name(f".{directory.name}.lock").unlink()  # nobody else writes into an unpublished folder
 
 
 def _carry_store(source: Path, target: Path, *, link: bool) -> None:

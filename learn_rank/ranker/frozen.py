@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
+from torch import distributed as dist
 
-from learn_rank.artifact import fingerprint
 from learn_rank.distributed import Process
 from learn_rank.errors import InputError
+from learn_rank.fingerprints import fingerprint
+from learn_rank.io import open_parquet, read_batches
+from learn_rank.progress import note
 from learn_rank.ranker.options import STORE, FrozenOptions
 from learn_rank.ranker.placement import lookup_each, place
+from learn_rank.schema import ITEM_ID, NUM_INTERACTIONS, USER_ID
+from learn_rank.store.encoding import shortened
+from learn_rank.store.keys import key_type
 from learn_rank.store.reader import FrozenStore
+
+_FEW = 0.1  # of the training rows; fewer with a vector are said
+_BLOCK_ROWS, _MOST_BLOCKS = 1 << 15, 16  # of a table of counts that are looked at
+_NUM_EXAMPLES = 3
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -34,14 +47,19 @@ class LearnVectors(NamedTuple):
 
 
 class FrozenVectors:
-    """The user and item stores of an export. Not an nn.Module: nothing here is in a state_dict or gets a gradient.
+    """The user and item stores of an export, or of one's own vectors.
+
+    Not an nn.Module: nothing here is in a state_dict or gets a gradient.
 
     needs_time: vectors are chosen by the time of a row; num_folds user stores are beside the one of all interactions.
     User rows number all user stores one after another: rows of `user` first, then of user_without_fold_0, _1, ...
     """
 
     def __init__(self, stores: Path, *, num_folds: int, shuffle_seed: int | None = None) -> None:
-        """Opens stores/item, stores/user and one user store per fold. InputError if they are not of one export."""
+        """Opens stores/item, stores/user and one user store per fold. InputError if they are not of one export.
+
+        Stores of `store build` have no common origin that could be compared, and may stand beside those of an export.
+        """
 
         def open_store(name: str) -> FrozenStore:
             return FrozenStore(stores / name, stage=("export", "store"), shuffle_seed=shuffle_seed)
@@ -50,6 +68,12 @@ class FrozenVectors:
         self._users = [open_store("user"), *(open_store(f"user_without_fold_{k}") for k in range(num_folds))]
         for store in self._users:
             _check_belongs(store, self._item)
+            made_by, first = store.manifest.stage, self._users[0].manifest.stage
+            if made_by != first:
+                raise InputError(
+                    f"{store.directory}: made by '{made_by}', but user by '{first}'; "
+                    "build the user stores of all folds, or none of them"
+                )
             if store.dim != self._users[0].dim:
                 raise InputError(f"{store.directory}: {store.dim} dimensions, but user has {self._users[0].dim}")
         self._first_rows = np.cumsum([0, *(store.num_rows for store in self._users)])
@@ -64,6 +88,16 @@ class FrozenVectors:
     def fingerprints(self) -> dict[str, str]:
         """Name of a store -> fingerprint of its content, whether or not it is shuffled."""
         return {store.directory.name: store.facts.fingerprint for store in [self._item, *self._users]}
+
+    def check_matches(self, prepared: Path) -> None:
+        """InputError if own vectors have an id for none of the training window's users or items; a note if for few.
+
+        prepared: the tables of `prepare`, whose counts say how often each id came up. Vectors of `export` are of these
+        very ids, and leave out who has no history: nothing is asked of them.
+        """
+        for store, name in ((self._users[0], USER_ID), (self._item, ITEM_ID)):
+            if store.manifest.stage != "export":
+                _check_match(store, prepared / f"{name.removesuffix('_id')}_counts.parquet", name)
 
     def placed(self, options: FrozenOptions, process: Process) -> FrozenVectors:
         """The same vectors with lookups from where options.placement puts them; all ranks call it together.
@@ -122,7 +156,51 @@ class FrozenVectors:
         return parts
 
 
+def _check_match(store: FrozenStore, counts: Path, name: str) -> None:
+    """Of the ids in a table of counts, weighted by them, which share the store has."""
+    asked = found = 0
+    seen: list[Any] = []
+    for ids, weights in _sample_of(counts, name):
+        seen = seen or ids[:_NUM_EXAMPLES].to_pylist()
+        if key_type(ids) != store.key_type:
+            raise InputError(
+                f"{store.directory}: its ids are {_like(store.key_type, store.facts.notes.get('examples'))}, but "
+                f"{name} in {counts} is {_like(key_type(ids), seen)}; build it with ids of the log's type"
+            )
+        asked += int(weights.sum())
+        found += int(weights[store.places_of(ids) >= 0].sum())
+    if not asked or found >= _FEW * asked:
+        return
+    text = (
+        f"{store.directory}: has vectors for {found / asked:.2%} of the training rows, by {name}; its ids are "
+        f"{_like(store.key_type, store.facts.notes.get('examples'))}, those of the log {_like('', seen)}"
+    )
+    if not found:
+        raise InputError(f"{text}; build it with the log's ids, or leave LEARN out with arms=[baseline]")
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        note(text + "; the other rows take the learned missing vector")
+
+
+def _sample_of(counts: Path, name: str) -> Iterator[tuple[pa.Array, Int64Array]]:
+    """Ids and counts: all of a small table, blocks spread over a large one."""
+    with open_parquet(counts) as file:
+        groups = np.arange(file.metadata.num_row_groups)
+    for group in groups[:: -(-len(groups) // _MOST_BLOCKS)] if len(groups) else []:
+        batches = read_batches(counts, [name, NUM_INTERACTIONS], [int(group)], _BLOCK_ROWS)
+        with closing(batches):
+            for batch in islice(batches, max(_MOST_BLOCKS // len(groups), 1)):
+                yield batch.column(0), batch.column(1).to_numpy()
+
+
+def _like(kind: str, examples: Sequence[Any] | None) -> str:
+    shown = ", ".join(repr(shortened(name)) for name in examples or [])
+    return f"{kind} {f'like {shown}' if shown else ''}".strip()
+
+
 def _check_belongs(store: FrozenStore, item: FrozenStore) -> None:
+    """InputError if two stores of `export` are of other towers or tables; own vectors may stand beside any."""
+    if {store.manifest.stage, item.manifest.stage} != {"export"}:
+        return
     mine, its = store.manifest.inputs, item.manifest.inputs
     for name in mine.keys() & its.keys():
         if mine[name] != its[name]:

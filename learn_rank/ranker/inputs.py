@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from learn_rank.artifact import file_fingerprint, fingerprint
 from learn_rank.distributed import Process, on_main
 from learn_rank.errors import InputError
+from learn_rank.fingerprints import file_fingerprint, fingerprint
 from learn_rank.io import open_parquet, parquet_files, read_batches, require_columns, to_numpy
 from learn_rank.progress import note
 from learn_rank.ranker.frozen import FrozenVectors
@@ -49,7 +49,8 @@ class RankerInputs:
 def open_inputs(prepared: Path, stores: Path | None, options: RankerOptions) -> RankerInputs:
     """Opens prepared/ and, with options.use_learn, stores/; the baseline ignores stores.
 
-    InputError: no stores where they are needed, no sequences where the ranker reads them.
+    InputError: no stores where they are needed, stores without any of the log's ids, no sequences where the ranker
+    reads them.
     """
     features = read_features(prepared / FEATURES, options)
     fingerprints = {"features": features_fingerprint(prepared)}
@@ -60,6 +61,7 @@ def open_inputs(prepared: Path, stores: Path | None, options: RankerOptions) -> 
                 "use_learn=true needs the stores of `learn-rank export`; export them or set use_learn=false"
             )
         frozen = FrozenVectors(stores, num_folds=features.num_folds, shuffle_seed=options.shuffle_seed)
+        frozen.check_matches(prepared)
         fingerprints |= {f"{_STORE}{name}": value for name, value in frozen.fingerprints.items()}
     return RankerInputs(prepared, features, frozen, fingerprints)
 

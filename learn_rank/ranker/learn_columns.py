@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ import pyarrow.parquet as pq
 import torch
 
 from learn_rank.adaptor import LearnAdaptor
-from learn_rank.artifact import write_file
 from learn_rank.distributed import process_group
+from learn_rank.durable import write_file
 from learn_rank.errors import InputError
-from learn_rank.io import open_parquet, parquet_files, read_batches, require_columns
-from learn_rank.progress import progress_bar
+from learn_rank.inputs import PARQUET, InputFile, find_inputs
+from learn_rank.io import open_parquet, open_schema, read_batches, require_columns, require_same_kinds
+from learn_rank.progress import note, progress_bar
 from learn_rank.ranker.columns import Int64Array
 from learn_rank.ranker.frozen import FrozenVectors
 from learn_rank.ranker.inputs import check_fingerprints, open_inputs
@@ -26,9 +28,11 @@ from learn_rank.ranker.model import load_adaptor
 from learn_rank.ranker.options import LearnColumnsOptions
 from learn_rank.ranker.predict import trained_options
 from learn_rank.schema import FEATURES, FOLD, LEARN_COLUMNS, FeatureSet
+from learn_rank.times import STEP, column_milliseconds
 
 _READ_ROWS = 32_768
-_MILLISECONDS = {"s": 1000, "ms": 1}
+_AS_PREPARED = STEP  # times that are taken as they are, in `prepare`'s unit
+_MANY_MISSING = 0.9  # of the rows; more without a vector are said
 _MISSING = ("rows_without_user", "rows_without_item")
 
 
@@ -55,6 +59,7 @@ def write_learn_columns(
     adaptor = None
     if checkpoint_dir is None:
         frozen = FrozenVectors(stores, num_folds=FeatureSet.read(prepared / FEATURES).num_folds)
+        frozen.check_matches(prepared)
     else:
         trained, meta = trained_options(checkpoint_dir)
         inputs = open_inputs(prepared, stores, trained)
@@ -64,17 +69,22 @@ def write_learn_columns(
         with process_group():
             check_fingerprints(inputs, meta, checkpoint_dir, accept_stores=accept_stores)
             adaptor = load_adaptor(checkpoint_dir, trained, frozen)
-    files = parquet_files(log)
+    if log.resolve().is_relative_to(prepared.resolve()):  # `prepare` has brought times to milliseconds
+        options = replace(options, timestamp_unit=_AS_PREPARED)
+    files = find_inputs(log, kinds=(PARQUET,))
     facts = dict.fromkeys(("num_rows", *_MISSING), 0)
     total = 0
-    for file in files:
-        with open_parquet(file) as opened:
-            schema = opened.schema_arrow
-            _check_columns(schema, file, options, needs_time=frozen.needs_time)
-            total += opened.metadata.num_rows
+    schemas = {file.path: open_schema(file) for file in files.files}
+    for path, schema in schemas.items():
+        _check_columns(schema, path, options, needs_time=frozen.needs_time)
+        for name in (options.user_id, options.item_id):
+            first = files.paths[0]
+            kinds = schema.field(name).type, schemas[first].field(name).type
+            require_same_kinds(*kinds, column=name, where=path, first=first)
+        total += pq.read_metadata(path).num_rows
     with progress_bar(total=total, description="export-features", unit="row") as bar:
-        for file in files:
-            target = directory / (file.relative_to(log) if log.is_dir() else file.name)
+        for file in files.files:
+            target = directory / files.relative(file.path)
             if target.is_file():
                 bar.update(pq.read_metadata(target).num_rows)
             else:
@@ -83,6 +93,9 @@ def write_learn_columns(
                 write_file(target, partial(writer.write, file))
             for name, count in _counts(target).items():
                 facts[name] += count
+    for name, column in zip(_MISSING, (options.user_id, options.item_id), strict=True):
+        if facts[name] > _MANY_MISSING * facts["num_rows"]:
+            note(f"{log}: {facts[name]:,} of {facts['num_rows']:,} rows have no vector by their '{column}'")
     return facts
 
 
@@ -99,25 +112,34 @@ class _Writer:
     ) -> None:
         self._frozen, self._adaptor, self._options, self._report = frozen, adaptor, options, report
 
-    def write(self, file: Path, target: Path) -> None:
-        with open_parquet(file) as opened:
-            schema = opened.schema_arrow
+    def write(self, source: InputFile, target: Path) -> None:
+        file, schema = source.path, open_schema(source)
         options, frozen = self._options, self._frozen
-        kept = options.columns or schema.names
+        with open_parquet(file) as opened:
+            kept = options.columns or opened.schema_arrow.names  # what folders add stays in the folders' names
         read = [*kept, options.user_id, options.item_id, *([options.timestamp] if frozen.needs_time else [])]
         read += [FOLD] if frozen.num_folds and FOLD in schema.names else []
         missing = np.zeros(2, np.int64)
         nothing = pa.RecordBatch.from_pylist([], schema=schema)
-        with pq.ParquetWriter(target, self._with_learn(nothing, file, kept, missing).schema) as writer:
-            for part in read_batches(file, list(dict.fromkeys(read)), None, _READ_ROWS):
-                writer.write_batch(self._with_learn(part, file, kept, missing))
+        schema = self._with_learn(nothing, file, 0, kept, missing).schema
+        with pq.ParquetWriter(target, schema, write_page_checksum=True) as writer:
+            row = 0
+            for part in read_batches(file, list(dict.fromkeys(read)), None, _READ_ROWS, folders=source.folders):
+                writer.write_batch(self._with_learn(part, file, row, kept, missing))
+                row += len(part)
                 self._report(len(part))
             writer.add_key_value_metadata(dict(zip(_MISSING, map(str, missing), strict=True)))
 
-    def _with_learn(self, part: pa.RecordBatch, file: Path, kept: list[str], missing: Int64Array) -> pa.RecordBatch:
+    def _with_learn(
+        self, part: pa.RecordBatch, file: Path, row: int, kept: list[str], missing: Int64Array
+    ) -> pa.RecordBatch:
+        """row: number of the part's first row in the file."""
         options, frozen = self._options, self._frozen
         users, items = part.column(options.user_id), part.column(options.item_id)
-        times = _times(part, options, file) if frozen.needs_time else np.zeros(len(part), np.int64)
+        times = np.zeros(len(part), np.int64)
+        if frozen.needs_time:
+            where = f"{file}: column '{options.timestamp}'"
+            times = column_milliseconds(part.column(options.timestamp), options.timestamp_unit, where, first_row=row)
         user_rows, item_rows = frozen.rows(users, items, timestamps=times, folds=_folds(part, frozen))
         user, item, *masks = frozen.lookup(torch.from_numpy(user_rows), torch.from_numpy(item_rows))
         fusion = torch.zeros(len(part), options.fusion_dim)
@@ -141,17 +163,6 @@ def _as_column(vectors: torch.Tensor, options: LearnColumnsOptions) -> pa.Array:
         return lists
     texts = pa.ListArray.from_arrays(lists.offsets, pc.cast(values, pa.string()))
     return pc.binary_join(texts, options.separator)
-
-
-def _times(part: pa.RecordBatch, options: LearnColumnsOptions, file: Path) -> Int64Array:
-    """Unix milliseconds [B]."""
-    column = part.column(options.timestamp)
-    if column.null_count:
-        raise InputError(f"{file}: column '{options.timestamp}' holds {column.null_count} nulls; fill or drop them")
-    if pa.types.is_timestamp(column.type):
-        return np.asarray(column.cast(pa.timestamp("ms"), safe=False).cast(pa.int64()))
-    times = np.asarray(column.cast(pa.int64()))
-    return times // 1000 if options.timestamp_unit == "us" else times * _MILLISECONDS[options.timestamp_unit]
 
 
 def _folds(part: pa.RecordBatch, frozen: FrozenVectors) -> Int64Array:

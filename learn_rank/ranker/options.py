@@ -7,7 +7,9 @@ from difflib import get_close_matches
 from typing import Any
 
 from learn_rank.errors import InputError
+from learn_rank.options import check_seed
 from learn_rank.schema import ITEM_ID, TIMESTAMP, USER_ID
+from learn_rank.times import STEP, UNITS
 from learn_rank.trackers import TRACKERS
 
 BACKBONES = ("dcnv2", "deepfm", "din", "dlrm", "finalmlp", "masknet")
@@ -214,7 +216,7 @@ class RankerOptions:
         _check("mask_blocks", self.mask_blocks, at_least=0)
         for name in ("embedding_dim", "fusion_dim", "epochs", "patience", "batch_size", "shuffle_rows"):
             _check(name, getattr(self, name), at_least=1)
-        for name in ("num_cross_layers", "cross_rank", "cvr_loss_weight", "weight_decay", "checkpoint_seconds", "seed"):
+        for name in ("num_cross_layers", "cross_rank", "cvr_loss_weight", "weight_decay", "checkpoint_seconds"):
             _check(name, getattr(self, name), at_least=0)
         for name in ("warmup_steps", "row_wise_rows", "data_parallel_rows"):
             _check(name, getattr(self, name), at_least=0)
@@ -241,8 +243,9 @@ class RankerOptions:
         for name in ("dropout", "vector_dropout", "unknown_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, expected 0 <= {name} < 1")
+        check_seed("ranker.seed", self.seed)
         if self.shuffle_seed is not None:
-            _check("shuffle_seed", self.shuffle_seed, at_least=0)
+            check_seed("ranker.shuffle_seed", self.shuffle_seed)
 
     @property
     def reads_sequences(self) -> bool:
@@ -319,7 +322,10 @@ class LearnColumnsOptions:
     user_id: str = field(default=USER_ID, metadata=_doc("user id column"))
     item_id: str = field(default=ITEM_ID, metadata=_doc("item id column"))
     timestamp: str = field(default=TIMESTAMP, metadata=_doc("when a row came up: integers or timestamps"))
-    timestamp_unit: str = field(default="ms", metadata=_doc("of integer timestamps: s, ms or us"))
+    timestamp_unit: str = field(
+        default="s",
+        metadata=_doc("of integer timestamps, as in recipes: s, ms, us, ns, or step; the run's own splits know theirs"),
+    )
     values: str = field(
         default="learned",
         metadata=_doc(
@@ -338,7 +344,7 @@ class LearnColumnsOptions:
 
     def __post_init__(self) -> None:
         for name, choices in (
-            ("timestamp_unit", ("s", "ms", "us")), ("layout", ("fixed_list", "list", "string")),
+            ("timestamp_unit", (*UNITS, STEP)), ("layout", ("fixed_list", "list", "string")),
             ("dtype", ("float32", "float16")), ("values", ("learned", "frozen")),
         ):  # fmt: skip
             if getattr(self, name) not in choices:

@@ -9,6 +9,7 @@ import torch
 
 from learn_rank.distributed import Process, sum_over_ranks
 from learn_rank.errors import InputError
+from learn_rank.progress import note
 from learn_rank.ranker.batch import BatchReader, RankerBatch
 from learn_rank.ranker.columns import hide_values
 from learn_rank.ranker.inputs import RankerInputs
@@ -17,6 +18,7 @@ from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.sharding import ShardedRanker
 from learn_rank.ranker.tables import pad_rows
 from learn_rank.ranker.tasks import Sampling
+from learn_rank.schema import SPLITS
 
 
 class DivergedError(InputError):
@@ -39,15 +41,30 @@ class StepResult(NamedTuple):
 
 def open_reader(inputs: RankerInputs, split: str, options: RankerOptions, process: Process) -> BatchReader:
     """Of a split, in batches of this rank's share of options.batch_size."""
+    batch_rows = rows_per_rank(options.batch_size, process.world_size)
+    taken = batch_rows * process.world_size
+    if taken != options.batch_size and split == SPLITS[0] and process.is_main:
+        note(
+            f"batch_size is {options.batch_size}, which {process.world_size} ranks cannot share: it is taken as {taken}"
+        )
     return BatchReader(
         inputs.split(split),
         inputs.features,
-        batch_rows=options.batch_size // process.world_size,
+        batch_rows=batch_rows,
         frozen=inputs.frozen,
         cvr_space=options.cvr_space,
         rank=process.rank,
         world_size=process.world_size,
     )
+
+
+def rows_per_rank(batch_size: int, world_size: int) -> int:
+    """A rank's rows of a batch: those of the nearest batch size that the ranks can share, at least one.
+
+    >>> [rows_per_rank(size, 3) for size in (6, 7, 8, 1)]
+    [2, 2, 3, 1]
+    """
+    return max((2 * batch_size + world_size) // (2 * world_size), 1)
 
 
 def train_step(
@@ -73,7 +90,8 @@ def train_step(
     if world_size > 1:
         # ranks differ by a row at most, but for what each has drawn of its negatives
         is_even = options.negative_share == 1
-        sparse = pad_rows(sparse, math.ceil((num_rows.item() if is_even else options.batch_size) / world_size))
+        most = math.ceil(num_rows.item() / world_size) if is_even else rows_per_rank(options.batch_size, world_size)
+        sparse = pad_rows(sparse, most)
     with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
         output = ranker.model(sparse, batch.dense, None if frozen is None else batch.vectors(frozen, device))
     # gradients are averaged over ranks, so each divides by its share of all rows and all weights

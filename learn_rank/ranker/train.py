@@ -100,8 +100,6 @@ def _train(
     metrics: Mapping[str, ValidationMetric],
     accept_stores: Collection[str],
 ) -> dict[str, Any]:
-    if options.batch_size % process.world_size:
-        raise InputError(f"batch_size is {options.batch_size}, expected a multiple of {process.world_size} ranks")
     label_facts = on_main(lambda: check_labels(inputs.split("train"), inputs.features, options))
     train_reader, validation_reader = (
         open_reader(inputs, split, options, process) for split in ("train", "validation")

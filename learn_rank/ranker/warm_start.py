@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 
 from learn_rank import checkpoint
@@ -19,6 +19,7 @@ from learn_rank.ranker.plan import local_shards
 from learn_rank.ranker.predict import trained_options
 from learn_rank.ranker.sharding import TABLES
 from learn_rank.ranker.tables import table_dim, table_name
+from learn_rank.ranker.vocabulary import read_vocabulary
 from learn_rank.schema import DENSE, FEATURES, FeatureSet, SparseFeature
 
 # what decides the meaning of weights and need not show in their shapes
@@ -58,7 +59,7 @@ def fill_from_earlier(
         "model": {name: value for name, value in state["model"].items() if name not in weights.values()},
         "optimizer": {"state": {k: v for k, v in state["optimizer"]["state"].items() if k not in is_table}},
     }
-    checkpoint.load(earlier, rest, checkpoint.BEST)
+    checkpoint.load(earlier, rest, checkpoint.BEST, is_verified=True)
     carried = {}
     for feature, old in zip(features.sparse, earlier_features.sparse, strict=True):
         sources = row_sources(feature, old, inputs.prepared, prepared)
@@ -99,12 +100,12 @@ def row_sources(feature: SparseFeature, old: SparseFeature, prepared: Path, earl
                 f"{old.num_embeddings - 1} in {earlier_prepared}; hash it into as many"
             )
         return np.arange(feature.num_embeddings)
-    now, before = (pq.read_table(path, columns=["value", "row"]) for path in paths)
-    places = pc.index_in(now["value"], value_set=before["value"]).fill_null(_NEW).to_numpy()
-    earlier_rows = np.append(before["row"].to_numpy(), _NEW)  # the last is what place -1 takes
-    sources = np.full(feature.num_embeddings, old.num_embeddings - 1, np.int64)
-    sources[now["row"].to_numpy()] = earlier_rows[places]
-    return sources
+    now, before = (
+        pa.chunked_array(list(read_vocabulary(path, one)), pa.string())
+        for path, one in zip(paths, (feature, old), strict=True)
+    )
+    rows = pc.index_in(now, value_set=before).fill_null(_NEW).to_numpy()
+    return np.append(rows, old.num_embeddings - 1).astype(np.int64)
 
 
 def _fill_table(

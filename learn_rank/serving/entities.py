@@ -14,6 +14,7 @@ import torch
 from learn_rank.data.dense import DenseFeature
 from learn_rank.serving.files import ENTITIES, ServedDense, ServedModel, ServedSparse, width_of
 from learn_rank.serving.tables import Float32Array, Table
+from learn_rank.serving.values import number_of
 from learn_rank.store.reader import FrozenStore
 
 
@@ -76,15 +77,7 @@ def embedded(
     if isinstance(feature, ServedSparse):
         vector: Float32Array = tables[feature.name].embed([value])[0]
         return vector
-    return dense[feature.name].apply([_number(value)])
-
-
-def _number(value: Any) -> float:
-    """NaN for what is no number, as prepare takes it."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return np.nan
+    return dense[feature.name].apply([number_of(value, feature=feature.name)])
 
 
 def _runs(places: Sequence[slice]) -> list[tuple[slice, slice]]:

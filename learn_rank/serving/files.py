@@ -22,7 +22,8 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-from learn_rank.artifact import read_manifest, write_json
+from learn_rank.artifact import read_manifest
+from learn_rank.durable import write_json
 from learn_rank.errors import InputError
 from learn_rank.schema import SEQUENCE_PREFIX, Task
 
@@ -39,7 +40,7 @@ class ServedSparse:
     """A sparse feature as raw values come to it.
 
     side: what it describes: the user, the item, or the request (context). is_id: its value is the user's (item's) own
-    id. num_buckets: of encoding=hash; 0 with a vocabulary.
+    id. num_buckets: of encoding=hash; 0 with a vocabulary. value_type: DuckDB's name of what its values are in the log.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ServedSparse:
     is_list: bool = False
     separator: str = ""
     num_buckets: int = 0
+    value_type: str = "VARCHAR"
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class ServedModel:
         read_manifest(folder, stage=STAGE)
         path = folder / MODEL
         try:
-            fields: dict[str, Any] = json.loads(path.read_text())
+            fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             for name, kind in _KINDS.items():
                 fields[name] = tuple(kind(**one) for one in fields[name])
             return ServedModel(**fields)

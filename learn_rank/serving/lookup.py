@@ -29,9 +29,8 @@ from learn_rank.serving.files import (
 )
 from learn_rank.serving.tables import Float32Array, Table
 from learn_rank.store.asked import asked_ids
-from learn_rank.store.reader import FrozenStore
+from learn_rank.store.reader import NEWEST, FrozenStore
 
-NEWEST = np.iinfo(np.int64).max
 _GIVEN_IN = {USER: "user", ITEM: "items", CONTEXT: "context"}  # arguments of `look_up`
 History = Sequence[Any] | Mapping[str, Sequence[Any]]
 

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from learn_rank.artifact import file_checksum
 from learn_rank.errors import InputError
+from learn_rank.fingerprints import file_checksum
 from learn_rank.serving.files import LOGITS, ONNX, PROGRAM, STAGE, ServedModel
+from learn_rank.serving.program_file import read_program
 
 TORCH_BACKEND, ONNX_BACKEND = BACKENDS = ("torch", "onnx")
 
@@ -40,7 +41,7 @@ class _TorchProgram:
     def __init__(self, path: Path, *, bf16: bool, threads: int | None) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
-        self._module = torch.export.load(path).module()
+        self._module = read_program(path)
         self._bf16 = bf16
 
     @torch.no_grad()

@@ -12,14 +12,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from learn_rank.errors import InputError
 from learn_rank.serving.files import ServedSparse
+from learn_rank.serving.values import MISSING, text_of
 from learn_rank.store.reader import FrozenStore
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
-UNKNOWN = ""  # key of the unknown row: prepare gives no row to an empty value
-_SINGLE = (str, int, float, np.generic)
+UNKNOWN = MISSING  # key of the unknown row, which is that of missing values
 
 
 class Table:
@@ -64,16 +63,7 @@ class Table:
         return [self._text(value)]
 
     def _text(self, value: Any) -> str:
-        """A value as prepare writes it."""
-        if value is None:
-            return UNKNOWN
-        if isinstance(value, (bool, np.bool_)):
-            return "true" if value else "false"
-        if not isinstance(value, _SINGLE):
-            raise InputError(
-                f"feature '{self.feature.name}' is a {type(value).__name__} ({value!r}), expected a string or a number"
-            )
-        return str(value)
+        return text_of(value, self.feature.value_type, feature=self.feature.name)
 
 
 def bucket_of(text: str, num_buckets: int) -> int:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 
 from learn_rank.errors import InputError
+from learn_rank.times import milliseconds_of
 
 Int64Array = npt.NDArray[np.int64]
 _EXPECTED = "expected int64 or strings: a tensor, an array or a list of them"
@@ -36,8 +37,11 @@ def asked_ids(ids: Any) -> pa.Array | pa.ChunkedArray:
 
 
 def asked_times(before: Any, num_rows: int) -> Int64Array:
-    """[B] unix milliseconds of as many rows; InputError for another number of them, and for what is not integers."""
-    return _int64("before", before, "unix milliseconds", num_rows)
+    """[B] unix milliseconds of as many rows: integers, or numpy, Arrow or pandas timestamps and datetimes of any unit.
+
+    InputError for another number of them, for what is neither, and for what is missing.
+    """
+    return _int64("before", _in_milliseconds(before), "unix milliseconds", num_rows)
 
 
 def asked_positions(positions: Any) -> Int64Array:
@@ -52,6 +56,29 @@ def _int64(name: str, values: Any, meaning: str, num_rows: int | None) -> Int64A
     if num_rows is not None and array.shape != (num_rows,):
         raise InputError(f"{name} has shape {array.shape} for {num_rows} ids, expected one for each")
     return array.astype(np.int64, copy=False)
+
+
+def _in_milliseconds(before: Any) -> Any:
+    """Timestamps as unix milliseconds; anything else as it is."""
+    values = before if isinstance(before, (pa.Array, pa.ChunkedArray)) else _array(before)
+    if not isinstance(values, (pa.Array, pa.ChunkedArray)):
+        array = np.asarray(values)
+        if array.dtype.kind == "M":
+            _refuse_missing(int(np.isnat(array).sum()))
+            return array.astype("datetime64[ms]").astype(np.int64)
+        if array.dtype.kind != "O":
+            return array
+        try:
+            values = pa.array(values)  # datetimes, pandas' with a zone
+        except (pa.ArrowException, TypeError, OverflowError):
+            return array
+    _refuse_missing(values.null_count)
+    return milliseconds_of(values) if pa.types.is_timestamp(values.type) else values
+
+
+def _refuse_missing(count: int) -> None:
+    if count:
+        raise InputError(f"before holds {count} missing times, expected one for each id")
 
 
 def _array(values: Any) -> Any:

@@ -12,6 +12,7 @@ from learn_rank.errors import InputError
 from learn_rank.memory import format_bytes
 from learn_rank.prefetch import prefetch
 from learn_rank.progress import note, progress_bar
+from learn_rank.store.encoding import LOUD_ERROR
 from learn_rank.store.options import StoreOptions
 from learn_rank.store.source import SourceBatch, VectorSource
 from learn_rank.store.spill import num_parts
@@ -28,6 +29,18 @@ def build_store(source: VectorSource, directory: Path, options: StoreOptions) ->
     are null, vectors of another length; a disk too small for rows on their way and the store.
     """
     _check_disk(source, directory, options)
+    facts = _write(source, directory, options)
+    notes = facts["notes"]
+    if notes["worst_row_error"] > LOUD_ERROR[options.dtype]:
+        note(
+            f"{options.dtype} loses {notes['worst_row_error']:.1%} of the vector of {source.key} "
+            f"{notes['worst_row_id']!r}, where the whole loses {notes['relative_error']:.1e}; "
+            "dtype=float32 keeps every bit"
+        )
+    return facts
+
+
+def _write(source: VectorSource, directory: Path, options: StoreOptions) -> dict[str, Any]:
     writer = StoreWriter(
         directory,
         key_type=source.key_type,

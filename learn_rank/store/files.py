@@ -11,12 +11,14 @@ store/
     offsets.i64    with snapshots: the rows of key k are offsets[k] .. offsets[k + 1] - 1
     as_of.i64      with snapshots: unix milliseconds, ascending within a key
     store.json     StoreFacts
+  dropped          names of versions that were dropped, one a line: their numbers are not given again
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,18 +27,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xxhash
-from numba import njit
 
-from learn_rank.artifact import write_json, write_text
+from learn_rank.compiled import njit
+from learn_rank.durable import write_text
 from learn_rank.errors import InputError
 from learn_rank.hashing import UInt64Array
+from learn_rank.store.checksums import SummedFile, num_segments
 from learn_rank.store.encoding import Encoded
+from learn_rank.store.options import DTYPES
 
 KEYS, BUCKETS, ROWS, SCALES, OFFSETS, AS_OF = (
     "keys.u64", "buckets.u32", "rows.bin", "scales.f32", "offsets.i64", "as_of.i64",
 )  # fmt: skip
-CURRENT, FACTS = "current", "store.json"
-SEGMENT_BYTES = 64 << 20  # a checksum each
+CURRENT, DROPPED, FACTS = "current", "dropped", "store.json"
+KEY_TYPES = ("int64", "string")
 KEYS_PER_BUCKET = 3  # at most, on average
 _BLOCK_KEYS = 1 << 20
 Int64Array = npt.NDArray[np.int64]
@@ -44,7 +48,7 @@ Int64Array = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class StoreFacts:
-    """What a version holds. files: name -> size and one checksum (XXH3-64) per SEGMENT_BYTES."""
+    """What a version holds. files: name -> size and checksums, see `store.checksums`."""
 
     dim: int
     dtype: str
@@ -55,12 +59,14 @@ class StoreFacts:
     bucket_bits: int
     files: dict[str, dict[str, Any]]
     parent: str | None = None  # fingerprint of the version that a refresh started from
+    delta: str | None = None  # fingerprint of what it added to that version
     notes: dict[str, Any] = field(default_factory=dict)  # encoding error; what a refresh changed
 
     @property
     def fingerprint(self) -> str:
         """Identifies the content alone: equal vectors under equal keys, wherever and whenever they were built."""
-        parts = [self.dim, self.dtype, self.key_type, self.has_as_of, self.num_ids, self.num_rows, self.files]
+        files = {name: {key: file[key] for key in ("size", "xxh3_64")} for name, file in self.files.items()}
+        parts = [self.dim, self.dtype, self.key_type, self.has_as_of, self.num_ids, self.num_rows, files]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     @property
@@ -69,31 +75,83 @@ class StoreFacts:
         return sum(file["size"] for file in self.files.values())
 
     def write(self, version: Path) -> None:
-        write_json(version / FACTS, {**asdict(self), "fingerprint": self.fingerprint})
+        write_text(version / FACTS, self._text)
 
     @staticmethod
     def read(version: Path) -> StoreFacts:
-        """The facts of a version's folder; InputError if they are absent or were changed."""
+        """The facts of a version's folder; InputError if they are absent, were changed or make no sense."""
         path = version / FACTS
         if not path.is_file():
             raise InputError(f"{version}: no {FACTS}; the store is damaged or of an older format, build it again")
         try:
-            fields = json.loads(path.read_text())
-            recorded = fields.pop("fingerprint")
+            text = path.read_bytes().decode()
+            fields = json.loads(text)
+            for derived in ("fingerprint", "checksum"):
+                fields.pop(derived)
             facts = StoreFacts(**fields)
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{path}: not readable ({error}); the store is damaged, build it again")
-        if facts.fingerprint != recorded:
+            is_whole = facts._is_sound and facts._text == text
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise InputError(
+                f"{path}: not readable ({error!r}); the store is damaged or of an older format, build it again"
+            )
+        if not is_whole:
             raise InputError(f"{path}: was edited or damaged; build the store again")
         return facts
 
+    @property
+    def _text(self) -> str:
+        """What store.json holds: with a checksum, since the fingerprint leaves out what does not decide the vectors."""
+        fields = {**asdict(self), "fingerprint": self.fingerprint}
+        fields["checksum"] = xxhash.xxh3_64_hexdigest(json.dumps(fields).encode())
+        return json.dumps(fields, indent=2, allow_nan=False) + "\n"
+
+    @property
+    def _is_sound(self) -> bool:
+        """Whether lookups stay within the files, and all fields are what they are declared to be."""
+        counts = (self.dim, self.num_ids, self.num_rows)
+        if not all(type(count) is int and 0 <= count < 1 << 48 for count in counts):
+            return False
+        if type(self.bucket_bits) is not int or not 1 <= self.bucket_bits <= 32 or type(self.has_as_of) is not bool:
+            return False
+        if self.dtype not in DTYPES or self.key_type not in KEY_TYPES or not isinstance(self.notes, dict):
+            return False
+        sizes = file_sizes(self)
+        return self.files.keys() == sizes.keys() and all(
+            self.files[name]["size"] == size and len(self.files[name]["xxh3_64"]) == num_segments(size)
+            for name, size in sizes.items()
+        )
+
+
+def file_sizes(facts: StoreFacts) -> dict[str, int]:
+    """Name of each file of a version -> its bytes."""
+    sizes = {KEYS: 8 * facts.num_ids, BUCKETS: 4 * ((1 << facts.bucket_bits) + 1)}
+    sizes[ROWS] = facts.num_rows * facts.dim * np.dtype(facts.dtype).itemsize
+    if facts.dtype == "int8":
+        sizes[SCALES] = 4 * facts.num_rows
+    if facts.has_as_of:
+        sizes |= {OFFSETS: 8 * (facts.num_ids + 1), AS_OF: 8 * facts.num_rows}
+    return sizes
+
+
+def version_folder(directory: Path, version: str) -> Path:
+    """The folder of a version of a store; InputError for what is none, such as a path."""
+    if version not in (known := versions(directory)):
+        raise InputError(f"{directory}: no version {version!r}; it has {', '.join(known) or 'none'}")
+    return directory / version
+
 
 def current_version(directory: Path) -> str:
-    """Name of the version in use, such as 'v2'."""
+    """Name of the version in use, such as 'v2'; InputError naming the file that should say it and does not."""
     path = directory / CURRENT
     if not path.is_file():
         raise InputError(f"{directory}: no version in use; the store is of an older format or damaged, build it again")
-    return path.read_text().strip()
+    name = path.read_bytes().decode(errors="replace").removesuffix("\n")
+    if name not in (known := versions(directory)):
+        raise InputError(
+            f"{path}: names {name[:40]!r}, expected one of the versions {', '.join(known) or '(there is none)'}; "
+            "choose one with `learn-rank store use`, or build the store again"
+        )
+    return name
 
 
 def use_version(directory: Path, version: str) -> None:
@@ -103,8 +161,29 @@ def use_version(directory: Path, version: str) -> None:
 
 def versions(directory: Path) -> list[str]:
     """All versions of a store, oldest first."""
-    found = (path.name for path in directory.glob("v*") if path.name[1:].isdigit() and (path / FACTS).is_file())
-    return sorted(found, key=lambda name: int(name[1:]))
+    found = (path.name for path in directory.iterdir() if is_version(path.name) and (path / FACTS).is_file())
+    return sorted(found, key=number_of)
+
+
+def is_version(name: str) -> bool:
+    """Whether it is a name that a version can have: v1, v2, ..."""
+    return re.fullmatch(r"v[1-9][0-9]{0,8}", name) is not None
+
+
+def number_of(version: str) -> int:
+    """2 of 'v2'."""
+    return int(version[1:])
+
+
+def dropped_versions(directory: Path) -> list[str]:
+    """Versions that are gone, in the order in which they were dropped; InputError if the list is damaged."""
+    path = directory / DROPPED
+    if not path.is_file():
+        return []
+    names = path.read_bytes().decode(errors="replace").splitlines()
+    if not all(map(is_version, names)):
+        raise InputError(f"{path}: is damaged, expected a version such as v1 in each line; remove the file")
+    return names
 
 
 def map_file(path: Path, dtype: Any, count: int) -> npt.NDArray[Any]:
@@ -146,7 +225,7 @@ class StoreFiles:
             sizes[SCALES] = 4 * self.num_rows
         if has_as_of:
             sizes |= {OFFSETS: 8 * self.num_ids, AS_OF: 8 * self.num_rows}
-        self._files = {name: _SummedFile(version / name, keep=size) for name, size in sizes.items()}
+        self._files = {name: SummedFile(version / name, keep=size) for name, size in sizes.items()}
 
     @property
     def position(self) -> dict[str, int]:
@@ -170,7 +249,9 @@ class StoreFiles:
         self.num_ids += int(is_first.sum())
         self._last_key = int(keys[-1])
 
-    def finish(self, *, parent: str | None = None, notes: dict[str, Any] | None = None) -> StoreFacts:
+    def finish(
+        self, *, parent: str | None = None, delta: str | None = None, notes: dict[str, Any] | None = None
+    ) -> StoreFacts:
         """Writes the buckets and store.json; the version is whole after it."""
         if self.num_ids >= 1 << 32:
             raise InputError(f"{self.version}: {self.num_ids:,} ids, expected fewer than 2^32; split the store")
@@ -178,7 +259,7 @@ class StoreFiles:
             self._files[OFFSETS].write(np.array([self.num_rows], np.int64))
         self._files[KEYS].close()
         bits = max(1, int(np.ceil(np.log2(max(self.num_ids, 1) / KEYS_PER_BUCKET))))
-        self._files[BUCKETS] = _SummedFile(self.version / BUCKETS, keep=0)
+        self._files[BUCKETS] = SummedFile(self.version / BUCKETS, keep=0)
         for part in _bucket_starts(self.version / KEYS, self.num_ids, bits):
             self._files[BUCKETS].write(part)
         for file in self._files.values():
@@ -193,63 +274,11 @@ class StoreFiles:
             bucket_bits=bits,
             files={name: file.sums for name, file in sorted(self._files.items())},
             parent=parent,
+            delta=delta,
             notes=notes or {},
         )
         facts.write(self.version)
         return facts
-
-
-def file_segments(path: Path) -> Iterator[tuple[int, str]]:
-    """(first byte, checksum) of each segment of a file."""
-    position = 0
-    with path.open("rb") as stream:
-        while part := stream.read(SEGMENT_BYTES):
-            yield position, xxhash.xxh3_64_hexdigest(part)
-            position += len(part)
-
-
-class _SummedFile:
-    """A file written front to back, with a checksum per segment; its first `keep` bytes are there already."""
-
-    def __init__(self, path: Path, *, keep: int) -> None:
-        self._stream = path.open("r+b" if path.exists() else "w+b", buffering=0)
-        self._sums: list[str] = []
-        self._open = xxhash.xxh3_64()
-        self.size = 0
-        buffer = memoryview(bytearray(min(SEGMENT_BYTES, keep)))
-        while self.size < keep:
-            size = self._stream.readinto(buffer[: keep - self.size]) or 0
-            if not size:
-                raise InputError(f"{path}: {self.size} bytes, expected at least {keep}; remove its folder, start again")
-            self._add(buffer[:size])
-        self._stream.truncate(keep)
-
-    @property
-    def sums(self) -> dict[str, Any]:
-        """Size and checksums, for StoreFacts.files."""
-        tail = [self._open.hexdigest()] if self.size % SEGMENT_BYTES else []
-        return {"size": self.size, "xxh3_64": self._sums + tail}
-
-    def write(self, array: npt.NDArray[Any]) -> None:
-        if not array.size:
-            return
-        rest = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-        self._add(rest)
-        while len(rest):
-            rest = rest[self._stream.write(rest) :]
-
-    def close(self) -> None:
-        self._stream.close()
-
-    def _add(self, rest: memoryview) -> None:
-        while len(rest):
-            size = min(len(rest), SEGMENT_BYTES - self.size % SEGMENT_BYTES)
-            self._open.update(rest[:size])
-            self.size += size
-            rest = rest[size:]
-            if self.size % SEGMENT_BYTES == 0:
-                self._sums.append(self._open.hexdigest())
-                self._open.reset()
 
 
 def _bucket_starts(path: Path, num_keys: int, bits: int) -> Iterator[npt.NDArray[np.uint32]]:

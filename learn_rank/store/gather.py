@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from learn_rank.compiled import njit
 
 _BLOCK = 64
 Int64Array = npt.NDArray[np.int64]

@@ -36,7 +36,8 @@ def assert_frozen(model: nn.Module, store: FrozenStore, *, tables: Collection[st
     All these are refused. With several ranks all of them call it, and all raise.
 
     >>> from pathlib import Path; from tempfile import mkdtemp; import numpy, pyarrow
-    >>> from learn_rank.artifact import Manifest, publish
+    >>> from learn_rank.artifact import Manifest
+    >>> from learn_rank.publish import publish
     >>> from learn_rank.store.writer import write_store
     >>> directory = Path(mkdtemp()) / "item"
     >>> with publish(directory, Manifest("store", {}, {})) as (work, facts):

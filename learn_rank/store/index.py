@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from learn_rank.compiled import njit
 from learn_rank.hashing import UInt64Array
 
 Int64Array = npt.NDArray[np.int64]
@@ -58,7 +58,10 @@ def _position(keys: UInt64Array, at: int, key: np.uint64) -> int:
 
 @njit(nogil=True, cache=True)
 def newest_before(as_of: Int64Array, offsets: Int64Array, positions: Int64Array, before: Int64Array) -> Int64Array:
-    """[B] rows: of the key at each position the last snapshot with as_of < before; -1 where there is none."""
+    """[B] rows: of the key at each position the last snapshot with as_of < before; -1 where there is none.
+
+    IndexError if an offset lies outside the snapshots: the file is damaged where nobody has looked yet.
+    """
     out = np.empty(positions.size, np.int64)
     for i in range(positions.size):
         out[i] = -1
@@ -66,6 +69,8 @@ def newest_before(as_of: Int64Array, offsets: Int64Array, positions: Int64Array,
             continue
         first = offsets[positions[i]]
         low, high = first, offsets[positions[i] + 1]
+        if first < 0 or high > as_of.size:
+            raise IndexError("offset")
         while low < high:
             middle = (low + high) >> 1
             if as_of[middle] < before[i]:

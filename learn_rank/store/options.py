@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from learn_rank.errors import InputError
-from learn_rank.memory import parse_bytes
+from learn_rank.memory import LIMIT_HELP, parse_bytes
+from learn_rank.times import STEP, UNITS
 
 DTYPES = ("float16", "float32", "int8")
 ZERO_VECTORS = ("refuse", "drop", "keep")
@@ -20,7 +21,13 @@ class StoreOptions:
     vector: str = field(default="embedding", metadata={"help": "column of float lists, all of one length"})
     as_of: str = field(
         default="",
-        metadata={"help": "column of snapshot times, unix milliseconds or timestamps; empty: one vector per id"},
+        metadata={"help": "column of snapshot times, integers or timestamps; empty: one vector per id"},
+    )
+    as_of_unit: str = field(
+        default="ms",
+        metadata={
+            "help": "of an integer as_of: s, ms, us, ns, or step, of a log that has no times; kept as milliseconds"
+        },
     )
     dtype: str = field(
         default="float16", metadata={"help": "float16, float32, or int8 with one scale per row (its error is printed)"}
@@ -28,12 +35,10 @@ class StoreOptions:
     zero_vectors: str = field(
         default="refuse", metadata={"help": "refuse, drop (their ids take the learned missing vector) or keep"}
     )
-    memory_limit: str = field(
-        default="2GiB", metadata={"help": "of the whole process; larger tables are sorted through files beside out"}
-    )
+    memory_limit: str = field(default="2GiB", metadata={"help": LIMIT_HELP})
 
     def __post_init__(self) -> None:
-        for name, choices in (("dtype", DTYPES), ("zero_vectors", ZERO_VECTORS)):
+        for name, choices in (("dtype", DTYPES), ("zero_vectors", ZERO_VECTORS), ("as_of_unit", (*UNITS, STEP))):
             if getattr(self, name) not in choices:
                 raise InputError(f"{name} is '{getattr(self, name)}', expected one of {', '.join(choices)}")
         if self.memory_bytes < _MIN_MEMORY:

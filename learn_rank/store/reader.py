@@ -18,16 +18,30 @@ from learn_rank.artifact import Manifest, read_manifest
 from learn_rank.errors import InputError
 from learn_rank.memory import available_bytes
 from learn_rank.store.asked import asked_ids, asked_times
-from learn_rank.store.files import AS_OF, BUCKETS, KEYS, OFFSETS, ROWS, SCALES, StoreFacts, current_version, map_file
+from learn_rank.store.checksums import check_sample
+from learn_rank.store.files import (
+    AS_OF,
+    BUCKETS,
+    KEYS,
+    OFFSETS,
+    ROWS,
+    SCALES,
+    StoreFacts,
+    current_version,
+    map_file,
+    version_folder,
+)
 from learn_rank.store.gather import gather_vectors
 from learn_rank.store.index import find_keys, newest_before
 from learn_rank.store.indexed import IndexedStore
 from learn_rank.store.keys import key_type, to_keys
 from learn_rank.store.rows import StoredRows
+from learn_rank.times import bounds, plausible_unit
 
 Int64Array = npt.NDArray[np.int64]
 # a table with more than this share of the memory that is left will not stay in the page cache
 _CACHED_SHARE = 0.7
+NEWEST = np.iinfo(np.int64).max  # a time after every snapshot
 _STAGES = ("store", "export", "extract")  # whose folders are stores
 
 
@@ -56,6 +70,7 @@ class FrozenStore:
     ) -> None:
         """Opens a published folder of vectors, made by `stage`; the version in use unless another is named.
 
+        Small files are compared with their checksums, of large ones a few blocks; `learn-rank store verify` reads all.
         With shuffle_seed every id keeps its rows' positions but takes the vectors of another id: the control for any
         claimed lift, since nothing but the meaning of the vectors is lost. prefetch: whether `prefetch` reads ahead;
         None decides by the size of the table and the memory that is left.
@@ -63,8 +78,10 @@ class FrozenStore:
         directory = self.directory = Path(directory)
         self.manifest: Manifest = read_manifest(directory, stage=stage)
         self.version = current_version(directory) if version is None else version
-        folder = directory / self.version
+        folder = self._folder = version_folder(directory, self.version)
         facts = self.facts = StoreFacts.read(folder)
+        for name, recorded in facts.files.items():
+            check_sample(folder / name, recorded)
         self.fingerprint = facts.fingerprint + ("" if shuffle_seed is None else f"-shuffled-{shuffle_seed}")
         self.dim, self.dtype, self.num_rows, self.num_ids = facts.dim, facts.dtype, facts.num_rows, facts.num_ids
         self.key_type, self.has_as_of = facts.key_type, facts.has_as_of
@@ -72,6 +89,7 @@ class FrozenStore:
         self._buckets = map_file(folder / BUCKETS, np.uint32, (1 << facts.bucket_bits) + 1)
         self._offsets = map_file(folder / OFFSETS, np.int64, self.num_ids + 1) if self.has_as_of else None
         self._as_of = map_file(folder / AS_OF, np.int64, self.num_rows) if self.has_as_of else None
+        self._dates = _dates_of(self._as_of)
         rows = map_file(folder / ROWS, np.dtype(self.dtype), self.num_rows * self.dim)
         self._values = np.asarray(rows).reshape(self.num_rows, self.dim)
         self._scales = map_file(folder / SCALES, np.float32, self.num_rows) if self.dtype == "int8" else None
@@ -91,8 +109,9 @@ class FrozenStore:
         """[B] rows of [B] ids, -1 where there is none.
 
         ids: a pyarrow or numpy array, an integer tensor on any device, a list of str or int. A store with snapshots
-        needs before [B] (unix milliseconds) and gives the newest snapshot with as_of < before: never one that could
-        hold the interaction at that time, or a later one. A store without them ignores it.
+        needs before [B] (unix milliseconds, or timestamps; int64's largest for the newest of all) and gives the newest
+        snapshot with as_of < before: never one that could hold the interaction at that time, or a later one. A store
+        without them ignores it. InputError for times in seconds, say, which would find none or all.
         """
         return self.rows_at(self.places_of(ids), before)
 
@@ -118,8 +137,31 @@ class FrozenStore:
             raise InputError(f"{self.directory}: holds snapshots by time; pass `before`")
         rows = places
         if self._as_of is not None and self._offsets is not None:
-            rows = newest_before(self._as_of, self._offsets, places, asked_times(before, len(places)))
+            times = asked_times(before, len(places))
+            self._refuse_other_units(times, places)
+            try:
+                rows = newest_before(self._as_of, self._offsets, places, times)
+            except IndexError:
+                raise InputError(f"{self._folder / OFFSETS}: is damaged; `learn-rank store verify` says where")
         return rows if self._permuted_ids is None else self._permuted(places, rows)
+
+    def _refuse_other_units(self, times: Int64Array, places: Int64Array) -> None:
+        """InputError if a store of snapshots by date is asked for times that are none in milliseconds.
+
+        What has no vector at any time may have any time: rows that fill up a batch.
+        """
+        if self._dates is None or not len(times):
+            return
+        first, last = self._dates
+        if first <= times.min() and times.max() <= last:
+            return
+        wrong = times[((times < first) | (times > last)) & (times != NEWEST) & (places >= 0)]
+        if len(wrong):
+            unit = plausible_unit(float(wrong[0]))
+            advice = f"; it looks like {unit}, bring it to milliseconds" if unit else ""
+            raise InputError(
+                f"{self.directory}: is asked for the time {wrong[0]}, expected unix milliseconds from 1990 on{advice}"
+            )
 
     def at(self, rows: torch.Tensor) -> Looked:
         """Vectors and mask of [B] int64 rows."""
@@ -203,6 +245,12 @@ def _reopen(directory: Path, stage: str, version: str, shuffle_seed: int | None,
             f"({fingerprint}); put those back, or open this store and load the state_dict alone"
         )
     return store
+
+
+def _dates_of(as_of: Int64Array | None) -> tuple[int, int] | None:
+    """What a time may be where snapshots are by date; None where their times count steps, or there are none."""
+    dates = bounds("ms")
+    return dates if as_of is not None and len(as_of) and dates[0] <= as_of[0] <= dates[1] else None
 
 
 def _as_tensor(array: npt.NDArray[Any]) -> torch.Tensor:

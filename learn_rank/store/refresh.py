@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from numba import njit
 
-from learn_rank.artifact import fsync, lock
+from learn_rank.compiled import njit
+from learn_rank.durable import fsync, lock, write_text
 from learn_rank.errors import InputError
+from learn_rank.fingerprints import file_fingerprint, fingerprint
 from learn_rank.hashing import UInt64Array
 from learn_rank.memory import format_bytes
 from learn_rank.progress import progress_bar
-from learn_rank.store.encoding import Encoded, encode
+from learn_rank.store.checksums import CheckedReader, check_file
+from learn_rank.store.encoding import Encoded, EncodingError, encode
 from learn_rank.store.files import (
     AS_OF,
+    BUCKETS,
+    DROPPED,
     KEYS,
     OFFSETS,
     ROWS,
@@ -28,8 +32,11 @@ from learn_rank.store.files import (
     StoreFacts,
     StoreFiles,
     current_version,
+    dropped_versions,
     map_file,
+    number_of,
     use_version,
+    version_folder,
     versions,
 )
 from learn_rank.store.keys import to_keys
@@ -39,6 +46,7 @@ from learn_rank.store.spill import KEY, Records, Spill, num_parts
 from learn_rank.store.writer import check_vectors, encoded_of, fill_records, record_type, refuse_duplicates
 
 REMOVED = "removed"
+_WORK, _SPILL, _GONE = ".refresh", ".spill", ".dropped"  # what is being made, its rows on their way, what goes
 Int64Array = npt.NDArray[np.int64]
 
 
@@ -50,64 +58,115 @@ class _Rows(NamedTuple):
     as_of: Int64Array | None
 
 
-def refresh_store(directory: Path, source: VectorSource, options: StoreOptions) -> StoreFacts:
-    """Makes the next version, uses it, and returns its facts; notes count what changed.
+class Refreshed(NamedTuple):
+    """version: the one now in use. is_new: False where it was made from this delta before."""
+
+    version: str
+    facts: StoreFacts
+    is_new: bool
+
+
+def refresh_store(directory: Path, source: VectorSource, options: StoreOptions) -> Refreshed:
+    """Makes the next version and uses it; its notes count what changed.
 
     A row of the delta with a vector adds its id or replaces its vector; one whose vector is null removes it. In a store
     with snapshots that holds for each (id, as_of). The version in use before stays until `drop_version`, and whoever
-    has it open reads on undisturbed. dtype is that of the store: untouched rows keep their bits. A killed refresh
-    leaves the store as it was. InputError: as in `build_store`; another key type, dimension or kind of store; a removed
-    id that is not there.
+    has it open reads on undisturbed. dtype is that of the store: untouched rows keep their bits, which are compared
+    with their checksums as they are copied. A killed refresh leaves the store as it was, or with a version that the
+    same call then uses; called again with the delta that made the version in use, it makes no other. InputError: as in
+    `build_store`; another key type, dimension or kind of store; a removed id that is not there; damaged files.
     """
-    with lock_store(directory):
+    with _writing(directory):
         old = directory / current_version(directory)
         facts = StoreFacts.read(old)
         _check_fits(source, facts, directory)
-        work = directory / ".refresh"
-        shutil.rmtree(work, ignore_errors=True)
-        shutil.rmtree(directory / ".spill", ignore_errors=True)
+        delta = _delta_fingerprint(source, options)
+        known = _made_before(directory, old.name, facts, delta)
+        if known is not None:
+            if known != old.name:
+                use_version(directory, known)
+            return Refreshed(known, StoreFacts.read(directory / known), is_new=False)
         _check_disk(source, facts, directory)
+        work, spill = directory / _WORK, directory / _SPILL
+        work.mkdir()
         try:
-            made = _merge(old, facts, source, work, directory / ".spill", options)
+            made = _merge(old, facts, source, delta, work=work, spill_folder=spill, options=options)
             for path in [*work.iterdir(), work]:
                 fsync(path)
         except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
+            _remove(work)
             raise
         finally:
-            shutil.rmtree(directory / ".spill", ignore_errors=True)
-        name = f"v{int(versions(directory)[-1][1:]) + 1}"
+            _remove(spill)
+        name = f"v{1 + max(map(number_of, versions(directory) + dropped_versions(directory)))}"
         work.rename(directory / name)
         fsync(directory)
         use_version(directory, name)
-        return made
+        return Refreshed(name, made, is_new=True)
 
 
-def drop_version(directory: Path, version: str) -> None:
-    """Removes a version that is not in use; processes that have it open keep it until they close it."""
-    with lock_store(directory):
-        _check_version(directory, version)
+def drop_version(directory: Path, version: str) -> bool:
+    """Removes a version that is not in use; processes that have it open keep it until they close it.
+
+    Returns False where it is gone already: a killed drop is gone on with by the same call. InputError: the version is
+    in use, or there never was one of that name.
+    """
+    with _writing(directory):
+        dropped = dropped_versions(directory)
+        if version in dropped and version not in versions(directory):
+            return False
+        folder = version_folder(directory, version)
         if version == current_version(directory):
             raise InputError(f"{directory}: {version} is in use; `learn-rank store use` another version first")
-        (directory / version).rename(directory / ".dropped")
-        shutil.rmtree(directory / ".dropped")
+        if version not in dropped:
+            write_text(directory / DROPPED, "".join(f"{name}\n" for name in [*dropped, version]))
+        folder.rename(directory / _GONE)
+        fsync(directory)
+        _remove(directory / _GONE)
+        return True
 
 
 def switch_version(directory: Path, version: str) -> None:
     """Makes a kept version the one that new readers open."""
-    with lock_store(directory):
-        _check_version(directory, version)
+    with _writing(directory):
+        version_folder(directory, version)
         use_version(directory, version)
 
 
-def lock_store(directory: Path) -> AbstractContextManager[None]:
-    """The lock that building the store takes as well."""
-    return lock(directory.with_name(f".{directory.name}.lock"))
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """Holds the lock that building the store takes as well, and removes what a killed process left."""
+    with lock(directory.with_name(f".{directory.name}.lock")):
+        for name in (_WORK, _SPILL, _GONE):
+            _remove(directory / name)
+        yield
 
 
-def _check_version(directory: Path, version: str) -> None:
-    if version not in versions(directory):
-        raise InputError(f"{directory}: no version '{version}'; it has {', '.join(versions(directory))}")
+def _remove(path: Path) -> None:
+    """A folder of ours; or a link under its name, not what it points to."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+def _delta_fingerprint(source: VectorSource, options: StoreOptions) -> str:
+    """Of every byte of a delta and of how it is read; where it lies does not matter."""
+    files = [file_fingerprint(path) for path in dict.fromkeys(unit.path for unit in source.units)]
+    columns = [source.key, source.vector, source.as_of, source.as_of_unit]
+    return fingerprint(files=files, columns=columns, zero_vectors=options.zero_vectors)
+
+
+def _made_before(directory: Path, current: str, facts: StoreFacts, delta: str) -> str | None:
+    """The version that this delta made: the one in use, or one that was made of it (and a kill kept from use)."""
+    if facts.delta == delta:
+        return current
+    for name in reversed(versions(directory)):
+        if name != current:
+            other = StoreFacts.read(directory / name)
+            if (other.parent, other.delta) == (facts.fingerprint, delta):
+                return name
+    return None
 
 
 def _check_fits(source: VectorSource, facts: StoreFacts, directory: Path) -> None:
@@ -135,27 +194,42 @@ def _record(facts: StoreFacts) -> np.dtype[Any]:
 
 
 def _merge(
-    old: Path, facts: StoreFacts, source: VectorSource, work: Path, spill_folder: Path, options: StoreOptions
+    old: Path,
+    facts: StoreFacts,
+    source: VectorSource,
+    delta_fingerprint: str,
+    *,
+    work: Path,
+    spill_folder: Path,
+    options: StoreOptions,
 ) -> StoreFacts:
     record = _record(facts)
     total = (facts.num_rows + source.num_rows) * record.itemsize
     delta = Spill(spill_folder, record, num_parts(total, options.memory_bytes))
-    _read_delta(source, facts, delta, options)
+    error = _read_delta(source, facts, delta, options)
     files = StoreFiles(work, dim=facts.dim, dtype=facts.dtype, key_type=facts.key_type, has_as_of=facts.has_as_of)
-    notes = {"added": 0, "changed": 0, "removed": 0}
+    notes: dict[str, Any] = {"added": 0, "changed": 0, "removed": 0}
     order = ["as_of"] if facts.has_as_of else []
-    with progress_bar(total=delta.parts, description="merge", unit="part") as bar:
-        for part, rows in enumerate(_old_parts(old, facts, delta)):
+    with (
+        closing(_OldRows(old, facts)) as old_rows,
+        progress_bar(total=delta.parts, description="merge", unit="part") as bar,
+    ):
+        for part in range(delta.parts):
             records = delta.part(part, *order)
             refuse_duplicates(records, facts.key_type, lambda unit: str(source.units[unit]), source.ids_of)
-            merged = _merge_part(rows, records, source, notes)
-            files.append(*merged)
+            files.append(*_merge_part(old_rows.up_to(delta.range_of(part)[1]), records, source, notes))
             delta.drop(part)
             bar.update()
-    return files.finish(parent=facts.fingerprint, notes=notes)
+        old_rows.finish()
+    return files.finish(
+        parent=facts.fingerprint,
+        delta=delta_fingerprint,
+        notes={**notes, **error.notes, "examples": facts.notes.get("examples", [])},
+    )
 
 
-def _read_delta(source: VectorSource, facts: StoreFacts, delta: Spill, options: StoreOptions) -> None:
+def _read_delta(source: VectorSource, facts: StoreFacts, delta: Spill, options: StoreOptions) -> EncodingError:
+    error = EncodingError()
     with progress_bar(total=source.num_rows, description="read", unit="row") as bar:
         for number, unit in enumerate(source.units):
             for batch in source.read(number):
@@ -165,42 +239,64 @@ def _read_delta(source: VectorSource, facts: StoreFacts, delta: Spill, options: 
                 kept = np.ones(len(keys), bool)
                 if has.any():
                     present = Encoded(encoded.values[has], None if encoded.scales is None else encoded.scales[has])
-                    kept[has] = check_vectors(
-                        batch.ids.filter(pa.array(has)),
-                        batch.vectors[has],
-                        present,
-                        where=str(unit),
-                        zero_vectors=options.zero_vectors,
-                    )
+                    ids, vectors = batch.ids.filter(pa.array(has)), batch.vectors[has]
+                    kept[has] = check_vectors(ids, vectors, present, where=str(unit), zero_vectors=options.zero_vectors)
+                    error.add(ids, vectors, present, kept[has])
                 records = fill_records(delta.record, keys, encoded, batch.as_of, unit=number)
                 records[REMOVED] = ~has
                 delta.add(records[kept])
                 bar.update(len(keys))
+    return error
 
 
-def _old_parts(old: Path, facts: StoreFacts, delta: Spill) -> Iterator[_Rows]:
-    """The rows of the old version that belong to each part of the delta."""
-    keys = map_file(old / KEYS, np.uint64, facts.num_ids)
-    rows = map_file(old / ROWS, facts.dtype, facts.num_rows * facts.dim).reshape(facts.num_rows, facts.dim)
-    scales = map_file(old / SCALES, np.float32, facts.num_rows) if facts.dtype == "int8" else None
-    offsets = map_file(old / OFFSETS, np.int64, facts.num_ids + 1) if facts.has_as_of else None
-    as_of = map_file(old / AS_OF, np.int64, facts.num_rows) if facts.has_as_of else None
-    for part in range(delta.parts):
-        first_key, end_key = delta.range_of(part)
-        first = int(np.searchsorted(keys, np.uint64(first_key)))
-        end = facts.num_ids if end_key >= 1 << 64 else int(np.searchsorted(keys, np.uint64(end_key)))
-        mine = np.asarray(keys[first:end])
-        if offsets is not None:
-            mine = np.repeat(mine, np.diff(offsets[first : end + 1]))
-            first, end = int(offsets[first]), int(offsets[end])
-        yield _Rows(
-            mine,
-            Encoded(np.asarray(rows[first:end]), None if scales is None else np.asarray(scales[first:end])),
-            None if as_of is None else np.asarray(as_of[first:end]),
+class _OldRows:
+    """The rows of a version, front to back, compared with their checksums on the way.
+
+    What says where they lie is checked before anything is read by it.
+    """
+
+    def __init__(self, version: Path, facts: StoreFacts) -> None:
+        for name in {KEYS, BUCKETS, OFFSETS} & facts.files.keys():
+            check_file(version / name, facts.files[name])
+        self._facts, self._num_ids, self._num_rows = facts, 0, 0
+        self._keys = map_file(version / KEYS, np.uint64, facts.num_ids)
+        self._offsets = map_file(version / OFFSETS, np.int64, facts.num_ids + 1) if facts.has_as_of else None
+        self._files = {
+            name: CheckedReader(version / name, facts.files[name])
+            for name in (ROWS, SCALES, AS_OF)
+            if name in facts.files
+        }
+
+    def up_to(self, end_key: int) -> _Rows:
+        """The rows after those given before, with keys below end_key (up to 2^64)."""
+        first, end = self._num_ids, self._facts.num_ids
+        if end_key < 1 << 64:
+            end = int(np.searchsorted(self._keys, np.uint64(end_key)))
+        keys = np.asarray(self._keys[first:end])
+        if self._offsets is not None:
+            keys = np.repeat(keys, np.diff(self._offsets[first : end + 1]))
+        self._num_ids = end
+        dim = self._facts.dim
+        values = self._read(ROWS, len(keys) * dim, self._facts.dtype).reshape(len(keys), dim)
+        scales = self._read(SCALES, len(keys), np.float32) if SCALES in self._files else None
+        return _Rows(
+            keys, Encoded(values, scales), self._read(AS_OF, len(keys), np.int64) if AS_OF in self._files else None
         )
 
+    def finish(self) -> None:
+        """InputError if any byte that was given is not the one that was written."""
+        for file in self._files.values():
+            file.finish()
 
-def _merge_part(old: _Rows, delta: Records, source: VectorSource, notes: dict[str, int]) -> _Rows:
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def _read(self, name: str, count: int, dtype: Any) -> npt.NDArray[Any]:
+        return self._files[name].read(count, dtype)
+
+
+def _merge_part(old: _Rows, delta: Records, source: VectorSource, notes: dict[str, Any]) -> _Rows:
     """Old rows without those that the delta names, and the delta's rows that have a vector, in order."""
     has_as_of = old.as_of is not None
     old_times = old.as_of if has_as_of else np.zeros(len(old.keys), np.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from learn_rank.errors import InputError
-from learn_rank.io import open_parquet, parquet_files, read_batches, require_columns, require_same_columns
+from learn_rank.inputs import PARQUET, find_inputs
+from learn_rank.io import open_parquet, open_schema, read_batches, require_columns, require_same_columns
 from learn_rank.store.keys import key_type, to_keys
+from learn_rank.times import column_milliseconds
 
 _BATCH_ROWS = 32_768
 _FLOATS = (pa.float16(), pa.float32(), pa.float64())
@@ -26,6 +28,7 @@ class Unit(NamedTuple):
     path: Path
     row_group: int
     num_rows: int
+    folders: Mapping[str, pa.Scalar] | None = None  # columns that the file's folders add
 
     def __str__(self) -> str:
         return f"{self.path}, row group {self.row_group}"
@@ -50,27 +53,35 @@ class VectorSource:
     as_of: str
     key_type: str
     dim: int
+    as_of_unit: str = "ms"
 
     @property
     def num_rows(self) -> int:
         return sum(unit.num_rows for unit in self.units)
 
     def read(self, number: int) -> Iterator[SourceBatch]:
-        """The batches of a unit. InputError naming file, row group and row: a null id or time, uneven dimensions."""
+        """The batches of a unit. InputError naming file, row group and row: a null id or time, a time in
+        another unit, uneven dimensions.
+        """
         unit, row = self.units[number], 0
         columns = [self.key, self.vector, *([self.as_of] if self.as_of else [])]
-        for batch in read_batches(unit.path, columns, [unit.row_group], _BATCH_ROWS):
+        for batch in read_batches(unit.path, columns, [unit.row_group], _BATCH_ROWS, folders=unit.folders):
             if pc.any(pc.is_null(batch.column(self.key))).as_py():
                 raise InputError(f"{unit}: column '{self.key}' has nulls; drop or fill them")
             vectors, has_vector = self._vectors(batch.column(self.vector), unit, row)
-            as_of = _times(batch.column(self.as_of), f"{unit}: column '{self.as_of}'") if self.as_of else None
+            as_of = None
+            if self.as_of:
+                where = f"{unit}: column '{self.as_of}'"
+                as_of = column_milliseconds(
+                    batch.column(self.as_of), self.as_of_unit, where, option="as_of_unit", first_row=row
+                )
             yield SourceBatch(batch.column(self.key), vectors, has_vector, as_of)
             row += len(batch)
 
     def ids_of(self, number: int, key: int) -> list[Any]:
         """The distinct ids of a unit that have this key: what an error should call it."""
         unit, found = self.units[number], set()
-        for batch in read_batches(unit.path, [self.key], [unit.row_group], _BATCH_ROWS):
+        for batch in read_batches(unit.path, [self.key], [unit.row_group], _BATCH_ROWS, folders=unit.folders):
             ids = batch.column(self.key)
             found |= set(ids.filter(pa.array(to_keys(ids) == np.uint64(key))).to_pylist())
         return sorted(found)
@@ -98,20 +109,20 @@ class VectorSource:
         return vectors, has_vector
 
 
-def open_source(path: Path, *, key: str, vector: str, as_of: str = "") -> VectorSource:
+def open_source(path: Path, *, key: str, vector: str, as_of: str = "", as_of_unit: str = "ms") -> VectorSource:
     """Reads the footers. InputError: no such file or column, other types, files that do not agree, no rows."""
     units: list[Unit] = []
     schema: pa.Schema | None = None
-    files = parquet_files(path)
-    for file_path in files:
-        with open_parquet(file_path) as file:
-            found = file.schema_arrow
-            require_columns(found.names, [key, vector, *([as_of] if as_of else [])], where=str(file_path))
-            mine = pa.schema([found.field(name) for name in dict.fromkeys((key, vector))])
-            schema = mine if schema is None else schema
-            require_same_columns(mine, schema, where=file_path, first=files[0])
-            for group in range(file.metadata.num_row_groups):
-                units.append(Unit(file_path, group, file.metadata.row_group(group).num_rows))
+    files = find_inputs(path, kinds=(PARQUET,))
+    for file in files.files:
+        found = open_schema(file)
+        require_columns(found.names, [key, vector, *([as_of] if as_of else [])], where=str(file.path))
+        mine = pa.schema([found.field(name) for name in dict.fromkeys((key, vector))])
+        schema = mine if schema is None else schema
+        require_same_columns(mine, schema, where=file.path, first=files.paths[0])
+        with open_parquet(file.path) as opened:
+            for group in range(opened.metadata.num_row_groups):
+                units.append(Unit(file.path, group, opened.metadata.row_group(group).num_rows, file.folders))
     units = [unit for unit in units if unit.num_rows]
     if not units:
         raise InputError(f"{path}: no rows")
@@ -120,7 +131,8 @@ def open_source(path: Path, *, key: str, vector: str, as_of: str = "") -> Vector
         id_type = key_type(pa.array([], schema.field(key).type))
     except InputError as error:
         raise InputError(f"{units[0].path}: column '{key}': {error}")
-    return VectorSource(units, key, vector, as_of, id_type, _dim(units, vector, schema.field(vector).type))
+    dim = _dim(units, vector, schema.field(vector).type)
+    return VectorSource(units, key, vector, as_of, id_type, dim, as_of_unit)
 
 
 def _dim(units: list[Unit], column: str, kind: pa.DataType) -> int:
@@ -130,21 +142,10 @@ def _dim(units: list[Unit], column: str, kind: pa.DataType) -> int:
     if pa.types.is_fixed_size_list(kind):
         return int(kind.list_size)
     for unit in units:
-        for batch in read_batches(unit.path, [column], [unit.row_group], _BATCH_ROWS):
+        for batch in read_batches(unit.path, [column], [unit.row_group], _BATCH_ROWS, folders=unit.folders):
             lengths = pc.list_value_length(batch.column(0)).drop_null()
             if len(lengths):
                 if lengths[0].as_py() == 0:
                     raise InputError(f"{unit}: column '{column}' starts with an empty vector")
                 return int(lengths[0].as_py())
     raise InputError(f"{units[0].path}: column '{column}' holds nothing but nulls")
-
-
-def _times(column: pa.Array, where: str) -> npt.NDArray[np.int64]:
-    """[B] unix milliseconds of integers (taken as such) or timestamps."""
-    if column.null_count:
-        raise InputError(f"{where} has nulls; a snapshot needs its time")
-    if pa.types.is_timestamp(column.type):
-        column = column.cast(pa.timestamp("ms", column.type.tz), safe=False).cast(pa.int64())
-    if not pa.types.is_integer(column.type):
-        raise InputError(f"{where} is {column.type}, expected unix milliseconds or timestamps")
-    return column.cast(pa.int64()).to_numpy()

@@ -9,7 +9,8 @@ import numpy as np
 
 from learn_rank.errors import InputError
 from learn_rank.progress import progress_bar
-from learn_rank.store.files import AS_OF, KEYS, OFFSETS, SEGMENT_BYTES, StoreFacts, file_segments
+from learn_rank.store.checksums import check_file
+from learn_rank.store.files import AS_OF, KEYS, OFFSETS, StoreFacts
 
 _BLOCK_KEYS = 1 << 22
 
@@ -19,18 +20,7 @@ def verify_store(version: Path) -> StoreFacts:
     facts = StoreFacts.read(version)
     with progress_bar(total=facts.num_bytes, description=f"verify {version.name}", unit="B") as bar:
         for name, recorded in facts.files.items():
-            path = version / name
-            size = path.stat().st_size if path.is_file() else -1
-            if size != recorded["size"]:
-                raise InputError(f"{path}: {max(size, 0)} bytes, expected {recorded['size']}; build the store again")
-            for (start, found), expected in zip(file_segments(path), recorded["xxh3_64"], strict=True):
-                end = min(start + SEGMENT_BYTES, size)
-                if found != expected:
-                    raise InputError(
-                        f"{path}: bytes {start} to {end - 1} are not those that were written; build the store again "
-                        "or use another version"
-                    )
-                bar.update(end - start)
+            check_file(version / name, recorded, bar.update)
     _check_order(version, facts)
     return facts
 

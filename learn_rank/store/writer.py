@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from learn_rank.artifact import write_json
+from learn_rank.durable import write_json
 from learn_rank.errors import InputError
 from learn_rank.hashing import UInt64Array, unhash_int64
 from learn_rank.progress import progress_bar
-from learn_rank.store.encoding import Encoded, EncodingError, encode, flags
+from learn_rank.store.encoding import Encoded, EncodingError, encode, flags, shortened
 from learn_rank.store.files import StoreFacts, StoreFiles, use_version
 from learn_rank.store.keys import key_type, to_keys
 from learn_rank.store.options import DTYPES
@@ -26,6 +27,7 @@ from learn_rank.store.spill import KEY, Records, Spill, num_parts
 FIRST_VERSION = "v1"
 _SPILL, _JOURNAL = "spill", "journal.json"
 _JOURNAL_SECONDS = 2.0
+_NUM_EXAMPLES = 3
 DEFAULT_MEMORY = 2 << 30
 Int64Array = npt.NDArray[np.int64]
 
@@ -124,13 +126,13 @@ class StoreWriter:
         self._record = record_type(dim, dtype, has_as_of=has_as_of)
         parts = num_parts(expected_rows * self._record.itemsize, memory_limit)
         self._journal: dict[str, Any] = {"boot": _boot_id(), "parts": parts, "units": 0, "done": 0, "sizes": None}
-        self._journal |= {"position": None, "dropped": 0, "error": [0.0, 0.0, 0.0]}
+        self._journal |= {"position": None, "dropped": 0, "error": {}, "examples": []}
         recorded = _read_journal(directory / _JOURNAL) if resume else None
         if recorded is not None and (recorded["boot"], recorded["parts"]) == (self._journal["boot"], parts):
             self._journal = recorded
         else:
             shutil.rmtree(directory / _SPILL, ignore_errors=True)
-        self._error = EncodingError(*self._journal["error"])
+        self._error = EncodingError(**self._journal["error"])
         self._spill = Spill(directory / _SPILL, self._record, parts, self._journal["sizes"])
         self._written = time.monotonic()
 
@@ -152,8 +154,9 @@ class StoreWriter:
         encoded = encode(vectors, self._dtype)
         keep = check_vectors(ids, vectors, encoded, where=where, zero_vectors=self._zero_vectors)
         self._journal["dropped"] += int(len(keys) - keep.sum())
-        if vectors.dtype != encoded.values.dtype:
-            self._error.add(vectors, encoded)
+        self._error.add(ids, vectors, encoded, keep)
+        if not self._journal["examples"]:
+            self._journal["examples"] = examples_of(ids)
         self._spill.add(fill_records(self._record, keys, encoded, as_of, unit=self.units_done)[keep])
 
     def end_unit(self) -> None:
@@ -188,9 +191,9 @@ class StoreWriter:
                 bar.update()
         facts = files.finish(
             notes={
-                "relative_error": self._error.relative,
-                "largest_error": self._error.largest,
+                **self._error.notes,
                 "num_zero_dropped": self._journal["dropped"],
+                "examples": self._journal["examples"],
             }
         )
         shutil.rmtree(self._directory / _SPILL, ignore_errors=True)
@@ -201,8 +204,7 @@ class StoreWriter:
     def _record_progress(self) -> None:
         if self._spill.in_memory:
             return
-        error = [self._error.squared_error, self._error.squared, self._error.largest]
-        self._journal |= {"sizes": self._spill.sizes, "error": error}
+        self._journal |= {"sizes": self._spill.sizes, "error": asdict(self._error)}
         write_json(self._directory / _JOURNAL, self._journal)
         self._written = time.monotonic()
 
@@ -285,11 +287,16 @@ def refuse_duplicates(
     raise InputError(f"{places}: {len(repeated)} duplicate ids, first {names[0]!r}; keep one row per id")
 
 
+def examples_of(ids: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """A few ids as people know them: a store keeps hashes."""
+    return [shortened(name) for name in ids[:_NUM_EXAMPLES].to_pylist()]
+
+
 def _read_journal(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _boot_id() -> str:
     """Changes when the machine starts: what a killed process wrote is in the page cache, a dead machine may lose it."""
     path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.is_file() else ""
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""

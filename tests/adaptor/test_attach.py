@@ -244,11 +244,12 @@ def test_an_optimizer_gets_and_gives_back_each_new_weight_once(batch: tuple[torc
     learn = attached(host)
     learn.join(optimizer)
     learn.join(optimizer)
-    added = optimizer.param_groups[1]
-    assert len(optimizer.param_groups) == 2
-    assert (added["lr"], added["weight_decay"], len(added["params"])) == (0.03, 0.1, len(list(learn.parameters())))
+    (group,) = optimizer.param_groups
+    own, added = list(host.mlp.parameters()), list(learn.parameters())
+    assert [*map(id, group["params"])] == [*map(id, own), *map(id, added)]
     (host(*batch).sum() + learn.cvr_loss(torch.ones(ROWS))).backward()
     optimizer.step()
+    assert len(optimizer.state) == len(own) + len(added)
     learn.leave(optimizer)
     assert len(optimizer.param_groups) == 1
     assert len(optimizer.state) == len(list(host.mlp.parameters()))

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from learn_rank.adaptor import LearnAdaptor, LearnFeatures, VectorTable
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
 from learn_rank.errors import InputError
+from learn_rank.publish import publish
 from learn_rank.store.reader import FrozenStore
 from learn_rank.store.writer import write_store
 from tests.ranks import run_ranks
@@ -278,3 +279,33 @@ def test_row_numbers_and_times_that_cannot_be_meant_are_refused() -> None:
         VectorTable(torch.arange(3))
     with pytest.raises(InputError, match=r"mask has shape \(2,\), expected \[3\]"):
         VectorTable(torch.randn(3, 4), mask=torch.ones(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_a_table_with_a_row_that_is_not_finite_is_refused(dtype: torch.dtype) -> None:
+    vectors = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    VectorTable(vectors)
+    VectorTable(vectors[:0])
+    for bad in ("nan", "inf", "-inf"):
+        vectors[3, 2] = vectors[7, 0] = float(bad)
+        with pytest.raises(
+            InputError, match=rf"vectors: row 3 holds {bad}, expected finite numbers \(2 of 50 rows are not"
+        ):
+            VectorTable(vectors)
+        VectorTable(vectors, (torch.arange(50) != 3) & (torch.arange(50) != 7))
+        with pytest.raises(InputError, match=rf"row 7 holds {bad}"):
+            VectorTable(vectors, torch.arange(50) != 3)
+
+
+def test_a_store_of_ones_own_that_gives_nan_spoils_no_other_row() -> None:
+    class Callable(VectorTable):
+        def lookup(self, ids: Any, before: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+            vectors, mask = super().lookup(ids)
+            return vectors.masked_fill((torch.as_tensor(ids) == 3).unsqueeze(1), float("nan")), mask
+
+    table = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    features = LearnFeatures(Callable(table), VectorTable(table), LearnAdaptor(8, 8))
+    for _ in range(2):
+        assert features(torch.arange(16), torch.arange(16)).features().isfinite().all()
+    features.eval()
+    assert features(torch.arange(3), torch.arange(3)).features().isfinite().all()

@@ -155,3 +155,51 @@ def test_a_host_in_distributed_data_parallel_is_refused_and_trains_inside_it() -
         (wrapped(X, **IDS).mean() + learn.cvr_loss(LABEL)).backward()
         assert learn.features.adaptor.cvr[0].weight.grad.abs().sum() > 0
         del wrapped
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_a_batch_of_no_rows_gives_what_the_host_alone_gives(is_training: bool) -> None:
+    class Deep(Ranker):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc2(self.fc1(x.unsqueeze(1).expand(-1, 3, -1)).relu()).sum((1, 2))
+
+    for make in (Ranker, Deep):
+        host, alone = make().train(is_training), make().train(is_training)
+        learn = attach(host, features())
+        empty = {name: ids[:0] for name, ids in IDS.items()}
+        found = host(X[:0], **empty)
+        assert found.shape == alone(X[:0]).shape == (0,)
+        (found.sum() + learn.cvr_loss(LABEL[:0])).backward()
+        before = learn.features.adaptor.user_norm.running_mean.clone()
+        assert torch.equal(learn.features.adaptor.user_norm.running_mean, before)
+        assert host(X, **IDS).isfinite().all()
+
+
+def test_a_compiled_host_is_refused_and_one_that_compiles_itself_sees_learn() -> None:
+    host = Ranker()
+    with pytest.raises(InputError, match=r"the host is a Ranker that torch\.compile has wrapped; attach to it before"):
+        attach(torch.compile(host, backend="eager"), features())
+    assert not hasattr(host, "learn")
+    host.compile(backend="eager")
+    alone = host(X)
+    learn = attach(host, features())
+    torch.testing.assert_close(host(X, **IDS), alone)
+    nn.init.normal_(learn.entries[0].weight)
+    assert not torch.allclose(host(X, **IDS), alone)
+    torch.testing.assert_close(host(X, **IDS), host.forward(X, **IDS))
+
+
+def test_a_part_that_was_compiled_and_run_is_named_at_the_first_batch() -> None:
+    class Compiled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.deep = torch.compile(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 1)), backend="eager")
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.deep(x).squeeze(1)
+
+    host = Compiled()
+    host(X)
+    attach(host, features())
+    with pytest.raises(InputError, match=r"layer 'deep\._orig_mod\.0' was not called .*attach before torch\.compile"):
+        host(X, **IDS)

@@ -185,3 +185,21 @@ def test_masks_and_rows_that_do_not_belong_together_are_refused() -> None:
 def test_an_unknown_normalization_is_refused() -> None:
     with pytest.raises(InputError, match="normalization is 'group', expected one of center, layer, batch, none"):
         LearnAdaptor(normalization="group")
+
+
+@pytest.mark.parametrize("normalization", ["center", "batch", "layer", "none"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_vector_that_is_not_finite_counts_as_missing(normalization: str, bad: float) -> None:
+    user, item = torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(0))
+    spoiled = user.clone()
+    spoiled[3, 1] = bad
+    mask = torch.arange(16) != 3
+    for dtype in (torch.float32, torch.float16, torch.float64):
+        found, expected = (LearnAdaptor(4, 4, normalization=normalization).train() for _ in range(2))
+        found.load_state_dict(expected.state_dict())
+        outputs = found(spoiled.to(dtype), item.to(dtype)), expected(user.to(dtype), item.to(dtype), mask, None)
+        for one, other in zip(*outputs, strict=True):
+            torch.testing.assert_close(one, other)
+        assert all(value.isfinite().all() for value in found.state_dict().values())
+        outputs[0].features().sum().backward()
+        assert all(weight.grad is None or weight.grad.isfinite().all() for weight in found.parameters())

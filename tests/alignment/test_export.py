@@ -12,7 +12,8 @@ import torch
 from learn_rank.alignment.export import export_items, export_users, export_users_by_time
 from learn_rank.alignment.gallery import Gallery
 from learn_rank.alignment.histories import read_histories
-from learn_rank.artifact import Manifest, publish, read_manifest
+from learn_rank.artifact import Manifest, read_manifest
+from learn_rank.publish import publish
 from learn_rank.store.reader import FrozenStore
 
 SPLITS = ("train", "validation", "test")

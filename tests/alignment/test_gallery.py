@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from learn_rank.alignment.gallery import Gallery
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
 from learn_rank.errors import InputError
+from learn_rank.publish import publish
 from learn_rank.store.reader import FrozenStore
 from learn_rank.store.writer import write_store
 

@@ -19,6 +19,7 @@ from learn_rank.distributed import Process
 from learn_rank.errors import InputError
 from learn_rank.evaluation import user_auc
 from learn_rank.store.reader import FrozenStore
+from tests.hostile import Runs
 from tests.ranks import run_ranks
 
 SMALL: dict[str, Any] = {
@@ -176,6 +177,20 @@ def test_a_run_killed_before_its_folder_is_published_trains_nothing_again(
     facts = run(planted, content, tmp_path / "align", options)
     monkeypatch.setattr(module, "_step", lambda *_: pytest.fail("a step"))
     assert run(planted, content, tmp_path / "align", options) == facts
+
+
+def test_progress_that_is_damaged_or_runs_something_is_refused(
+    planted: Path, content: FrozenStore, tmp_path: Path
+) -> None:
+    options = AlignOptions(epochs=1, **SMALL)
+    run(planted, content, tmp_path / "align", options)
+    state, marker = tmp_path / "align" / "state.pt", tmp_path / "ran"
+    saved = torch.load(state, weights_only=True)
+    for changed in ({**saved, "more": Runs(marker)}, {"progress": {"strange": 1}}, {**saved, "tower": {}}, {}):
+        torch.save(changed, state)
+        with pytest.raises(InputError, match=r"state\.pt: .*; delete it, and training starts anew"):
+            run(planted, content, tmp_path / "align", options)
+    assert not marker.exists()
 
 
 def test_validation_and_test_interactions_do_not_reach_the_weights(

@@ -14,6 +14,7 @@ from learn_rank.alignment.options import AlignOptions
 from learn_rank.alignment.trained import load_tower, load_tower_state, read_id_items, save_tower, tower_state
 from learn_rank.errors import InputError
 from learn_rank.store.reader import FrozenStore
+from tests.hostile import Runs
 
 SMALL: dict[str, Any] = {"width": 16, "num_layers": 2, "num_heads": 2, "id_dim": 8, "max_history": 10}
 TOWERS: list[dict[str, Any]] = [
@@ -58,7 +59,7 @@ def test_a_state_put_back_undoes_what_came_after_it(made: Made) -> None:
         for weight in tower.parameters():
             weight += 0.1
     assert not torch.allclose(outputs(tower, gallery), before, atol=0.1)
-    load_tower_state(tower, state)
+    load_tower_state(tower, state, path=Path("tower.pt"), remedy="")
     assert torch.equal(outputs(tower, gallery), before)
 
 
@@ -96,6 +97,38 @@ def test_ids_of_another_training_are_refused(made: Made, tmp_path: Path) -> None
     other = Gallery([], catalogue=CATALOGUE, id_items=CATALOGUE)
     with pytest.raises(InputError, match=r"trained with 31 rows of item ids, but item_ids.parquet makes 41; run"):
         load_tower(tmp_path, other, AlignOptions(**SMALL, inputs="id"))
+
+
+def test_a_tower_with_one_bit_changed_is_damaged(made: Made, tmp_path: Path) -> None:
+    tower, gallery = made({})
+    save_tower(tmp_path, tower, gallery)
+    path = tmp_path / "tower.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # of a weight
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"tower\.pt: damaged.*; run `learn-rank align` again"):
+        load_tower(tmp_path, gallery, AlignOptions(**SMALL))
+
+
+def test_a_file_of_weights_that_is_no_tower_or_runs_something_is_refused(made: Made, tmp_path: Path) -> None:
+    tower, gallery = made({})
+    save_tower(tmp_path, tower, gallery)
+    path, marker = tmp_path / "tower.pt", tmp_path / "ran"
+    saved = torch.load(path, weights_only=True)
+    for content, message in (
+        ({**saved, "more": Runs(marker)}, "damaged, or holds more than tensors and plain values"),
+        ({"weights": saved["weights"]}, "holds weights, expected content_dim"),
+        ({**saved, "weights": {}}, "does not fit this tower, which differs in"),
+        (
+            {**saved, "weights": {**saved["weights"], "more": torch.ones(1)}},
+            "does not fit this tower, which differs in 'more'",
+        ),
+        ({**saved, "weights": {name: torch.ones(1) for name in saved["weights"]}}, "does not fit this tower"),
+    ):
+        torch.save(content, path)
+        with pytest.raises(InputError, match=rf"tower\.pt: {message}.*; run `learn-rank align` again"):
+            load_tower(tmp_path, gallery, AlignOptions(**SMALL))
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize(

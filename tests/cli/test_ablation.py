@@ -151,8 +151,11 @@ def test_content_made_in_a_variants_folder_leaves_the_runs_alone_and_is_not_comp
 ) -> None:
     ablate(run, "ablate.variants=[catalogue]")
     folder = run / "ablate" / "catalogue" / "seed-0"
+    with pytest.raises(SystemExit):
+        main(["extract", f"run_dir={folder}", "encoder.dim=4"])
+    assert f"is shared with {run / 'extract'}; remove this link first" in capsys.readouterr().err
+    (folder / "extract").unlink()
     main(["extract", f"run_dir={folder}", "encoder.dim=4"])
-    assert not (folder / "extract").is_symlink()
     assert FrozenStore(run / "extract", stage="extract").dim == 16
     with pytest.raises(SystemExit):
         ablate(run, "ablate.variants=[catalogue]")

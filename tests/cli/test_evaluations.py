@@ -96,6 +96,38 @@ def test_an_ab_test_is_reported_by_segment(folder: Path, capsys: pytest.CaptureF
     assert "click" in capsys.readouterr().out
 
 
+def test_results_hold_what_they_should_and_no_scratch(folder: Path) -> None:
+    report(folder, "variant=group", "baseline=a", "treatment=b", "label=click", out="left")
+    names = ["manifest.json", "report.html", "report.json", "report.md"]
+    assert sorted(path.name for path in (folder / "left").iterdir()) == names
+    names = ["item_segments.parquet", "manifest.json", "user_segments.parquet"]
+    assert sorted(path.name for path in (folder / "segments").iterdir()) == names
+
+
+def test_the_planned_split_of_an_ab_test_can_be_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["variant=group", "baseline=a", "treatment=b", "label=click"]
+    assert report(folder, *words, out="even")["sample_ratio"]["p_value"] == 1.0
+    found = report(folder, *words, "expected_share=0.25", out="uneven")
+    assert found["sample_ratio"]["expected_share"] == 0.25
+    assert found["sample_ratio"]["p_value"] < 1e-9
+    assert "where treatment was to get 25 %" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_segments_of_an_ab_test_may_be_called_as_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    scores = pq.read_table(folder / "scores")
+    tier = np.array(["gold", "silver"])[scores["user_id"].to_numpy() % 3 // 2]
+    pq.write_table(scores.append_column("tier", pa.array(tier)), "tiers.parquet")
+    (folder / "tier").mkdir()
+    words = ["predictions=tiers.parquet", "label=click", "user_segments=tier"]
+    main(["evaluate", *words, "variant=group", "baseline=a", "treatment=b", "out=by_tier"])
+    main(["evaluate", *words, "baseline=old", "treatment=new", "out=scores_by_tier"])
+    for out in ("by_tier", "scores_by_tier"):
+        found = json.loads((folder / out / "report.json").read_text())
+        assert [one["segment"] for one in found["segments"]] == ["gold", "silver"]
+        assert found["inputs"]["user_segments"] == "column tier"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -107,6 +139,12 @@ def test_an_ab_test_is_reported_by_segment(folder: Path, capsys: pytest.CaptureF
         (["label=click", "baseline=ald", "out=x"], "did you mean 'old'"),
         (["label=click", "baseline=old", "out=x", "memory_limit=lots"], "expected a size such as"),
         (["label=click", "baseline=old", "out=x", "variant=group"], "name two of its values"),
+        (
+            ["label=click", "baseline=a", "treatment=b", "out=x", "variant=group", "expected_share=2"],
+            "expected_share is",
+        ),
+        (["label=click", "baseline=a", "treatment=b", "out=x", "variant=group", "spill_dir=gone"], "no such folder"),
+        (["label=click", "baseline=a", "treatment=z", "out=x", "variant=group"], "is never 'z'; it holds 'a'"),
     ],
 )
 def test_what_the_user_can_fix_is_one_line(

@@ -36,7 +36,7 @@ def test_a_log_of_ones_own_goes_where_it_is_told(run: Path, tmp_path: Path) -> N
     own = pq.read_table(run / "prepare" / "interactions" / "test.parquet")
     log = pa.table({"uid": own.column("user_id"), "sku": own.column("item_id"), "at": own.column("timestamp")})
     pq.write_table(log, tmp_path / "log.parquet")
-    names = ["user_id=uid", "item_id=sku", "timestamp=at", "layout=string", "columns=[sku]"]
+    names = ["user_id=uid", "item_id=sku", "timestamp=at", "timestamp_unit=ms", "layout=string", "columns=[sku]"]
     main(["export-features", f"run_dir={run}", f"log={tmp_path}/log.parquet", f"out={tmp_path}/wide", *names])
     wide = pq.read_table(tmp_path / "wide" / "log.parquet")
     assert wide.column_names == ["sku", *LEARN_COLUMNS]

@@ -1,10 +1,20 @@
 from __future__ import annotations
 
+import ast
+import errno
+import os
+import re
+from pathlib import Path
+
 import pytest
 
+import learn_rank
+from learn_rank.artifact import command_of
 from learn_rank.cli.config import config_dir, load
 from learn_rank.cli.main import _COMMANDS, main
 from learn_rank.errors import InputError
+
+PACKAGE = Path(learn_rank.__file__).parent
 
 
 def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -56,6 +66,49 @@ def test_every_recipe_in_the_configs_composes() -> None:
     assert found >= 10
 
 
+def texts(path: Path) -> list[str]:
+    """Every string of a source file; what is filled in is a word of its own."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else "{}" for part in node.values]
+            found.append("".join(map(str, parts)))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
+    return found
+
+
+def test_every_command_that_a_message_names_is_there() -> None:
+    named = {
+        match
+        for path in PACKAGE.rglob("*.py")
+        for text in texts(path)
+        for match in re.findall(r"`learn-rank ((?:store )?[\w{}-]+)", text)
+    }
+    assert len(named) > 5
+    # what is filled in is a command_of(stage) or a stage whose command has its name
+    assert {name for name in named if "{" not in name} - {"X"} <= set(_COMMANDS)
+
+
+def test_every_folder_that_is_published_has_a_command_that_makes_it() -> None:
+    stages = {
+        match
+        for path in PACKAGE.rglob("*.py")
+        for match in re.findall(r'(?:Manifest\(|stage=|STAGE = )"([\w-]+)"', path.read_text(encoding="utf-8"))
+    }
+    assert len(stages) > 8
+    assert {command_of(stage) for stage in stages} <= set(_COMMANDS)
+
+
+def test_memory_limit_says_the_same_in_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    sentences = set()
+    for command in ("prepare", "segment", "evaluate", "store build", "store refresh"):
+        main([*command.split(), "--help"])
+        (sentence,) = re.findall(r"memory_limit=\S+\n +(.+)", capsys.readouterr().out)
+        sentences.add(sentence)
+    assert len(sentences) == 1
+
+
 # Bad input
 
 
@@ -95,6 +148,28 @@ def test_a_typo_in_a_recipe_names_the_file_and_the_nearest_key(tmp_path) -> None
     path.write_text("interactions: [")
     with pytest.raises(InputError, match=r"mine\.yaml: not readable as YAML"):
         load("run", [f"dataset={path}", "run_dir=x"])
+
+
+@pytest.mark.parametrize("number", sorted(errno.errorcode))
+def test_whatever_the_operating_system_refuses_is_one_line(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from learn_rank.cli import alignment
+
+    def refused(_: object) -> None:
+        raise OSError(number, os.strerror(number), "a\nb")
+
+    monkeypatch.setattr(alignment, "align", refused)
+    assert rf"a\nb: {os.strerror(number)}" in fails(["align", "run_dir=x"], capsys)
+
+
+def test_a_run_dir_that_is_a_file_or_too_long_a_name_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    for run_dir in (tmp_path / "file", tmp_path / "file" / "x", tmp_path / ("x" * 300)):
+        assert str(run_dir)[:60] in fails(["demo", f"run_dir={run_dir}", "demo.num_interactions=1000"], capsys)
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

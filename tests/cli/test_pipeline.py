@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from learn_rank.artifact import Manifest
 from learn_rank.cli.main import main
 from tests.ranks import run_alone
 
@@ -113,11 +114,8 @@ def test_stages_that_do_not_belong_together_are_refused(run: Path, capsys: pytes
     try:
         content = json.loads(text)
         content["inputs"]["extract"] = "another"
-        from learn_rank.artifact import Manifest
-
-        fields = {name: content[name] for name in ("stage", "inputs", "options")}
-        content["fingerprint"] = Manifest(**fields).fingerprint
-        manifest.write_text(json.dumps(content))
+        made = Manifest(**{name: content[name] for name in ("stage", "inputs", "options")})
+        made.write(run / "align", content["facts"])
         with pytest.raises(SystemExit) as exit_:
             main(["export", f"run_dir={run}"])
         assert exit_.value.code == 2

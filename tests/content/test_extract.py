@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
 from learn_rank.content import extract as extraction
 from learn_rank.content.encoder import EncoderOptions
 from learn_rank.content.extract import extract
 from learn_rank.content.text import TextOptions
 from learn_rank.errors import InputError
+from learn_rank.publish import publish
 from tests.content.conftest import TEXTS, save_random, write_items
 
 torch = pytest.importorskip("torch")

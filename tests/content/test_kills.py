@@ -21,7 +21,8 @@ _ATTEMPTS = """
 import json, os, random, sys
 from pathlib import Path
 import transformers.models.llama.modeling_llama
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
+from learn_rank.publish import publish
 from learn_rank.content import catalogue, extract, huggingface, parts
 from learn_rank.content.encoder import EncoderOptions
 from learn_rank.content.text import TextOptions

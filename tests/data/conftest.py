@@ -59,7 +59,12 @@ def _recipe_of(root: Path, **changes: Any) -> DatasetRecipe:
         "name": "tiny",
         "root": str(root),
         "interactions": InteractionsSource(
-            files="log.parquet", user_id="uid", item_id="iid", timestamp="at", labels={"like": "stars >= 4"}
+            files="log.parquet",
+            user_id="uid",
+            item_id="iid",
+            timestamp="at",
+            timestamp_unit="step",
+            labels={"like": "stars >= 4"},
         ),
         "items": ItemsSource(files="items.parquet", item_id="iid", text=["title", "genres"]),
         "users": UsersSource(files="users.parquet", user_id="uid"),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learn_rank.data.dense import TRANSFORMS, DenseFeature, fit, read_dense, write_dense
+from learn_rank.data.dense import TRANSFORMS, fit, read_dense, write_dense
 from learn_rank.data.prepare import PrepareOptions, prepare
 from learn_rank.data.recipe import DatasetRecipe, DenseSource
 from learn_rank.errors import InputError
@@ -127,7 +127,7 @@ def test_prepared_columns_are_what_the_written_features_make_of_raw_values(
     }
     prepare(recipe_of(raw, dense=dense), out, PrepareOptions())
     year, stars = read_dense(out / "dense.json")
-    stars_at = {1000 * row["at"]: row["stars"] for row in pq.read_table(raw / "log.parquet").to_pylist()}
+    stars_at = {row["at"]: row["stars"] for row in pq.read_table(raw / "log.parquet").to_pylist()}
     train = pq.read_table(out / "interactions" / "train.parquet").to_pylist()
     assert stars == fit("stars", transform, [stars_at[row["timestamp"]] for row in train])
     of_item = [np.nan if one is None else float(one) for one in years]
@@ -213,14 +213,20 @@ def test_missing_values_are_refused_where_the_recipe_says_so(raw: Path, out: Pat
         prepare(recipe_of(raw, dense={"year": {"column": "items.year", "missing": "refuse"}}), out, PrepareOptions())
 
 
-def test_words_are_no_numbers(raw: Path, out: Path, recipe_of: RecipeOf) -> None:
-    set_years(raw, ["1995", "MCMLXXIX", "", "2009", "1970"])
+def test_texts_of_numbers_are_numbers_and_empty_ones_are_missing(raw: Path, out: Path, recipe_of: RecipeOf) -> None:
+    set_years(raw, ["1995", "1979.5", "", " ", "1970"])
     facts = prepare(recipe_of(raw), out, PrepareOptions())
     items = pq.read_table(raw / "log.parquet")["iid"].to_pylist()
-    assert facts["dense"]["year"]["missing"] == items.count(11) + items.count(12)
+    assert facts["dense"]["year"]["missing"] == items.count(12) + items.count(13)
     (feature,) = read_dense(out / "dense.json")
-    assert isinstance(feature, DenseFeature)
-    assert 1995 < feature.mean < 2009
+    assert 1970 < feature.mean < 1995
+
+
+def test_words_are_no_missing_numbers(raw: Path, out: Path, recipe_of: RecipeOf) -> None:
+    set_years(raw, ["1995", "MCMLXXIX", "", "n/a", "1970"])
+    said = r"items\.parquet: dense\.year = 'items\.year' is 'MCMLXXIX' in row 1, expected a number \(2 such rows\)"
+    with pytest.raises(InputError, match=said):
+        prepare(recipe_of(raw), out, PrepareOptions())
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,12 @@ def write_log(raw: Path, rows: list[tuple[int, int, int, int]]) -> None:
 
 def leave_one_out(recipe_of: RecipeOf, raw: Path, **changes: Any) -> DatasetRecipe:
     log = InteractionsSource(
-        files="log.parquet", user_id="uid", item_id="iid", timestamp="at", labels={"like": '"like"'}
+        files="log.parquet",
+        user_id="uid",
+        item_id="iid",
+        timestamp="at",
+        timestamp_unit="step",
+        labels={"like": '"like"'},
     )
     return recipe_of(raw, interactions=log, split=SplitOptions(leave_one_out=True), **changes)
 
@@ -54,9 +59,9 @@ def leave_one_out(recipe_of: RecipeOf, raw: Path, **changes: Any) -> DatasetReci
 def test_the_log_is_cut_by_time(raw: Path, out: Path, recipe_of: RecipeOf) -> None:
     facts = prepare(recipe_of(raw), out, PrepareOptions())
     times = {name: sorted(split(out, name)["timestamp"].to_pylist()) for name in SPLITS}
-    assert times["train"] == [1000 * t for t in range(100, 112)]
-    assert times["validation"] == [1000 * t for t in range(112, 116)]
-    assert times["test"] == [1000 * t for t in range(116, 120)]
+    assert times["train"] == list(range(100, 112))
+    assert times["validation"] == list(range(112, 116))
+    assert times["test"] == list(range(116, 120))
     assert facts["new_test_users"] == 1
     assert facts["new_test_items"] == 1
 
@@ -65,7 +70,7 @@ def test_rows_keep_their_ids_and_labels(raw: Path, out: Path, recipe_of: RecipeO
     prepare(recipe_of(raw), out, PrepareOptions())
     rows = {(r["timestamp"], r["user_id"], r["item_id"], r["like"]) for n in SPLITS for r in split(out, n).to_pylist()}
     log = pq.read_table(raw / "log.parquet").to_pylist()
-    assert rows == {(r["at"] * 1000, r["uid"], r["iid"], int(r["stars"] >= 4)) for r in log}
+    assert rows == {(r["at"], r["uid"], r["iid"], int(r["stars"] >= 4)) for r in log}
 
 
 def test_vocabularies_number_training_values_by_frequency_and_share_the_last_row(
@@ -251,8 +256,8 @@ def test_a_changed_log_has_another_fingerprint(raw: Path, recipe_of: RecipeOf) -
     before = raw_fingerprints(recipe_of(raw))
     rewrite(raw / "log.parquet", "stars", lambda stars: [2, *stars[1:]])
     after = raw_fingerprints(recipe_of(raw))
-    assert before["interactions/log.parquet"] != after["interactions/log.parquet"]
-    assert before["items/items.parquet"] == after["items/items.parquet"]
+    assert before["interactions"] != after["interactions"]
+    assert before["items"] == after["items"]
 
 
 # Bad input
@@ -325,8 +330,8 @@ def test_wrong_types_are_named(raw: Path, out: Path, recipe_of: RecipeOf) -> Non
     with pytest.raises(InputError, match=r"column 'uid' is DOUBLE, expected integers or strings"):
         prepare(recipe_of(raw), out, PrepareOptions())
     rewrite(raw / "log.parquet", "uid", lambda ids: [int(i) for i in ids])
-    rewrite(raw / "log.parquet", "at", lambda times: [str(t) for t in times])
-    with pytest.raises(InputError, match=r"timestamp 'at' is VARCHAR"):
+    rewrite(raw / "log.parquet", "at", lambda times: [[t] for t in times])
+    with pytest.raises(InputError, match=r"timestamp 'at' is BIGINT\[\], expected integers"):
         prepare(recipe_of(raw), out, PrepareOptions())
 
 
@@ -355,7 +360,7 @@ def test_a_text_field_that_is_no_column_or_not_sql_is_named(raw: Path, out: Path
     with pytest.raises(InputError, match=r"items\.parquet: items\.text\[0\]: no column 'titel'; did you mean 'title'"):
         prepare(recipe, out, PrepareOptions())
     recipe.items.text = ["upper(titel) AS title"]
-    with pytest.raises(InputError, match=r"items\.parquet: items\.text 'upper\(titel\)'.*titel"):
+    with pytest.raises(InputError, match=r"items\.parquet: items\.text\[0\] = 'upper\(titel\)': no column 'titel'"):
         prepare(recipe, out, PrepareOptions())
 
 
@@ -374,9 +379,9 @@ def test_an_empty_split_is_refused(raw: Path, out: Path, recipe_of: RecipeOf) ->
 @pytest.mark.parametrize(
     ("order", "message"),
     [
-        (("validation", "test", "train"), r"validation split starts at 1970-01-01 00:01:40 UTC \(100000 ms\), before"),
-        (("test", "train", "validation"), r"test split starts at 1970-01-01 00:01:40 UTC \(100000 ms\), before an"),
-        (("train", "test", "validation"), r"before an earlier split ends, at 1970-01-01 00:01:59 UTC \(119000 ms\)"),
+        (("validation", "test", "train"), r"validation split starts at 1970-01-01 00:00:00 UTC \(100 ms\), before"),
+        (("test", "train", "validation"), r"test split starts at 1970-01-01 00:00:00 UTC \(100 ms\), before an"),
+        (("train", "test", "validation"), r"before an earlier split ends, at 1970-01-01 00:00:00 UTC \(119 ms\)"),
     ],
 )
 def test_rows_evaluated_before_the_training_ends_are_refused(

@@ -30,7 +30,7 @@ LOG = InteractionsSource(
     user_id="uid",
     item_id="iid",
     timestamp="at",
-    timestamp_unit="ms",
+    timestamp_unit="step",
     labels={"like": '"like"', "view": "view"},
 )
 SPARSE = {

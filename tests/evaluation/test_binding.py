@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +47,36 @@ def test_a_name_is_a_file_if_there_is_one_and_a_column_if_not(tmp_path, monkeypa
     assert bind("kind", entity="user", columns=columns, options=SegmentOptions()).source is not None
     assert bind(None, entity="user", columns=columns, options=SegmentOptions()) == Binding("user")
     assert bind("", entity="user", columns=columns, options=SegmentOptions()) == Binding("user")
+
+
+def test_a_name_is_a_column_even_beside_a_folder_of_that_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kind").mkdir()
+    pq.write_table(_users([1], ["x"]), tmp_path / "kind" / "a.parquet")
+    columns, options = ["user_id", "kind"], SegmentOptions()
+    assert bind("kind", entity="user", columns=columns, options=options).column == "kind"
+    said = capsys.readouterr().err
+    assert said == "learn-rank: user_segments=kind: the column of that name is read, not the folder ./kind\n"
+    for folder in ("./kind", str(tmp_path / "kind"), Path("kind")):
+        assert bind(folder, entity="user", columns=columns, options=options).names == ("x", "unlisted")
+    assert bind("kind", entity="user", columns=["user_id"], options=options).source is not None
+    assert not capsys.readouterr().err
+
+
+def test_the_report_says_what_a_name_of_segments_meant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "user_kind").mkdir()
+    (tmp_path / "items").mkdir()
+    pq.write_table(_items(["r", "q", "p"], ["small", "small", "big"]), tmp_path / "items" / "a.parquet")
+    sources = _evaluate("user_kind", "items")["inputs"]
+    assert sources["user_segments"] == "column user_kind"
+    assert len(sources["item_segments"]) == 32  # a hash of the folder
+
+
+def test_a_name_that_no_file_can_have_is_refused():
+    for name in ("x" * 5000, "a\0b"):
+        with pytest.raises(InputError, match="no such file, and no such column"):
+            _evaluate(users=name)
 
 
 def test_a_name_that_is_neither_file_nor_column_is_refused():
@@ -137,7 +168,7 @@ def test_an_item_that_is_twice_in_its_file_is_refused_by_name(tmp_path):
     path = tmp_path / "items.parquet"
     pq.write_table(_items(["p", "q", "p"], ["x", "y", "x"]), path)
     for items in (path, pq.read_table(path)):
-        with pytest.raises(InputError, match="item_segments: item 'p' is there twice; an item has one segment"):
+        with pytest.raises(InputError, match=r"item_segments.*: item 'p' is there twice; an item has one segment"):
             _evaluate(None, items)
 
 

@@ -21,7 +21,7 @@ def run(tmp_path):
     def evaluate(exposures, **given) -> dict[str, Any]:
         options = {"variant": "arm", "control": "old", "treatment": "learn", "labels": ["click"], **given}
         report = evaluate_experiment(exposures, scratch=tmp_path / "scratch", **options)
-        assert not list((tmp_path / "scratch").iterdir())
+        assert not (tmp_path / "scratch").exists()
         return report
 
     return evaluate
@@ -398,3 +398,86 @@ def test_too_little_memory_says_to_raise_the_limit(run):
     log = pa.table({"user_id": users, "arm": arms, "click": np.zeros(100_000, np.int8)})
     with pytest.raises(InputError, match=r"^memory_limit=4MB is too little for DuckDB: [^\n]+; raise memory_limit$"):
         run(log, memory_limit="4MB")
+
+
+@pytest.mark.parametrize(
+    ("codes", "names"),
+    [
+        (pa.array([0] * 4 + [1] * 4), ("0", "1")),
+        (pa.array([0] * 4 + [1] * 4, pa.uint8()), ("0", "1")),
+        (pa.array([0.0] * 4 + [1.0] * 4), ("0", "1")),  # what pandas makes of integers beside nulls
+        (pa.array([False] * 4 + [True] * 4), ("false", "true")),
+        (pa.array([False] * 4 + [True] * 4), ("False", "True")),
+        (pa.array([False] * 4 + [True] * 4), ("0", "1")),
+        (pa.array(["0"] * 4 + ["1"] * 4), ("0", "1")),
+        (pa.array(["old"] * 4 + ["learn"] * 4).dictionary_encode(), ("old", "learn")),
+        (pa.array([-1] * 4 + [2**62] * 4), ("-1", str(2**62))),
+        (pa.array([0.25] * 4 + [0.5] * 4), ("0.25", "0.5")),
+    ],
+)
+@pytest.mark.parametrize("is_file", [False, True])
+def test_groups_of_any_code_are_named_as_they_are_read(run, tmp_path, codes, names, is_file):
+    log = TINY.set_column(2, "arm", codes)
+    if is_file:
+        pq.write_table(log, tmp_path / "log.parquet")
+        log = tmp_path / "log.parquet"
+    report = run(log, control=names[0], treatment=names[1])
+    assert report["overall"]["labels"]["click"]["delta"] == 0.5
+    assert report["overall"]["num_users"] == {"control": 2, "treatment": 2}
+
+
+def test_no_column_of_the_log_is_taken_for_one_of_ours(run):
+    names = [
+        "user_id", "item_id", "variant", "user_code", "item_code", "y0", "y1", "is_bad", "num", "text", "s", "shown",
+        "exposures", "cells", "users", "items", "x", "code", "id", "other_code", "other_variant", "count",
+    ]  # fmt: skip
+    rows = TINY.append_column("tier", pa.array(["p", "p", "q", "q"] * 2))
+    rows = rows.append_column("kind", pa.array(["m", "n", "m", "n", "m", "n", "n", "n"]))
+    given = {"variant": "arm", "labels": ["click"], "value": "revenue", "user_id": "user_id", "item_id": "item_id"}
+    given |= {"user_segments": "tier", "item_segments": "kind"}
+
+    def measured(options, table):
+        report = run(table, **options)
+        return [[*one["labels"].values(), one["value"]] for one in (report["overall"], *report["cells"])]
+
+    expected = measured(given, rows)
+    for role, value in given.items():
+        own = value[0] if isinstance(value, list) else value
+        for ours in set(names) - {own}:
+            renamed = {own: ours, ours: f"{ours}_"}  # where another column has the name already, it gives way
+            table = rows.rename_columns([renamed.get(name, name) for name in rows.column_names])
+            options = {key: renamed.get(one, one) if isinstance(one, str) else one for key, one in given.items()}
+            options[role] = [ours] if isinstance(value, list) else ours
+            assert measured(options, table) == expected, (role, ours)
+
+
+@pytest.mark.parametrize("amount", [1e300, 1e31, -1.0, math.inf, math.nan])
+def test_an_amount_that_cannot_be_squared_or_is_none_is_named_with_its_row(run, amount):
+    log = TINY.set_column(4, "revenue", pa.array([4.0, 0, 0, 0, 1, amount, 2, 0]))
+    with pytest.raises(InputError, match=r"column 'revenue' is .* in row 5, expected a number of 0 to 1e\+30"):
+        run(log, value="revenue")
+
+
+def test_columns_that_differ_in_case_only_are_refused(run):
+    log = TINY.append_column("ARM", pa.array(["x"] * 8))
+    with pytest.raises(InputError, match="differ in case only"):
+        run(log, user_segments="ARM")
+
+
+def test_variants_ids_and_segments_of_csv_are_text_as_it_stands(run, tmp_path):
+    log = tmp_path / "log[1]"
+    header, *rows = [
+        ",".join(map(str, row)) for row in [TINY.column_names, *zip(*TINY.to_pydict().values(), strict=True)]
+    ]
+    for day, part in ((1, rows[:3]), (2, rows[3:])):
+        (log / f"day={day}" / ".ipynb_checkpoints").mkdir(parents=True)
+        lines = "\n".join([header, *part]).replace("old", "1.1").replace("learn", "1.10").replace("a,", "007,")
+        (log / f"day={day}" / "log.csv").write_text(lines)
+        (log / f"day={day}" / ".ipynb_checkpoints" / "log-checkpoint.csv").write_text(lines)
+    users = USERS.set_column(0, "user_id", [["007", "c", "d"]])
+    found = run(log, control="1.1", treatment="1.10", value="revenue", user_segments=users, item_segments=ITEMS)
+    wanted = run(TINY, value="revenue", user_segments=USERS, item_segments=ITEMS)
+    assert (found["overall"], found["cells"]) == (wanted["overall"], wanted["cells"])
+    (log / "day=2" / "log.csv").write_text(f"{header}\n{rows[4]}\n{rows[5]}\n".replace(",1,1.0", ",2,1.0"))
+    with pytest.raises(InputError, match=r"day=2/log\.csv: column 'click' is 2(\.0)? in row 0, expected 0 or 1"):
+        run(log, control="1.1", treatment="learn")

@@ -54,7 +54,9 @@ def test_one_name_is_a_list_of_one_and_no_treatment_is_none():
         ({"label": "cart|click|buy"}, r"label .*cart\|click\|buy"),
         ({"label": "cart|"}, r"label .*cart\|"),
         ({"label": "buy|click", "value": "price"}, "evaluate.value .*label"),
-        ({"seed": -1}, "evaluate.seed is -1, expected at least 0"),
+        ({"seed": -1}, "evaluate.seed is -1, expected 0 to 4294967295"),
+        ({"reliability_bins": 10**9}, "evaluate.reliability_bins is 1000000000, expected at most 10000"),
+        ({"threads": 10**6}, "evaluate.threads is 1000000, expected at most 1024"),
     ],
 )
 def test_impossible_options_are_refused(changed, message):

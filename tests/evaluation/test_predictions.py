@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from learn_rank.errors import InputError
 from learn_rank.evaluation import EvaluateOptions, evaluate
-from learn_rank.evaluation.predictions import open_predictions, parquet_files
+from learn_rank.evaluation.predictions import open_predictions
+from learn_rank.io import parquet_files
 
 OPTIONS = EvaluateOptions("click", "a", "b", bootstrap_samples=0, auc="off", threads=2)
 
@@ -211,7 +212,7 @@ def test_a_bad_value_is_refused_with_its_column_and_row(columns, message):
 @pytest.mark.parametrize(
     ("price", "message"),
     [
-        ([1.0, 2, -0.5, 0, 0, 0], "'price', row 2 is -0.5, expected a finite amount of 0 or more"),
+        ([1.0, 2, -0.5, 0, 0, 0], "'price', row 2 is -0.5, expected an amount of 0 to 1e.30"),
         ([1.0, float("inf"), 0, 0, 0, 0], "'price', row 1 is inf"),
         ([1.0, float("nan"), 0, 0, 0, 0], "'price', row 1 is nan"),
         ([1.0, None, 0, 0, 0, 0], "'price', row 1 is null; write 0 where nothing was earned"),
@@ -264,9 +265,12 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"user_id": list("abcdef")}, r"1\.parquet: column 'user_id' is string, but int64 in the first file; cast one"),
-        ({"click": [True] * 6}, r"1\.parquet: column 'click' is bool, but int8 in the first file; cast one"),
-        ({"a": [1, 2, 3, 4, 5, 6]}, r"1\.parquet: column 'a' is int64, but float in the first file; cast one"),
+        (
+            {"user_id": list("abcdef")},
+            r"1\.parquet: column 'user_id' is string, but int64 in .*0\.parquet; write both alike",
+        ),
+        ({"click": [True] * 6}, r"1\.parquet: column 'click' is bool, but int8 in .*0\.parquet; write both alike"),
+        ({"a": [1, 2, 3, 4, 5, 6]}, r"1\.parquet: column 'a' is int64, but float in .*0\.parquet; write both alike"),
     ],
 )
 def test_files_whose_columns_have_different_types_are_refused(changed, message, tmp_path):
@@ -422,3 +426,29 @@ def test_any_table_is_evaluated_exactly_or_refused_with_a_bad_row(drawn):
         assert any(text in message for text in named), message
     else:
         assert "no rows" in message
+
+
+# ---- folders of the form key=value, and patterns
+
+
+def test_a_column_of_the_folders_may_be_a_segment_and_a_pattern_names_them_all(tmp_path):
+    users = {"a": [1, 1, 2, 2, 3, 3], "b": [11, 11, 12, 12, 13, 13]}
+    for tier, ids in users.items():
+        (tmp_path / "s[1]" / f"tier={tier}" / "_temporary").mkdir(parents=True)
+        pq.write_table(_table(user_id=ids), tmp_path / "s[1]" / f"tier={tier}" / "part.parquet")
+        pq.write_table(_table(user_id=ids), tmp_path / "s[1]" / f"tier={tier}" / "_temporary" / "part.parquet")
+    in_file = pa.concat_tables([_table(user_id=ids).append_column("tier", [[t] * 6]) for t, ids in users.items()])
+    expected = evaluate(in_file, user_segments="tier", options=OPTIONS)
+    for name in ("s[1]", "s[1]/tier=*", "s[1]/*/part.p*"):
+        found = evaluate(tmp_path / name, user_segments="tier", options=OPTIONS)
+        assert found["segments"] == expected["segments"]
+        assert [segment["segment"] for segment in found["segments"] if segment["entity"] == "user"] == ["a", "b"]
+    with pytest.raises(InputError, match="no such column in the predictions"):
+        evaluate(tmp_path / "s[1]" / "tier=a", user_segments="tier", options=OPTIONS)
+
+
+def test_csv_predictions_are_refused_with_how_to_convert_them(tmp_path):
+    (tmp_path / "scores.csv").write_text("user_id,click,a,b\n1,1,0.5,0.4\n")
+    for name in ("scores.csv", "."):
+        with pytest.raises(InputError, match=r"of CSV Parquet is made by: python -c"):
+            evaluate(tmp_path / name, options=OPTIONS)

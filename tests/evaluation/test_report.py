@@ -15,7 +15,7 @@ from learn_rank.evaluation.experiment_text import format_experiment
 from learn_rank.evaluation.figures import distribution_plot, forest_axis, forest_strip
 from learn_rank.evaluation.page import page
 from learn_rank.evaluation.readings import Reading, Row, Table
-from learn_rank.evaluation.report import format_table, write_experiment
+from learn_rank.evaluation.report import format_levels, format_table, write_experiment
 from learn_rank.evaluation.verdict import check_notes, claims, experiment_claims, experiment_standing, standing
 
 VOID_TAGS = {"meta", "br"}
@@ -381,6 +381,18 @@ def test_reports_of_almost_nothing_and_of_logits_can_be_written(generated, tmp_p
         assert ("<h2>Calibration</h2>" in html) == (found["calibration"] is not None)
 
 
+@pytest.mark.parametrize("score", [0.0, 5e-324, 1e-310, 1.0])
+@pytest.mark.parametrize("label", [0, 1])
+def test_reports_of_scores_that_say_nothing_can_be_written(tmp_path, score, label):
+    rows = {"user": np.arange(60) % 6, "click": np.arange(60) % 7 // 6 * label, "a": np.full(60, score)}
+    found = evaluate(rows, options=EvaluateOptions("click", "a", user_id="user", bootstrap_samples=0))
+    html, markdown = _write(found, tmp_path)
+    _check_html(html)
+    _check_markdown(markdown)
+    is_a_ratio = score == 1.0 or (score > 0 and label == 0)  # 8 over 60 times 1e-310 is beyond floats
+    assert found["overall"]["copc"]["baseline"] == (pytest.approx(label * 8 / 60) if is_a_ratio else None)
+
+
 def test_names_from_the_data_cannot_break_the_page(small, tmp_path):
     table = small.predictions.rename_columns(
         [
@@ -400,6 +412,69 @@ def test_names_from_the_data_cannot_break_the_page(small, tmp_path):
     assert "a&lt;b&gt;|$x$" in html
     assert not re.search(r"<(b>\||i>|u>|em>|s>|q>)", html)
     assert not re.search(r"(?<!\\)<(b|i|u|em|s|q)>", markdown)
+
+
+NASTY = {
+    "baseline": "**[x](http://evil.example)**",
+    "learn": "\x1b[31mred\x1b[0m `|` <script>alert(1)</script>",
+    "shuffled": "\u202e![](http://evil.example/p.png)\n\n# heading",
+    "click": "www.evil.example\r\x07" + "long" * 2500,
+}
+RAW = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def _check_texts(directory, text):
+    """No name is obeyed: by a terminal, by Markdown, by a browser."""
+    html, markdown = (directory / "report.html").read_text("utf-8"), (directory / "report.md").read_text("utf-8")
+    assert not any(RAW.search(one) for one in (html, markdown, text))
+    assert not re.search(r"https?://|src=|<script|<img", html.replace("http://evil.example", ""))
+    assert not re.search(r"(?<!\\)(\[x|https?://|www\.|<script|`\||\]\()|^# heading", markdown, re.MULTILINE)
+    assert max(map(len, text.split("\n"))) < 10_100
+
+
+def test_no_name_of_an_evaluation_is_obeyed(small, tmp_path):
+    table = small.predictions.rename_columns([NASTY.get(name, name) for name in small.predictions.column_names])
+    for entity, divisor in (("user", 2), ("item", 3)):
+        codes = table[f"{entity}_id"].to_numpy() % divisor
+        segments = [f"**[x](http://evil.example)**{'`' * n}\x1b]0;title\x07 |{n}" for n in codes]
+        table = table.append_column(f"{entity} \x1b[1m", pa.array(segments))
+    found = evaluate(
+        table,
+        user_segments="user \x1b[1m",
+        item_segments="item \x1b[1m",
+        options=EvaluateOptions(NASTY["click"], NASTY["baseline"], [NASTY["learn"], "mixed"], NASTY["shuffled"]),
+        facts={"**[x](http://evil.example)**": "\x1b[31m", "notes": ["# heading\n\x1b[2J[x](http://evil.example)"]},
+    )
+    html, markdown = _write(found, tmp_path)
+    _check_html(html.replace("http://", ""))
+    _check_markdown(markdown)
+    _check_texts(tmp_path, format_table(found) + format_levels(found))
+
+
+def test_no_name_of_an_experiment_is_obeyed(tmp_path):
+    users = np.arange(400)
+    control, treatment = NASTY["baseline"], NASTY["learn"]
+    table = pa.table(
+        {
+            "user_id": users,
+            "arm": np.array([control, treatment, NASTY["shuffled"]])[np.where(users < 390, users % 2, 2)],
+            NASTY["click"]: (users % 7 == 0).astype(np.int8),
+            "money \x1b[1m": np.where(users % 7 == 0, 2.0, 0.0),
+            "tier": np.array(["**[x](http://evil.example)**\x1b[1m", "a|b"])[users // 2 % 2],
+        }
+    )
+    report = evaluate_experiment(
+        table,
+        variant="arm",
+        control=control,
+        treatment=treatment,
+        labels=[NASTY["click"]],
+        value="money \x1b[1m",
+        user_segments="tier",
+        scratch=tmp_path / "scratch",
+    )
+    write_experiment(report, tmp_path)
+    _check_texts(tmp_path, format_experiment(report))
 
 
 def _row(name, *readings, num_users=100):

@@ -14,8 +14,9 @@ from deepctr_torch import models
 from deepctr_torch.inputs import DenseFeat, SparseFeat
 
 from learn_rank.adaptor import Attached, LearnFeatures
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
 from learn_rank.integrations.deepctr_torch import attach, input_matrix
+from learn_rank.publish import publish
 from learn_rank.store import FrozenStore
 from learn_rank.store.writer import write_store
 from tests.integrations.hosts import ITEM_IDS, NUM_ITEMS, NUM_USERS, USER_IDS, HostCase, Log, vectors

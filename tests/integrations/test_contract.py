@@ -16,8 +16,9 @@ from sklearn.metrics import roc_auc_score
 
 from learn_rank.adaptor import LearnFeatures
 from learn_rank.adaptor.attach import Attached
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
 from learn_rank.evaluation import EvaluateOptions, evaluate
+from learn_rank.publish import publish
 from learn_rank.store import FrozenStore
 from learn_rank.store.writer import write_store
 from tests.integrations.hosts import ITEM_IDS, USER_IDS, HostCase, Log, make_log, new_features, vectors

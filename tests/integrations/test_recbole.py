@@ -15,10 +15,11 @@ import torch
 pytest.importorskip("recbole", reason="recbole is not installed")
 
 from learn_rank.adaptor import LearnAdaptor, LearnFeatures, VectorTable, cvr_loss
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
 from learn_rank.errors import InputError
 from learn_rank.integrations import recbole
 from learn_rank.integrations.recbole import entry_layers
+from learn_rank.publish import publish
 from learn_rank.store import FrozenStore
 from learn_rank.store.writer import write_store
 from tests.integrations.cases_recbole import MODELS, SECOND, Run, build, interaction

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from learn_rank import checkpoint
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
 from learn_rank.distributed import process_group
+from learn_rank.publish import publish
 from learn_rank.ranker.inputs import open_inputs
 from learn_rank.ranker.model import build_ranker
 from learn_rank.ranker.options import RankerOptions

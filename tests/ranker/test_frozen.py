@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
 from learn_rank.distributed import process_group
 from learn_rank.errors import InputError
+from learn_rank.publish import publish
 from learn_rank.ranker.frozen import FrozenVectors, LearnVectors
 from learn_rank.ranker.options import FrozenOptions
 from learn_rank.store.reader import FrozenStore
@@ -168,3 +171,71 @@ def test_stores_of_different_towers_are_refused(tmp_path: Path, write_export) ->
 def test_a_missing_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="item: not there or not finished; run `learn-rank export` first"):
         FrozenVectors(tmp_path, num_folds=0)
+
+
+# Own vectors
+
+
+def write_own(folder: Path, ids: list, *, source: str) -> None:
+    with publish(folder, Manifest("store", {"input": source}, {})) as (work, facts):
+        facts.update(write_store(work, pa.array(ids), constant([0.5] * len(ids))))
+
+
+def write_counts(prepared: Path, users: list, items: list) -> None:
+    """Tables of counts in which the n-th id came up n + 1 times."""
+    for name, ids in (("user", users), ("item", items)):
+        table = pa.table({f"{name}_id": pa.array(ids), "num_interactions": np.arange(len(ids)) + 1})
+        prepared.mkdir(exist_ok=True)
+        pq.write_table(table, prepared / f"{name}_counts.parquet", row_group_size=7)
+
+
+def test_own_stores_of_two_files_and_one_beside_an_export_belong_together(tmp_path: Path, write_export) -> None:
+    write_own(tmp_path / "item", [1, 2], source="items")
+    write_own(tmp_path / "user", [7, 8], source="users")
+    assert look(FrozenVectors(tmp_path, num_folds=0), [8, 9], [1, 2], [0, 0]).user_mask.tolist() == [True, False]
+    shutil.rmtree(tmp_path / "item")
+    write_export(tmp_path / "item", [1, 2], constant([0.1, 0.2]))
+    FrozenVectors(tmp_path, num_folds=0)
+    write_export(tmp_path / "user_without_fold_0", [7], constant([1]))
+    with pytest.raises(InputError, match="user_without_fold_0: made by 'export', but user by 'store'"):
+        FrozenVectors(tmp_path, num_folds=1)
+
+
+@pytest.mark.parametrize(
+    ("users", "message"),
+    [
+        (["U1", "U2", "U3"], "user: has vectors for 0.00% of the training rows, by user_id; its ids are string like "
+                             "'U1', 'U2', 'U3', those of the log like 'u0', 'u1', 'u2'; build it with the log's ids"),
+        ([1, 2], "user: its ids are int64 like 1, 2, but user_id in .*user_counts.parquet is string like 'u0', 'u1'"),
+    ],
+)  # fmt: skip
+def test_own_vectors_that_match_no_id_of_the_log_are_refused_with_ids_of_both(
+    tmp_path: Path, users: list, message: str
+) -> None:
+    write_counts(tmp_path / "prepare", [f"u{n}" for n in range(40)], list(range(40)))
+    write_own(tmp_path / "item", list(range(40)), source="items")
+    write_own(tmp_path / "user", users, source="users")
+    with pytest.raises(InputError, match=message):
+        FrozenVectors(tmp_path, num_folds=0).check_matches(tmp_path / "prepare")
+
+
+def test_own_vectors_that_match_few_rows_are_said_and_those_that_match_most_are_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_counts(tmp_path / "prepare", list(range(40)), list(range(40)))
+    write_own(tmp_path / "item", list(range(40)), source="items")
+    write_own(tmp_path / "user", [39, 100], source="users")  # 40 of 820 rows
+    FrozenVectors(tmp_path, num_folds=0).check_matches(tmp_path / "prepare")
+    said = capsys.readouterr().err
+    assert "user: has vectors for 4.88% of the training rows, by user_id" in said
+    assert "item:" not in said
+
+
+def test_an_export_leaves_out_whom_it_must_and_nothing_is_said(
+    tmp_path: Path, write_export, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_counts(tmp_path / "prepare", list(range(40)), list(range(40)))
+    write_export(tmp_path / "item", [1], constant([0.5]))
+    write_export(tmp_path / "user", [99], constant([0.5]))
+    FrozenVectors(tmp_path, num_folds=0).check_matches(tmp_path / "prepare")
+    assert not capsys.readouterr().err

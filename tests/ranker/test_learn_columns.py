@@ -12,15 +12,18 @@ import pytest
 import torch
 
 from learn_rank.adaptor import AdaptorOutput, LearnAdaptor
+from learn_rank.artifact import Manifest
 from learn_rank.errors import InputError
+from learn_rank.publish import publish
 from learn_rank.ranker.inputs import open_inputs
 from learn_rank.ranker.learn_columns import write_learn_columns
 from learn_rank.ranker.model import load_adaptor
 from learn_rank.ranker.options import LearnColumnsOptions
 from learn_rank.ranker.predict import predict, trained_options
 from learn_rank.ranker.train import RankerOptions, train
-from learn_rank.schema import LEARN_COLUMNS
+from learn_rank.schema import LEARN_COLUMNS, FeatureSet
 from learn_rank.store import FrozenStore
+from learn_rank.store.writer import write_store
 
 
 def write(log, directory: Path | None, out: Path, source: Path | None = None, **options: Any) -> dict[str, Any]:
@@ -108,6 +111,37 @@ def test_a_users_log_of_other_names_and_times_gets_the_vectors_of_its_times(
     expected = pq.read_table(tmp_path / "own" / "test.parquet")
     for name in LEARN_COLUMNS:
         np.testing.assert_array_equal(vectors_of(found, name), vectors_of(expected, name))
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us"])
+def test_integer_times_are_seconds_unless_it_is_said_and_another_unit_is_refused(tmp_path: Path, unit: str) -> None:
+    now, scale = 1_700_000_000, {"s": 1, "ms": 10**3, "us": 10**6}[unit]
+    for name, times in (("user", np.array([now - 10, now + 10]) * 1000), ("item", None)):
+        with publish(tmp_path / "export" / name, Manifest("store", {}, {})) as (work, facts):
+            vectors = np.array([[1.0], [2.0]]) if times is not None else np.array([[3.0]])
+            facts.update(write_store(work, pa.array([7, 7] if times is not None else [5]), vectors, as_of=times))
+    (tmp_path / "prepare").mkdir()
+    FeatureSet((), (), ("click",), "click", "click", "click", has_value=False, num_folds=0).write(
+        tmp_path / "prepare" / "features.json"
+    )
+    for name, value in (("user", 7), ("item", 5)):
+        counts = pa.table({f"{name}_id": [value], "num_interactions": [1]})
+        pq.write_table(counts, tmp_path / "prepare" / f"{name}_counts.parquet")
+    times = np.array([now - 20, now, now + 20]) * scale
+    log = tmp_path / "log.parquet"
+    pq.write_table(pa.table({"user_id": [7] * 3, "item_id": [5] * 3, "timestamp": times}), log)
+
+    def write_unit(name: str, **options: str) -> list[float]:
+        chosen = LearnColumnsOptions(values="frozen", **options)
+        write_learn_columns(log, tmp_path / "prepare", tmp_path / "export", None, tmp_path / name, chosen)
+        return vectors_of(pq.read_table(tmp_path / name / "log.parquet"), "learn_user")[:, 0].tolist()
+
+    assert write_unit("said", timestamp_unit=unit) == [0, 1, 2]
+    if unit == "s":
+        assert write_unit("default") == [0, 1, 2]
+    else:
+        with pytest.raises(InputError, match=f"column 'timestamp', row 0 is .*: set timestamp_unit to {unit}"):
+            write_unit("default")
 
 
 def as_times(milliseconds: pa.ChunkedArray) -> pa.ChunkedArray:

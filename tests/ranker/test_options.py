@@ -48,7 +48,7 @@ def test_options_are_a_structured_config() -> None:
         ({"cvr_loss_weight": -1.0}, "cvr_loss_weight is -1.0, expected at least 0"),
         ({"hidden_dims": []}, "hidden_dims is .*one or more positive widths"),
         ({"dropout": 1.0}, "dropout is 1.0"),
-        ({"shuffle_seed": -1}, "shuffle_seed is -1, expected at least 0"),
+        ({"shuffle_seed": -1}, "ranker.shuffle_seed is -1, expected 0 to 4294967295"),
     ],
 )
 def test_a_wrong_option_is_refused(change: dict, message: str) -> None:

@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemReader
 
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
 from learn_rank.distributed import process_group
 from learn_rank.errors import InputError
+from learn_rank.publish import publish
 from learn_rank.ranker import plan
 from learn_rank.ranker.options import FrozenOptions
 from learn_rank.ranker.placement import place

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from learn_rank.distributed import process_group
+from learn_rank.distributed import Process, process_group
 from learn_rank.errors import InputError
 from learn_rank.ranker.batch import BatchReader, RankerBatch
 from learn_rank.ranker.inputs import open_inputs
@@ -17,11 +17,28 @@ from learn_rank.ranker.model import build_ranker
 from learn_rank.ranker.options import CLICK, ESMM, RankerOptions
 from learn_rank.ranker.predict import predict
 from learn_rank.ranker.sharding import shard
-from learn_rank.ranker.step import DivergedError, train_step
+from learn_rank.ranker.step import DivergedError, open_reader, rows_per_rank, train_step
 from learn_rank.ranker.tasks import Sampling, task_logits, task_losses
 from learn_rank.ranker.train import train
 
 OPTIONS = RankerOptions(use_learn=False, hidden_dims=[8], embedding_dim=8, batch_size=512)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "world_size", "taken"), [(512, 2, 512), (512, 3, 513), (511, 3, 510), (1, 3, 3), (100, 8, 104)]
+)
+def test_a_batch_that_ranks_cannot_share_is_the_nearest_that_they_can(
+    log, capsys: pytest.CaptureFixture[str], batch_size: int, world_size: int, taken: int
+) -> None:
+    options = replace(OPTIONS, batch_size=batch_size)
+    inputs = open_inputs(log.prepared, None, options)
+    assert rows_per_rank(batch_size, world_size) * world_size == taken
+    for split in ("train", "validation"):
+        for rank in range(world_size):
+            process = Process(rank, world_size, world_size, torch.device("cpu"))
+            open_reader(inputs, split, options, process)
+    said = f"batch_size is {batch_size}, which {world_size} ranks cannot share: it is taken as {taken}"
+    assert capsys.readouterr().err.count(said) == (taken != batch_size)
 
 
 def stepped(log, options: RankerOptions) -> tuple[float, float, dict[str, torch.Tensor]]:

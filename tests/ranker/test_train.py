@@ -18,8 +18,8 @@ from sklearn.metrics import roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from learn_rank import checkpoint
-from learn_rank.artifact import file_fingerprint
 from learn_rank.errors import InputError
+from learn_rank.fingerprints import file_fingerprint
 from learn_rank.ranker.inputs import open_inputs
 from learn_rank.ranker.predict import predict
 from learn_rank.ranker.train import RankerOptions, train

@@ -185,7 +185,8 @@ def test_an_earlier_ranker_of_another_kind_is_refused(days, tmp_path: Path, feat
     replace(features, dense=()).write(other / "prepare" / "features.json")
     assert f"the dense features of {first / 'prepare'} are age, and here none" in refused(going_on(first), other)
     genres = replace(features.sparse[2], num_embeddings=9)
-    replace(features, sparse=(*features.sparse[:2], genres)).write(other / "prepare" / "features.json")
+    users = FeatureSet.read(second / "prepare" / "features.json").sparse[0]
+    replace(features, sparse=(users, features.sparse[1], genres)).write(other / "prepare" / "features.json")
     assert "'genres' is hashed into 8 buckets, and into 4 in" in refused(going_on(first), other)
 
 

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
 from learn_rank.cli.main import main
+from learn_rank.publish import publish
 from learn_rank.store.writer import write_store
 
 NUM_USERS, NUM_ITEMS, NUM_ROWS, DIM = 40, 30, 1500, 8
@@ -23,7 +24,7 @@ interactions:
   user_id: uid
   item_id: iid
   timestamp: at
-  timestamp_unit: ms
+  timestamp_unit: step
   labels: {click: click, buy: buy}
 items: {files: items.parquet, item_id: iid}
 users: {files: users.parquet, user_id: uid}

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,7 @@ def test_a_history_is_of_all_sequences_or_by_name_and_its_newest_are_kept(din: A
         ({"context": {"tap": 1}}, "context: no feature 'tap'; did you mean 'tab'?"),
         ({"context": {"age": 31}}, "context: 'age' is a feature of the user; give it in user"),
         ({"user": {"brand": "b1"}}, "user: 'brand' is a feature of the item; give it in items"),
-        ({"user": {"city": ["Lyon"]}}, "feature 'city' is a list"),
+        ({"user": {"city": ["Lyon"]}}, "feature 'city' was VARCHAR in the log, but ['Lyon'] came, a list"),
         ({"items": {"item 9": {"brand": "b1"}}}, "items: 'item 9' is none of the item_ids"),
         ({"items": {"item 1": {"brant": "b1"}}}, "items: no feature 'brant'; did you mean 'brand'?"),
         ({"item_ids": [17]}, "keys are string, but the ids asked for are int64"),
@@ -211,3 +212,21 @@ def test_what_cannot_be_looked_up_is_refused_in_one_line(single: Any, request_: 
     with pytest.raises(InputError, match=re.escape(message)) as error:
         scorer.score(**{"user_id": 5, "item_ids": ["item 1"], **request_})
     assert "\n" not in str(error.value)
+
+
+def test_a_value_of_another_type_scores_as_the_one_of_the_log_that_it_equals(single: Any) -> None:
+    scorer = Scorer(single.model("learn"))
+    scores = {tab: scorer.score(5, ["item 1"], context={"tab": tab}) for tab in (1, 2, None)}
+    assert len({float(one[0]) for one in scores.values()}) == 3
+    for value in (1.0, True, "1", "1 ", np.int64(1), np.float32(1), Decimal("1.0")):
+        np.testing.assert_array_equal(scorer.score(5, ["item 1"], context={"tab": value}), scores[1])
+    np.testing.assert_array_equal(scorer.score(5, ["item 1"], context={"tab": float("nan")}), scores[None])
+    for value in (1.5, "one", b"1"):
+        with pytest.raises(InputError, match="feature 'tab' was BIGINT in the log, but"):
+            scorer.score(5, ["item 1"], context={"tab": value})
+
+
+@pytest.mark.parametrize("user_id", [5.0, True, b"5", "5", Decimal(5), [5]])
+def test_an_id_of_another_type_is_refused(single: Any, user_id: Any) -> None:
+    with pytest.raises(InputError, match=r"ids"):
+        Scorer(single.model("learn")).score(user_id, ["item 1"])

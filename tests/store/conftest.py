@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
+from learn_rank.publish import publish
 from learn_rank.store.build import build_store
 from learn_rank.store.options import StoreOptions
 from learn_rank.store.source import open_source
@@ -43,8 +44,8 @@ def _write_vectors(
 def _build(source: Path, out: Path, **options: Any) -> Path:
     """A published store of a file or folder, as `learn-rank store build` makes it."""
     chosen = StoreOptions(**options)
-    opened = open_source(source, key=chosen.key, vector=chosen.vector, as_of=chosen.as_of)
-    with publish(out, Manifest("store", {}, {}), is_resumable=True) as (work, facts):
+    opened = open_source(source, key=chosen.key, vector=chosen.vector, as_of=chosen.as_of, as_of_unit=chosen.as_of_unit)
+    with publish(out, Manifest("store", {}, {}), is_resumable=True, keeps_refused=False) as (work, facts):
         facts.update(build_store(opened, work, chosen))
     return out
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
@@ -61,6 +63,26 @@ def test_none_asked_is_an_answer() -> None:
     assert len(asked_ids([])) == 0
 
 
+def test_times_of_any_unit_and_zone_are_milliseconds_rounded_down() -> None:
+    expected = [1_700_000_000_000, 1_700_000_060_001]
+    nanoseconds = np.array([1_700_000_000_000_999_999, 1_700_000_060_001_000_000])
+    moments = nanoseconds.astype("M8[ns]")
+    zone = timezone(timedelta(hours=9))
+    for given in (
+        moments,
+        moments.astype("M8[us]"),
+        pa.array(moments),
+        pa.chunked_array([pa.array(nanoseconds, pa.timestamp("ns", "Asia/Tokyo"))]),
+        pd.Series(moments),
+        pd.Series(moments).dt.tz_localize("UTC").dt.tz_convert("Asia/Tokyo"),
+        [datetime.fromtimestamp(time / 1000, zone) for time in expected],
+        torch.tensor(expected),
+        expected,
+    ):
+        assert asked_times(given, 2).tolist() == expected
+    assert asked_times(np.array(["2023-11-14T22:13"], "M8[m]"), 1).tolist() == [1_699_999_980_000]
+
+
 # Bad input
 
 
@@ -88,8 +110,9 @@ def test_what_is_neither_integers_nor_strings_is_refused(ids: Any, what: str) ->
 def test_times_that_are_not_one_integer_per_id_are_refused() -> None:
     with pytest.raises(InputError, match="before is float64, expected int64: unix milliseconds"):
         asked_times([1.0, 2.0], 2)
-    with pytest.raises(InputError, match=r"before is datetime64\[s\], expected int64"):
-        asked_times(np.array([1, 2], "M8[s]"), 2)
+    for missing in (np.array(["2023-11-14", "NaT"], "M8[s]"), [None, datetime(2023, 11, 14)]):
+        with pytest.raises(InputError, match="before holds 1 missing times, expected one for each id"):
+            asked_times(missing, 2)
     with pytest.raises(InputError, match=r"before has shape \(1,\) for 2 ids, expected one for each"):
         asked_times([1], 2)
     with pytest.raises(InputError, match="positions is <U1, expected int64: row numbers of the vocabulary"):

@@ -23,6 +23,7 @@ from learn_rank.store.verify import verify_store
 
 Write, Build = Callable[..., Path], Callable[..., Path]
 DIM = 6
+NOW = 1_700_000_000_000  # unix milliseconds
 
 
 def found(store: FrozenStore, ids: list, before: list | None = None) -> np.ndarray:
@@ -65,12 +66,47 @@ def test_int8_keeps_a_row_to_half_a_step_of_its_own_scale(tmp_path: Path, write_
 
 
 def test_the_newest_snapshot_strictly_before_is_found(tmp_path: Path, write_vectors: Write, build: Build) -> None:
-    times = pa.array([5, 9, 4, 20], pa.timestamp("ms"))
+    times = pa.array([NOW + 5, NOW + 9, NOW + 4, NOW + 20], pa.timestamp("ms"))
     source = write_vectors(tmp_path / "a.parquet", [7, 3, 3, 3], [[75.0], [39.0], [34.0], [32.0]], as_of=times)
     store = FrozenStore(build(source, tmp_path / "s", as_of="as_of"))
     asked = [(3, 4), (3, 5), (3, 9), (3, 10), (3, 21), (7, 5), (7, 6), (8, 100)]
-    got = found(store, [user for user, _ in asked], [time for _, time in asked])
+    got = found(store, [user for user, _ in asked], [NOW + time for _, time in asked])
     assert got[:, 0].tolist() == [0, 34, 34, 39, 32, 0, 75, 0]
+
+
+@pytest.mark.parametrize(("unit", "scale"), [("s", 1), ("ms", 10**3), ("us", 10**6), ("ns", 10**9)])
+def test_snapshot_times_of_any_unit_are_kept_as_milliseconds(
+    tmp_path: Path, write_vectors: Write, build: Build, unit: str, scale: int
+) -> None:
+    seconds = 1_700_000_000
+    for number, times in enumerate(
+        [pa.array([seconds * scale]), pa.array([seconds * scale], pa.timestamp(unit, "Asia/Tokyo"))]
+    ):
+        source = write_vectors(tmp_path / f"{number}.parquet", [7], [[1.0]], as_of=times)
+        folder = build(source, tmp_path / f"s{number}", as_of="as_of", as_of_unit=unit)
+        assert np.fromfile(folder / "v1" / "as_of.i64", np.int64).tolist() == [seconds * 1000]
+
+
+def test_the_worst_row_of_float16_is_said_where_the_mean_hides_it(
+    tmp_path: Path, write_vectors: Write, build: Build, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vectors = np.random.default_rng(0).normal(size=(200, DIM))
+    small = 0.5 + np.arange(DIM) % 2 * 0.9  # of the smallest numbers of float16, 2^-24: kept as 0 or 1, and as 1
+    vectors[7] = small * 2.0**-24
+    source = write_vectors(tmp_path / "a.parquet", range(100, 300), vectors)
+    notes = StoreFacts.read(build(source, tmp_path / "s") / "v1").notes
+    kept = vectors[7].astype(np.float32).astype(np.float16).astype(np.float64)
+    expected = np.linalg.norm(kept - vectors[7]) / np.linalg.norm(vectors[7])
+    assert expected > 0.3
+    assert notes["worst_row_error"] == pytest.approx(expected, rel=1e-5)
+    assert notes["worst_row_id"] == 107
+    assert notes["relative_error"] < 1e-3
+    assert "float16 loses" in (said := capsys.readouterr().err)
+    assert "of the vector of item_id 107" in said
+    assert "dtype=float32 keeps every bit" in said
+    notes = StoreFacts.read(build(source, tmp_path / "exact", dtype="float32") / "v1").notes
+    assert (notes["worst_row_error"], notes["worst_row_id"]) == (0, None)
+    assert "loses" not in capsys.readouterr().err
 
 
 # Laws
@@ -86,6 +122,7 @@ def test_order_files_and_memory_do_not_change_a_bit(
         pairs = pairs[np.unique(pairs[:, 0], return_index=True)[1]]
     vectors = rng.normal(size=(len(pairs), DIM))
     options = {"as_of": "as_of"} if as_of else {}
+    pairs += [0, NOW]
     whole = write_vectors(tmp_path / "whole.parquet", pairs[:, 0], vectors, as_of=pairs[:, 1])
     in_memory = build(whole, tmp_path / "memory", **options)
     monkeypatch.setattr(spill, "_PART_BYTES", 2000)
@@ -163,7 +200,8 @@ def test_a_killed_build_goes_on_and_ends_with_the_same_bits(tmp_path: Path, writ
 def refused(source: Path, out: Path, build: Build, message: str, **options: str) -> None:
     with pytest.raises(InputError, match=message):
         build(source, out, **options)
-    assert not out.exists()
+    left = {path.name for path in out.parent.iterdir() if path.name.removeprefix(".").startswith(out.name)}
+    assert left <= {f".{out.name}.lock"}
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e6])
@@ -235,6 +273,29 @@ def test_nulls_are_named(tmp_path: Path, write_vectors: Write, build: Build) -> 
     refused(source, tmp_path / "s", build, r"row group 0: column 'embedding' has nulls inside a vector")
     source = write_vectors(tmp_path / "d.parquet", [1, 2], [[1.0], [1.0]], as_of=[1, None])
     refused(source, tmp_path / "s", build, r"column 'as_of' has nulls", as_of="as_of")
+
+
+@pytest.mark.parametrize(
+    ("time", "message"),
+    [
+        (1_700_000_000, "row 1 is 1700000000, the year 1970 in ms, .* as s it is 2023-11-14: set as_of_unit to s"),
+        (1_700_000_000_000_000, "row 1 is .* as us it is 2023-11-14: set as_of_unit to us"),
+        (20231114, "row 1 is 20231114, .* looks like a date written as digits"),
+        (-1, "row 1 is -1, .* expected 1990 to"),
+        ((1 << 63) - 1, "row 1 is .* expected 1990 to"),
+    ],
+)
+def test_a_snapshot_time_of_another_unit_is_refused_with_the_unit_that_fits(
+    tmp_path: Path, write_vectors: Write, build: Build, time: int, message: str
+) -> None:
+    source = write_vectors(tmp_path / "a.parquet", [1, 2], [[1.0], [2.0]], as_of=[NOW, time])
+    refused(source, tmp_path / "s", build, rf"a\.parquet, row group 0: column 'as_of', {message}", as_of="as_of")
+
+
+def test_times_that_are_steps_are_kept_as_they_are(tmp_path: Path, write_vectors: Write, build: Build) -> None:
+    source = write_vectors(tmp_path / "a.parquet", [1, 1], [[1.0], [2.0]], as_of=[3, 8])
+    store = FrozenStore(build(source, tmp_path / "s", as_of="as_of", as_of_unit="step"))
+    assert found(store, [1, 1, 1], [3, 4, 9])[:, 0].tolist() == [0, 1, 2]
 
 
 def test_columns_of_other_types_and_files_that_disagree_are_named(

@@ -27,9 +27,10 @@ from torchrec.quant.embedding_modules import EmbeddingBagCollection as QuantEmbe
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from learn_rank.adaptor import LearnAdaptor
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
 from learn_rank.distributed import process_group
 from learn_rank.errors import InputError
+from learn_rank.publish import publish
 from learn_rank.store.guard import assert_frozen
 from learn_rank.store.reader import FrozenStore
 from learn_rank.store.writer import write_store

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,23 +10,36 @@ import pyarrow as pa
 import pytest
 import torch
 
-from learn_rank.artifact import lock
+from learn_rank.durable import lock
 from learn_rank.errors import InputError
 from learn_rank.store import spill
 from learn_rank.store.files import StoreFacts, current_version, versions
 from learn_rank.store.options import StoreOptions
 from learn_rank.store.reader import FrozenStore
-from learn_rank.store.refresh import drop_version, refresh_store, switch_version
+from learn_rank.store.refresh import Refreshed, drop_version, refresh_store, switch_version
 from learn_rank.store.source import open_source
 from learn_rank.store.verify import verify_store
 
 Write, Build = Callable[..., Path], Callable[..., Path]
+NOW = 1_700_000_000_000  # unix milliseconds
+
+
+def refreshed(store: Path, delta: Path, **options: str) -> Refreshed:
+    chosen = StoreOptions(**options)
+    source = open_source(delta, key=chosen.key, vector=chosen.vector, as_of=chosen.as_of, as_of_unit=chosen.as_of_unit)
+    return refresh_store(store, source, chosen)
 
 
 def refresh(store: Path, delta: Path, **options: str) -> StoreFacts:
-    chosen = StoreOptions(**options)
-    source = open_source(delta, key=chosen.key, vector=chosen.vector, as_of=chosen.as_of)
-    return refresh_store(store, source, chosen)
+    return refreshed(store, delta, **options).facts
+
+
+def later(*milliseconds: int) -> list[int]:
+    return [NOW + time for time in milliseconds]
+
+
+def counted(facts: StoreFacts) -> dict[str, int]:
+    return {name: facts.notes[name] for name in ("added", "changed", "removed")}
 
 
 def values(store: FrozenStore, ids: list, before: int | None = None) -> list[float]:
@@ -49,7 +59,7 @@ def test_changed_added_and_removed_ids(tmp_path: Path, base: Path, write_vectors
     old = FrozenStore(base)
     delta = write_vectors(tmp_path / "d.parquet", [2, 9, 3], [[20.0], [9.0], None])
     facts = refresh(base, delta)
-    assert facts.notes == {"added": 1, "changed": 1, "removed": 1}
+    assert counted(facts) == {"added": 1, "changed": 1, "removed": 1}
     assert facts.parent == old.fingerprint
     new = FrozenStore(base)
     assert values(new, [1, 2, 3, 9]) == [1, 20, 0, 9]
@@ -60,12 +70,12 @@ def test_changed_added_and_removed_ids(tmp_path: Path, base: Path, write_vectors
 
 
 def test_snapshots_are_added_changed_and_removed_one_by_one(tmp_path: Path, write_vectors: Write, build: Build) -> None:
-    source = write_vectors(tmp_path / "a.parquet", [1, 1, 2], [[10.0], [11.0], [20.0]], as_of=[5, 8, 5])
+    source = write_vectors(tmp_path / "a.parquet", [1, 1, 2], [[10.0], [11.0], [20.0]], as_of=later(5, 8, 5))
     store = build(source, tmp_path / "s", as_of="as_of")
-    delta = write_vectors(tmp_path / "d.parquet", [1, 1, 2, 3], [[12.0], None, [21.0], [30.0]], as_of=[9, 8, 5, 1])
-    assert refresh(store, delta, as_of="as_of").notes == {"added": 2, "changed": 1, "removed": 1}
+    delta = write_vectors(tmp_path / "d.parquet", [1, 1, 2, 3], [[12.0], None, [21.0], [30.0]], as_of=later(9, 8, 5, 1))
+    assert counted(refresh(store, delta, as_of="as_of")) == {"added": 2, "changed": 1, "removed": 1}
     new = FrozenStore(store)
-    assert [values(new, [1, 2, 3], before) for before in (5, 9, 10)] == [[0, 0, 30], [10, 21, 30], [12, 21, 30]]
+    assert [values(new, [1, 2, 3], before) for before in later(5, 9, 10)] == [[0, 0, 30], [10, 21, 30], [12, 21, 30]]
 
 
 def test_a_version_is_used_until_another_is_and_dropped_on_request(
@@ -102,7 +112,7 @@ def test_a_refreshed_store_equals_one_built_from_the_result(
     def write(name: str, pairs: np.ndarray, removed: int = 0) -> Path:
         rows = [vectors[tuple(pair)] for pair in pairs]
         rows[:removed] = [None] * removed
-        return write_vectors(tmp_path / name, pairs[:, 0], rows, as_of=pairs[:, 1], row_group_size=97)
+        return write_vectors(tmp_path / name, pairs[:, 0], rows, as_of=NOW + pairs[:, 1], row_group_size=97)
 
     store = build(write("base.parquet", pool[:half]), tmp_path / "s", as_of=as_of, dtype=dtype)
     changed, removed = pool[20:60], pool[:20]
@@ -112,37 +122,49 @@ def test_a_refreshed_store_equals_one_built_from_the_result(
     facts = refresh(store, write("delta.parquet", delta, removed=20), as_of=as_of, dtype=dtype)
     expected = build(write("all.parquet", pool[20:]), tmp_path / "expected", as_of=as_of, dtype=dtype)
     assert facts.fingerprint == StoreFacts.read(expected / "v1").fingerprint
-    assert facts.notes == {"added": len(pool) - half, "changed": 40, "removed": 20}
+    assert counted(facts) == {"added": len(pool) - half, "changed": 40, "removed": 20}
 
 
-_REFRESHES = """
-import sys
-from learn_rank.store import spill
-from learn_rank.cli.main import main
-from tests.kills import die_when
-spill._PART_BYTES = 1 << 12
-death, *arguments = sys.argv[1:]
-die_when(lambda event, about: event == "open" and str(about[0]).endswith(".refresh/rows.bin"), times=int(death))
-main(["store", "refresh", *arguments])
-"""
+@pytest.mark.parametrize("removed", [False, True])
+def test_the_same_delta_again_makes_no_other_version(
+    tmp_path: Path, base: Path, write_vectors: Write, removed: bool
+) -> None:
+    delta = write_vectors(tmp_path / "d.parquet", [2, 9], [None if removed else [20.0], [9.0]])
+    made = refreshed(base, delta)
+    assert made.is_new
+    again = refreshed(base, delta)
+    assert (again.version, again.facts, again.is_new) == ("v2", made.facts, False)
+    assert versions(base) == ["v1", "v2"]
+    other = write_vectors(tmp_path / "e.parquet", [1], [[10.0]])
+    assert refreshed(base, other).version == "v3"
+    switch_version(base, "v1")
+    assert refreshed(base, delta) == again  # of v1 and this delta it is there, as after a kill before it was used
+    assert current_version(base) == "v2"
 
 
-def test_a_killed_refresh_leaves_the_store_as_it_was(tmp_path: Path, write_vectors: Write, build: Build) -> None:
-    ids = np.arange(3000)
-    store = build(write_vectors(tmp_path / "a.parquet", ids, ids[:, None] + 1.0), tmp_path / "s", dtype="float32")
-    delta = write_vectors(tmp_path / "d.parquet", ids[::2], -ids[::2, None] - 1.0)
+def test_a_version_that_is_gone_is_dropped_again_without_an_error_and_its_number_is_not_given_again(
+    tmp_path: Path, base: Path, write_vectors: Write
+) -> None:
+    for number in (1, 2):
+        refresh(base, write_vectors(tmp_path / f"{number}.parquet", [1], [[float(number)]]))
+    switch_version(base, "v1")
+    assert drop_version(base, "v3")
+    assert not drop_version(base, "v3")
+    assert versions(base) == ["v1", "v2"]
+    assert refreshed(base, write_vectors(tmp_path / "3.parquet", [1], [[3.0]])).version == "v4"
+    with pytest.raises(InputError, match="no version 'v5'; it has v1, v2, v4"):
+        drop_version(base, "v5")
 
-    def refresh_until(death: int) -> int:
-        arguments = [sys.executable, "-c", _REFRESHES, str(death), f"store={store}", f"input={delta}"]
-        return subprocess.run(arguments, capture_output=True, check=False).returncode
 
-    assert refresh_until(2) == -signal.SIGKILL  # the file is there
-    assert (store / ".refresh" / "rows.bin").is_file()
-    assert (current_version(store), versions(store)) == ("v1", ["v1"])
-    assert values(FrozenStore(store), [4, 5]) == [5, 6]
-    assert refresh_until(10**9) == 0
-    assert values(FrozenStore(store), [4, 5]) == [-5, 6]
-    assert not list(store.glob(".*"))
+def test_what_lies_behind_a_link_is_never_removed(tmp_path: Path, base: Path, write_vectors: Write) -> None:
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "text").write_text("years")
+    for name in (".refresh", ".spill", ".dropped"):
+        (base / name).symlink_to(thesis)
+    refresh(base, write_vectors(tmp_path / "d.parquet", [1], [[7.0]]))
+    assert (thesis / "text").read_text() == "years"
+    assert {path.name for path in base.iterdir()} == {"manifest.json", "current", "v1", "v2"}
 
 
 # Bad input
@@ -163,7 +185,7 @@ def test_a_delta_that_does_not_belong_is_refused_and_changes_nothing(
         with pytest.raises(InputError, match=message):
             refresh(base, delta)
     with pytest.raises(InputError, match="snapshots by time: True, but False in"):
-        refresh(base, write_vectors(tmp_path / "g.parquet", [1], [[1.0]], as_of=[3]), as_of="as_of")
+        refresh(base, write_vectors(tmp_path / "g.parquet", [1], [[1.0]], as_of=later(3)), as_of="as_of")
     assert versions(base) == ["v1"]
     assert not [path for path in base.iterdir() if path.name.startswith(".")]
 
@@ -175,7 +197,7 @@ def test_two_refreshes_at_once_are_refused(tmp_path: Path, base: Path, write_vec
 
 
 def test_a_flipped_byte_is_found_in_every_file(tmp_path: Path, write_vectors: Write, build: Build) -> None:
-    source = write_vectors(tmp_path / "a.parquet", [1, 1, 2], [[1.0, 2], [3.0, 4], [5.0, 6]], as_of=[1, 2, 3])
+    source = write_vectors(tmp_path / "a.parquet", [1, 1, 2], [[1.0, 2], [3.0, 4], [5.0, 6]], as_of=later(1, 2, 3))
     folder = build(source, tmp_path / "s", as_of="as_of", dtype="int8") / "v1"
     verify_store(folder)
     names = sorted(StoreFacts.read(folder).files)
@@ -197,13 +219,36 @@ def test_a_flipped_byte_is_found_in_every_file(tmp_path: Path, write_vectors: Wr
         verify_store(folder)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_a_refresh_of_a_damaged_version_is_refused(
+    tmp_path: Path, write_vectors: Write, build: Build, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """Or what was flipped would get a checksum of its own; wherever it is, and in however many parts it is read."""
+    monkeypatch.setattr(spill, "_PART_BYTES", 2000)
+    ids, vectors = np.repeat(np.arange(100), 3), np.random.default_rng(0).normal(size=(300, 4))
+    source = write_vectors(tmp_path / "a.parquet", ids, vectors, as_of=NOW + np.tile(np.arange(3), 100))
+    store = build(source, tmp_path / "s", as_of="as_of", dtype=dtype)
+    delta = write_vectors(tmp_path / "d.parquet", [5], [vectors[0]], as_of=later(0))
+    for name in StoreFacts.read(store / "v1").files:
+        path = store / "v1" / name
+        whole = path.read_bytes()
+        for at in (0, len(whole) // 2, len(whole) - 1):
+            damaged = bytearray(whole)
+            damaged[at] ^= 0x40
+            path.write_bytes(damaged)
+            with pytest.raises(InputError, match=rf"{name}: bytes 0 to {len(whole) - 1} are not those"):
+                refresh(store, delta, as_of="as_of")
+            assert {path.name for path in store.iterdir()} == {"manifest.json", "current", "v1"}
+        path.write_bytes(whole)
+    refresh(store, delta, as_of="as_of")
+
+
 def test_the_segment_of_a_damaged_byte_is_named(
     tmp_path: Path, write_vectors: Write, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from learn_rank.store import files, verify
+    from learn_rank.store import checksums
 
-    for module in (files, verify):
-        monkeypatch.setattr(module, "SEGMENT_BYTES", 64)
+    monkeypatch.setattr(checksums, "SEGMENT_BYTES", 64)
     folder = build(write_vectors(tmp_path / "a.parquet", range(100), np.ones((100, 3))), tmp_path / "s") / "v1"
     assert len(verify_store(folder).files["rows.bin"]["xxh3_64"]) == 10
     with (folder / "rows.bin").open("r+b") as stream:

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
 from learn_rank.distributed import process_group
+from learn_rank.publish import publish
 from learn_rank.store.options import DTYPES
 from learn_rank.store.reader import FrozenStore
 from learn_rank.store.rows import StoredRows

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import mmap
 import os
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from time import sleep
 
@@ -11,10 +14,14 @@ import pyarrow as pa
 import pytest
 import torch
 
-from learn_rank.artifact import Manifest, publish
+from learn_rank.artifact import Manifest
 from learn_rank.errors import InputError
+from learn_rank.publish import publish
+from learn_rank.store import checksums
+from learn_rank.store.files import StoreFacts
 from learn_rank.store.keys import to_keys
-from learn_rank.store.reader import FrozenStore
+from learn_rank.store.reader import NEWEST, FrozenStore
+from learn_rank.store.refresh import drop_version, switch_version
 from learn_rank.store.writer import write_store
 
 
@@ -103,12 +110,12 @@ def test_reading_ahead_changes_no_vector_and_brings_the_pages_of_its_rows_alone(
     num_rows, asked = 64 * 1024, np.array([5, -1, 40_000, 40_001, 65_535, 31])
     folder = publish_store(tmp_path / "s", pa.array(np.arange(num_rows)), np.ones((num_rows, 64)))
     path = folder / "v1" / "rows.bin"
+    store = FrozenStore(folder, stage="export", prefetch=True)  # which has read all of it once
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     if resident_pages(path).any():
         pytest.skip("this file system keeps its pages")
-    store = FrozenStore(folder, stage="export", prefetch=True)
     store.prefetch(asked)
     expected = set(asked[asked >= 0] * 128 // mmap.PAGESIZE)
     while not (found := set(np.flatnonzero(resident_pages(path)))) >= expected:
@@ -213,3 +220,138 @@ def test_a_damaged_unfinished_or_foreign_store_is_refused(tmp_path: Path) -> Non
     (folder / "v1" / "rows.bin").write_bytes(b"123")
     with pytest.raises(InputError, match=r"rows\.bin: 3 bytes, expected 8"):
         FrozenStore(folder, stage="export")
+
+
+def test_a_flipped_bit_of_a_small_file_is_seen_when_it_is_opened(tmp_path: Path) -> None:
+    folder = publish_store(tmp_path / "s", pa.array([1, 1, 2]), np.eye(3), np.array([5, 6, 7]), dtype="int8")
+    names = [path.name for path in (folder / "v1").iterdir()]
+    assert len(names) == 7
+    for path in (folder / "v1").iterdir():
+        whole = path.read_bytes()
+        for at in range(0, len(whole), max(len(whole) // 50, 1)):
+            damaged = bytearray(whole)
+            damaged[at] ^= 1
+            path.write_bytes(damaged)
+            with pytest.raises(InputError, match=path.name):
+                FrozenStore(folder, stage="export")
+        path.write_bytes(whole)
+
+
+def test_of_a_large_file_some_blocks_are_read_when_it_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checksums, "WHOLE_BYTES", 1000)
+    monkeypatch.setattr(checksums, "_BLOCK_BYTES", 100)
+    folder = publish_store(tmp_path / "s", pa.array(np.arange(1000)), np.ones((1000, 4)))
+    FrozenStore(folder, stage="export")
+    path = folder / "v1" / "rows.bin"
+    missed: list[int] = []
+    for at in range(0, 8000, 50):
+        with path.open("r+b") as stream:
+            stream.seek(at)
+            stream.write(b"!")
+        with suppress(InputError):
+            FrozenStore(folder, stage="export")
+            missed.append(at)
+        with path.open("r+b") as stream:
+            stream.seek(at)
+            stream.write(b"\0")
+    assert {0, 7950}.isdisjoint(missed)
+    assert len(missed) == 160 - 16
+
+
+@pytest.mark.parametrize("offset", [-(1 << 62), -1, 4, 1 << 62])
+def test_an_offset_beyond_the_snapshots_is_an_error_and_not_a_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: int
+) -> None:
+    folder = publish_store(tmp_path / "s", pa.array([1, 1, 2]), np.eye(3), np.array([5, 6, 7]))
+    offsets = np.fromfile(folder / "v1" / "offsets.i64", np.int64)
+    offsets[1] = offset
+    offsets.tofile(folder / "v1" / "offsets.i64")
+    monkeypatch.setattr("learn_rank.store.reader.check_sample", lambda *_: None)  # as in a file too large to be read
+    store = FrozenStore(folder, stage="export")
+    with pytest.raises(InputError, match=r"offsets\.i64: is damaged"):
+        store.rows_of(pa.array([1, 2]), [9, 9])
+
+
+def test_damaged_keys_and_buckets_are_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = publish_store(tmp_path / "s", pa.array(np.arange(500)), np.eye(500, 2) + 1)
+    monkeypatch.setattr("learn_rank.store.reader.check_sample", lambda *_: None)
+    rng = np.random.default_rng(0)
+    for name, kind in (("buckets.u32", np.uint32), ("keys.u64", np.uint64)):
+        path = folder / "v1" / name
+        whole = path.read_bytes()
+        count = len(whole) // np.dtype(kind).itemsize
+        rng.integers(0, np.iinfo(kind).max, count, kind).tofile(path)
+        rows = FrozenStore(folder, stage="export").rows_of(np.arange(-10, 600))
+        assert ((rows >= -1) & (rows < 500)).all()
+        path.write_bytes(whole)
+
+
+def test_store_json_of_any_kind_is_one_line_that_names_it(tmp_path: Path) -> None:
+    folder = publish_store(tmp_path / "s", pa.array([1, 2]), np.eye(2))
+    path = folder / "v1" / "store.json"
+    facts = json.loads(path.read_text())
+    texts = ["", "null", "[]", "7", "{}", "[" * 100_000, "\x00", '{"dim": ' + "9" * 10_000 + "}"]
+    for name in facts:
+        for value in (None, [], {}, -1, 1 << 70, 1e300, True, "x", [[1]], {"rows.bin": {"size": -5}}):
+            texts.append(json.dumps({**facts, name: value}, indent=2) + "\n")
+        texts.append(json.dumps({key: value for key, value in facts.items() if key != name}, indent=2) + "\n")
+    whole = path.read_text()
+    for text in (one for one in texts if one != whole):
+        path.write_text(text)
+        with pytest.raises(InputError, match=r"store\.json") as error:
+            FrozenStore(folder, stage="export")
+        assert "\n" not in str(error.value)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"store\.json"):
+        FrozenStore(folder, stage="export")
+
+
+def test_facts_with_a_right_checksum_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+    folder = publish_store(tmp_path / "s", pa.array([1, 2]), np.eye(2))
+    facts = StoreFacts.read(folder / "v1")
+    for changed in ({"num_ids": 1 << 40}, {"num_rows": -2}, {"bucket_bits": 10**9}, {"dtype": "object"}, {"files": {}}):
+        replace(facts, **changed).write(folder / "v1")
+        with pytest.raises(InputError, match=r"store\.json: was edited or damaged"):
+            FrozenStore(folder, stage="export")
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"v\xff\n", b"../../user/v1\n", b"v9\n", b"v1/\n", b"v01\n", b" v1"])
+def test_a_damaged_note_of_the_version_in_use_is_named(tmp_path: Path, content: bytes) -> None:
+    publish_store(tmp_path / "user", pa.array([3]), np.eye(1, 2))
+    folder = publish_store(tmp_path / "s", pa.array([1, 2]), np.eye(2))
+    (folder / "current").write_bytes(content)
+    with pytest.raises(InputError, match=r"s/current: names .*, expected one of the versions v1"):
+        FrozenStore(folder, stage="export")
+    switch_version(folder, "v1")
+    assert FrozenStore(folder, stage="export").version == "v1"
+
+
+@pytest.mark.parametrize("version", ["../user/v1", "", "/etc", "v01", "V1", "v1/", "v1\n", "v²", "v2", ".", "v-1"])
+def test_a_version_is_a_name_and_no_path(tmp_path: Path, version: str) -> None:
+    publish_store(tmp_path / "user", pa.array([3]), np.eye(1, 2))
+    folder = publish_store(tmp_path / "s", pa.array([1, 2]), np.eye(2))
+    for use in (lambda: FrozenStore(folder, version=version), lambda: drop_version(folder, version),
+                lambda: switch_version(folder, version)):  # fmt: skip
+        with pytest.raises(InputError, match=r"no version .*; it has v1"):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("scale", "advice"),
+    [(1e-3, "looks like s, "), (1e3, "looks like us, "), (1e6, "looks like ns, "), (0, "on$")],
+)
+def test_times_of_another_unit_are_refused_where_snapshots_have_dates(
+    tmp_path: Path, scale: float, advice: str
+) -> None:
+    now = 1_700_000_000_000
+    folder = publish_store(tmp_path / "s", pa.array([1, 1]), np.eye(2), np.array([now, now + 5]))
+    store = FrozenStore(folder, stage="export")
+    assert store.rows_of([1, 1, 1], [now + 1, now, NEWEST]).tolist() == [0, -1, 1]
+    wrong = round((now + 1) * scale)
+    with pytest.raises(
+        InputError, match=f"is asked for the time {wrong}, expected unix milliseconds from 1990 .*{advice}"
+    ):
+        store.lookup([1, 1], [now, wrong])
+    assert store.rows_of([1, 2], [now + 1, wrong]).tolist() == [0, -1]  # 2 has no vector at any time: it may fill up

@@ -1,0 +1,77 @@
+"""Reads torch.distributed.checkpoint folders that others may have made, without running what they ask for.
+
+Their `.metadata` is a pickle, which is a program, and torch unpickles it whole, as it does every value that the
+metadata calls no tensor. Tensors themselves it reads by torch.load(weights_only=True).
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from learn_rank.errors import reason_of
+
+_METADATA = ".metadata"
+_METADATA_CLASSES = {
+    "torch.distributed.checkpoint.metadata": (
+        "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties", "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    ),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+    "torch.serialization": ("_get_layout",),
+    "torch": ("Size",),  # and every dtype
+    "collections": ("OrderedDict",),
+    "pathlib": ("PosixPath", "PurePosixPath"),
+    "pathlib._local": ("PosixPath", "PurePosixPath"),  # from Python 3.13 on
+}  # fmt: skip
+
+
+class CheckpointReader(FileSystemReader):
+    """Reads the tensors of a torch.distributed.checkpoint folder, and nothing but tensors.
+
+    stored: what its metadata says of each, by name.
+    """
+
+    def __init__(self, folder: Path, files: Collection[str]) -> None:
+        """files: names of those that a tensor may be in. ValueError: metadata is damaged, or says more than tensors."""
+        super().__init__(folder)
+        self._metadata = _read_metadata(folder / _METADATA, files)
+        self.stored: dict[str, TensorStorageMetadata] = self._metadata.state_dict_metadata  # type: ignore[assignment]
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        return self._metadata
+
+
+def _read_metadata(path: Path, files: Collection[str]) -> Metadata:
+    try:
+        with path.open("rb") as stream:
+            found = _MetadataUnpickler(stream).load()
+        if not isinstance(found, Metadata):
+            raise TypeError(f"a {type(found).__name__}, expected Metadata")
+        tensors, places = found.state_dict_metadata.items(), found.storage_data.values()
+        strange = next((name for name, one in tensors if type(one) is not TensorStorageMetadata), None)
+        outside = next((one.relative_path for one in places if one.relative_path not in files), None)
+    except Exception as error:  # bytes that are anything raise anything
+        raise ValueError(f"{path.name}: {reason_of(error)}")
+    if strange is not None:  # torch would unpickle it whole
+        raise ValueError(f"{path.name}: {strange!r} is no tensor")
+    if outside is not None:
+        raise ValueError(f"{path.name}: names {outside!r}, which is no file of this checkpoint")
+    return found
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """Makes the classes that torch.distributed.checkpoint describes tensors with, and refuses all others."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _METADATA_CLASSES.get(module, ()) or (
+            module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        ):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"asks for {module}.{name}, which no description of tensors needs")

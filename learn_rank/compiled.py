@@ -1,0 +1,62 @@
+"""Functions compiled by numba, and where their machine code is kept between runs."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core import config
+
+from learn_rank.progress import note
+
+_NO_PLACE = "cannot cache function"
+
+
+def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """`numba.njit`, also where numba finds no folder for its cache: neither the package's nor the home may be written.
+
+    There, and only there, a folder of this user's in the system's temporary folder takes the machine code; where that
+    cannot be trusted or made, each process compiles anew. One note says which.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        try:
+            return numba.njit(**options)(function)
+        except RuntimeError as error:
+            if _NO_PLACE not in str(error):
+                raise
+        folder = _temporary_cache()
+        if folder is None:
+            return numba.njit(**{**options, "cache": False})(function)
+        before, config.CACHE_DIR = config.CACHE_DIR, str(folder)
+        try:
+            return numba.njit(**options)(function)
+        finally:
+            config.CACHE_DIR = before  # what others compile in this process is not ours to place
+
+    return decorate
+
+
+@cache
+def _temporary_cache() -> Path | None:
+    """A folder that is this user's alone: numba unpickles what lies there."""
+    try:
+        folder = Path(tempfile.gettempdir()) / f"learn-rank-numba-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        is_ours = (
+            stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not stat.S_IMODE(found.st_mode) & 0o077
+        )
+        if is_ours and os.access(folder, os.W_OK):
+            note(f"no folder for compiled code may be written; it is kept in {folder} (NUMBA_CACHE_DIR names another)")
+            return folder
+    except OSError:
+        pass
+    note("no folder for compiled code may be written; it is compiled anew each time (NUMBA_CACHE_DIR can name one)")
+    return None

@@ -1,0 +1,16 @@
+"""What the options of several parts have in common; a config reader needs it, so nothing heavy is imported."""
+
+from __future__ import annotations
+
+from learn_rank.errors import InputError
+
+_SEEDS = 1 << 32  # scikit-learn takes no others
+
+
+def check_seed(name: str, seed: int) -> None:
+    """InputError unless every library takes the seed.
+
+    >>> check_seed("align.seed", 7)
+    """
+    if not 0 <= seed < _SEEDS:
+        raise InputError(f"{name} is {seed}, expected 0 to {_SEEDS - 1}")
