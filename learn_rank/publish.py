@@ -91,11 +91,13 @@ def publish(
             facts: dict[str, Any] = {}
             try:
                 yield work, facts
+                if not (work / _MARKER).is_file():  # what is there now was made after it was gone, and is not whole
+                    raise InputError(f"{directory}: {work} was removed while it was filled; run the same command again")
                 manifest.write(work, facts, unlisted=_MARKER)
             except BaseException as error:
                 # libraries say "no space left" in many ways; the disk itself says it in one
                 is_unexplained = isinstance(error, Exception) and not isinstance(error, InputError)
-                is_full = is_unexplained and shutil.disk_usage(work).free < _FULL_BYTES
+                is_full = is_unexplained and work.exists() and shutil.disk_usage(work).free < _FULL_BYTES
                 if not is_resumable or (isinstance(error, InputError) and not keeps_refused):
                     shutil.rmtree(work, ignore_errors=True)
                 if is_full:

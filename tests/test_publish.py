@@ -341,3 +341,19 @@ def test_a_full_disk_is_said_in_one_line_and_the_next_run_recovers(mount_disk: C
 def test_two_processes_cannot_write_one_folder(tmp_path: Path) -> None:
     with publish(tmp_path / "p", ONE), pytest.raises(InputError, match="another process"), publish(tmp_path / "p", ONE):
         pass
+
+
+def test_a_work_folder_that_is_removed_meanwhile_is_never_published(tmp_path: Path) -> None:
+    out = tmp_path / "run" / "out"
+    opened = publish(out, Manifest("align", {}, {}), is_resumable=True)
+    with pytest.raises(InputError, match=r"\.out\.partial was removed while it was filled"), opened as (work, _):
+        shutil.rmtree(tmp_path / "run")
+        work.mkdir(parents=True)
+        (work / "second").write_text("2")
+    assert not out.exists()
+
+
+def test_an_error_after_the_work_folder_is_gone_stays_that_error(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), publish(tmp_path / "out", Manifest("align", {}, {})) as (work, _):
+        shutil.rmtree(work)
+        raise ZeroDivisionError

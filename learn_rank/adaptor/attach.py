@@ -70,12 +70,15 @@ class Attached(nn.Module):
             raise InputError("the host has not seen a batch with LEARN on: call it before cvr_loss")
         return self.output.cvr_loss(label, weight)
 
-    def join(self, optimizer: torch.optim.Optimizer) -> None:
+    def join(self, optimizer: torch.optim.Optimizer, *, lr: float | None = None) -> None:
         """Has the host's optimizer train what LEARN added, as part of its first group; once, however often.
 
         A learning-rate schedule made before keeps a rate for each group, and would stumble over a further one: so the
-        new weights follow the first group's, whether a schedule was made before or is made later.
+        new weights follow the first group's, whether a schedule was made before or is made later. lr: a learning rate
+        of their own, in a group of their own; a schedule has to be made after that.
         """
+        if lr is not None:
+            self.leave(optimizer)
         known = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
         new = {f"{NAME}.{name}": weight for name, weight in self.named_parameters() if id(weight) not in known}
         if not new:
@@ -83,7 +86,7 @@ class Attached(nn.Module):
         if isinstance(optimizer, torch.optim.LBFGS):  # whose memory is of gradients of the old length
             raise InputError(_TAKES_NO_MORE.format(type(optimizer).__name__))
         first = optimizer.param_groups[0]
-        if type(optimizer).add_param_group is torch.optim.Optimizer.add_param_group:
+        if lr is None and type(optimizer).add_param_group is torch.optim.Optimizer.add_param_group:
             first["params"].extend(new.values())
             if "param_names" in first:
                 first["param_names"].extend(new)
@@ -92,9 +95,12 @@ class Attached(nn.Module):
                 fresh = torch.optim.Adagrad(new.values(), initial_accumulator_value=start, fused=first["fused"])
                 optimizer.state.update(fresh.state)
             return
-        options = {name: value for name, value in first.items() if name != "params"}
+        options = {name: value for name, value in first.items() if name not in ("params", "param_names")}
+        if lr is not None:
+            options["lr"] = lr
+        params = list(new.items()) if "param_names" in first else list(new.values())
         try:  # it has groups of its own kind
-            optimizer.add_param_group({**options, "params": list(new.values())})
+            optimizer.add_param_group({**options, "params": params})
         except NotImplementedError:
             raise InputError(_TAKES_NO_MORE.format(type(optimizer).__name__))
 

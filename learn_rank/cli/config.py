@@ -31,6 +31,7 @@ from learn_rank.schema import ITEM_ID, USER_ID
 from learn_rank.store.options import StoreOptions
 
 T = typing.TypeVar("T")
+_ARMS = ("baseline", "learn", "shuffled")
 GROUPS = ("dataset", "encoder", "prompt", "align", "ranker")
 PAPER_DATASETS = ("scientific", "instruments", "arts", "office", "games", "pet", "industry")
 
@@ -94,7 +95,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.run_dir:
             raise InputError("run_dir is missing; add run_dir=FOLDER")
-        unknown = [arm for arm in self.arms if arm not in ("baseline", "learn", "shuffled")]
+        unknown = [arm for arm in self.arms if arm not in _ARMS]
         if unknown or not self.arms or len(set(self.arms)) < len(self.arms):
             raise InputError(f"arms is {self.arms}, expected distinct names among baseline, learn and shuffled")
 
@@ -106,7 +107,10 @@ class EvaluateConfig(EvaluateOptions):
     predictions: str = field(default="", metadata={"help": "Parquet file, or a folder of them; required"})
     user_segments: str = field(
         default="",
-        metadata={"help": "file of `learn-rank segment` (user_id, segment or num_interactions), or a column's name"},
+        metadata={
+            "help": "file of `learn-rank segment` (user_id, segment or num_interactions), or a column's name; "
+            "./NAME is the folder beside a column NAME"
+        },
     )
     item_segments: str = field(default="", metadata={"help": "the same of items"})
     out: str = field(default="", metadata={"help": "folder for report.json, report.md, report.html"})
@@ -153,6 +157,10 @@ class ExportFeaturesConfig(LearnColumnsOptions):
         default_factory=list, metadata={"help": "fingerprints of refreshed stores that may be used"}
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_arm(self.arm)
+
 
 @dataclass
 class ExportModelConfig:
@@ -170,6 +178,9 @@ class ExportModelConfig:
     accept_stores: list[str] = field(
         default_factory=list, metadata={"help": "fingerprints of refreshed stores that may be used"}
     )
+
+    def __post_init__(self) -> None:
+        _check_arm(self.arm)
 
 
 @dataclass
@@ -215,6 +226,11 @@ SCHEMAS: dict[str, type] = {
     "store_refresh": StoreRefreshConfig,
     "store_version": StoreVersionConfig,
 }
+
+
+def _check_arm(arm: str) -> None:
+    if arm not in _ARMS:  # it names a folder
+        raise InputError(f"arm is '{arm}', expected one of {', '.join(_ARMS)}")
 
 
 def config_dir() -> Path:

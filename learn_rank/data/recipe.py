@@ -34,7 +34,7 @@ def _doc(text: str) -> dict[str, str]:
 class InteractionsSource:
     """The log: one row per impression (or rating). Labels, timestamp and value are columns or SQL expressions."""
 
-    files: str = field(default="", metadata=_doc("Parquet or CSV file, folder or glob below root"))
+    files: str = field(default="", metadata=_doc("Parquet or CSV: file, folder or pattern below root"))
     user_id: str = field(default="user_id", metadata=_doc("column"))
     item_id: str = field(default="item_id", metadata=_doc("column"))
     timestamp: str = field(default="timestamp", metadata=_doc("column or expression; numbers, dates or ISO times"))
@@ -53,7 +53,7 @@ class InteractionsSource:
 class ItemsSource:
     """The catalogue: ids, the text fields that describe an item, and any columns the features name."""
 
-    files: str = field(default="", metadata=_doc("Parquet or CSV file, folder or glob below root"))
+    files: str = field(default="", metadata=_doc("Parquet or CSV: file, folder or pattern below root"))
     item_id: str = field(default="item_id", metadata=_doc("column"))
     text: list[str] = field(
         default_factory=list,
@@ -78,7 +78,7 @@ class ItemsSource:
 class UsersSource:
     """User side information; leave files empty where there is none."""
 
-    files: str = field(default="", metadata=_doc("Parquet or CSV file, folder or glob below root; may be empty"))
+    files: str = field(default="", metadata=_doc("Parquet or CSV: file, folder or pattern below root; may be empty"))
     user_id: str = field(default="user_id", metadata=_doc("column"))
 
 

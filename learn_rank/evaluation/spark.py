@@ -51,7 +51,6 @@ Map = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 _PACKED = "partition int, num_rows long, ranges binary, rows binary"
 _BLOB = "blob binary"
 _SCORES = "arm int, part int, rows binary"
-_USER_SEGMENT, _ITEM_SEGMENT = "__user_segment", "__item_segment"
 
 
 def evaluate_on_spark(
@@ -120,7 +119,9 @@ def _with_segment(
             raise InputError(f"{entity}_segments={segments}: no such column in the predictions")
         names = _names(frame, segments, entity)
         return frame, Binding(entity, names=report_order(names), column=segments)
-    column = _USER_SEGMENT if entity == "user" else _ITEM_SEGMENT
+    column = f"__{entity}_segment"
+    while column in frame.columns:
+        column += "_"
     own_id = f"{entity}_id"
     if SEGMENT in segments.columns:
         named = segments.select(F.col(own_id).alias(id_name), F.col(SEGMENT).alias(column))

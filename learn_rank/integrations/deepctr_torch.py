@@ -53,8 +53,9 @@ def attach(
 
     Of several tasks, one whose label holds nothing of what the vectors say can lose where each id has few rows: 64
     numbers tell every user from every other, and are learned by heart. It loses less the slower LEARN's weights learn:
-    compiled before, they are the last of model.optim.param_groups. ESMM's second probability is a share of its first:
-    the better it knows the first, the worse it does on a second label that is not 1 only where the first is.
+    compiled, `model.learn.join(model.optim, lr=1e-4)` gives them a rate of their own. ESMM's second probability is a
+    share of its first: the better it knows the first, the worse it does on a second label that is not 1 only where the
+    first is.
     """
     _check_model(model, features)
     task_loss = None

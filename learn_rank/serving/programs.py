@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from learn_rank.errors import InputError
+from learn_rank.errors import InputError, reason_of
 from learn_rank.fingerprints import file_checksum
 from learn_rank.serving.files import LOGITS, ONNX, PROGRAM, STAGE, ServedModel
 from learn_rank.serving.program_file import read_program
@@ -59,7 +59,10 @@ class _OnnxProgram:
             raise InputError("backend=onnx needs onnxruntime; pip install 'learn-rank[onnx]', or use backend=torch")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads or 0
-        self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        try:  # from bytes: tensors in other files, of which no checksum is known, are refused
+            self._session = runtime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # it has a class of its own for each failure
+            raise InputError(f"{path}: not a program that onnxruntime reads ({reason_of(error)})")
         read = {one.name for one in self._session.get_inputs()}  # what no output depends on is no input
         self._names = [name if name in read else None for name in model.inputs]
 

@@ -148,3 +148,22 @@ def test_lbfgs_takes_no_further_weights() -> None:
     optimizer = torch.optim.LBFGS(host.parameters())
     with pytest.raises(InputError, match="a LBFGS takes no further weights; make it after attach"):
         attach_to(host).join(optimizer)
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+def test_weights_may_have_a_learning_rate_of_their_own(is_named: bool) -> None:
+    host = make_host()
+    weights: Any = host.named_parameters() if is_named else host.parameters()
+    optimizer = torch.optim.Adam(weights, lr=0.1)
+    learn = attach_to(host)
+    learn.join(optimizer)
+    for lr in (0.02, 0.01):  # whatever it was before
+        learn.join(optimizer, lr=lr)
+        own, added = optimizer.param_groups
+        assert (own["lr"], added["lr"]) == (0.1, lr)
+        assert list(map(id, added["params"])) == list(map(id, learn.parameters()))
+        assert len(own["params"]) == 4
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.5)
+    step(host, optimizer, **IDS)
+    schedule.step()
+    assert learn.entries[0].weight.abs().max() > 0

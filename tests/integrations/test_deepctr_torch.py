@@ -282,7 +282,8 @@ def heads(name: str, *, is_shared: bool, learns: bool = True, rate: float = 1.0)
     if learns:
         tables = (VectorTable(torch.from_numpy(rows)) for rows in (users, items))
         attach(model, LearnFeatures(*tables, LearnAdaptor(64, 64)), **INDEXED)
-        model.optim.param_groups[-1]["lr"] *= rate
+        if rate != 1:
+            model.learn.join(model.optim, lr=rate * model.optim.param_groups[0]["lr"])
     model.fit({"user": user[train], "item": item[train]}, y[train], 64, 8, verbose=0)
     predicted = model.predict({"user": user, "item": item}, 4500)
     return Heads(

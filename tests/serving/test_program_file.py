@@ -14,7 +14,10 @@ import torch
 from torch import nn
 
 from learn_rank.errors import InputError
+from learn_rank.fingerprints import file_checksum
+from learn_rank.serving.files import ServedModel
 from learn_rank.serving.program_file import read_program
+from learn_rank.serving.programs import open_program
 from tests.hostile import Runs
 
 ROWS = torch.export.Dim("rows", min=1)
@@ -175,3 +178,24 @@ def test_a_file_that_is_damaged_anywhere_is_refused_or_the_same_program(path: Pa
         except InputError:
             continue
         assert torch.equal(program(inputs), expected)
+
+
+def test_an_onnx_program_with_tensors_elsewhere_is_refused(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "secret").write_bytes(bytes(16))
+    weight = onnx.TensorProto(name="w", data_type=1, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
+    for key, value in (("location", "secret"), ("offset", "0"), ("length", "16")):
+        weight.external_data.add(key=key, value=value)
+    rows = [onnx.helper.make_tensor_value_info(name, 1, [4]) for name in ("x", "logits")]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Add", ["x", "w"], ["logits"])], "g", *([one] for one in rows)
+    )
+    graph.initializer.append(weight)
+    path = tmp_path / "scorer.onnx"
+    for content in (onnx.helper.make_model(graph).SerializeToString(), b"\x08\x09 no program"):
+        path.write_bytes(content)
+        model = ServedModel((), (), (), (), 0, 0, None, checksums={"scorer.onnx": file_checksum(path)})
+        with pytest.raises(InputError, match=r"scorer\.onnx: not a program that onnxruntime reads \(") as error:
+            open_program(tmp_path, model, backend="onnx", bf16=False, threads=1)
+        assert "\n" not in str(error.value)
