@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 
 from learn_rank.data.dense import DenseFeature
+from learn_rank.errors import InputError
 from learn_rank.serving.files import ENTITIES, ServedDense, ServedModel, ServedSparse, width_of
 from learn_rank.serving.tables import Float32Array, Table
 from learn_rank.serving.values import number_of
@@ -34,6 +35,9 @@ class Entities:
     ) -> None:
         features = model.of_side(side)
         self._store = FrozenStore(folder / ENTITIES[side], stage="store") if features else None
+        if self._store is not None and self._store.dim != sum(map(width_of, features)):
+            raise InputError(f"{folder / ENTITIES[side]}: rows are {self._store.dim} wide, expected "
+                             f"{sum(map(width_of, features))}; run `learn-rank export-model` again")  # fmt: skip
         self.places = _runs([model.places[feature] for feature in features])
         self._unknown = np.concatenate([np.empty(0, np.float32), *(unknown(one, tables, dense) for one in features)])
         ends = list(accumulate((width_of(one) for one in features), initial=0))

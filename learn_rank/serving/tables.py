@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from learn_rank.errors import InputError
 from learn_rank.serving.files import ServedSparse
 from learn_rank.serving.values import MISSING, text_of
 from learn_rank.store.reader import FrozenStore
@@ -25,9 +26,13 @@ class Table:
     """The table of one feature, memory-mapped."""
 
     def __init__(self, directory: Path, feature: ServedSparse) -> None:
+        """InputError: another width than the feature's, no row of unknown values."""
         self.feature = feature
         self._store = FrozenStore(directory, stage="store")
         self._unknown = int(self._store.places_of([feature.num_buckets] if feature.num_buckets else [UNKNOWN])[0])
+        if self._store.dim != feature.dim or self._unknown < 0:
+            raise InputError(f"{directory}: no table of '{feature.name}', {feature.dim} wide and with a row of unknown "
+                             "values; run `learn-rank export-model` again")  # fmt: skip
 
     def embed(self, values: Sequence[Any]) -> Float32Array:
         """[N, D]: of each of N raw values the embedding as prepared rows get it; None is a missing value.

@@ -65,3 +65,10 @@ def test_hashed_values_have_the_row_that_prepare_gives_them(tmp_path: Path) -> N
     table = Table(write_table(tmp_path / "table", pa.array(range(4))), ServedSparse("city", 2, "user", num_buckets=3))
     np.testing.assert_array_equal(table.embed(texts), ROWS[[bucket_of(text, 3) for text in texts]])
     np.testing.assert_array_equal(table.embed([None, ""]), ROWS[[3, 3]])
+
+
+def test_a_store_of_another_width_or_without_the_unknown_row_is_no_table(vocabulary: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="table: no table of 'genre', 3 wide and with a row of unknown values"):
+        Table(vocabulary, ServedSparse("genre", 3, "item"))
+    with pytest.raises(InputError, match="no table of 'genre'"):
+        Table(write_table(tmp_path / "other", pa.array(["drama", "war"])), ServedSparse("genre", 2, "item"))
