@@ -50,5 +50,6 @@ def export_features(config: ExportFeaturesConfig) -> None:
         ),
         reads=reads,
         is_resumable=True,
+        keeps_refused=False,  # of a log that is refused, the same command would only be refused again
     )
     print(f"columns: {out}")

@@ -28,11 +28,18 @@ def fingerprint_of(directory: Path, stage: str) -> str:
 
 
 def stage(
-    directory: Path, manifest: Manifest, work_in: Work, *, reads: Sequence[Path] = (), is_resumable: bool = False
+    directory: Path,
+    manifest: Manifest,
+    work_in: Work,
+    *,
+    reads: Sequence[Path] = (),
+    is_resumable: bool = False,
+    keeps_refused: bool = True,
 ) -> None:
     """Does the work in a folder that appears when it is whole; its facts go into the manifest.
 
-    reads: the user's files that the work reads; the folder may not hold them, nor lie among them.
+    reads: the user's files that the work reads; the folder may not hold them, nor lie among them. keeps_refused: of a
+    resumable stage, whether what was done before an InputError is kept.
     """
     name = f"export/{directory.name}" if manifest.stage == "export" else manifest.stage
     if is_current(directory, manifest):
@@ -40,7 +47,10 @@ def stage(
         return
     _refuse_shared(directory)
     start = time.monotonic()
-    with publish(directory, manifest, reads=reads, is_resumable=is_resumable) as (work, facts):
+    with publish(directory, manifest, reads=reads, is_resumable=is_resumable, keeps_refused=keeps_refused) as (
+        work,
+        facts,
+    ):
         facts.update(work_in(work))
     say(name, f"{time.monotonic() - start:.1f} s")
 
