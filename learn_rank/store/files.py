@@ -145,8 +145,8 @@ def current_version(directory: Path) -> str:
     path = directory / CURRENT
     if not path.is_file():
         raise InputError(f"{directory}: no version in use; the store is of an older format or damaged, build it again")
-    name = path.read_bytes().decode(errors="replace").removesuffix("\n")
-    if name not in (known := versions(directory)):
+    name, *rest = path.read_bytes().decode(errors="replace").split("\n")
+    if name not in (known := versions(directory)) or rest != [""]:  # "v1" may have been "v12" before its end was lost
         raise InputError(
             f"{path}: names {name[:40]!r}, expected one of the versions {', '.join(known) or '(there is none)'}; "
             "choose one with `learn-rank store use`, or build the store again"
