@@ -317,7 +317,9 @@ def test_facts_with_a_right_checksum_that_make_no_sense_are_refused(tmp_path: Pa
             FrozenStore(folder, stage="export")
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"v\xff\n", b"../../user/v1\n", b"v9\n", b"v1/\n", b"v01\n", b" v1", b"v1"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"v\xff\n", b"../../user/v1\n", b"v9\n", b"v1/\n", b"v01\n", b" v1", b"v1"]
+)
 def test_a_damaged_note_of_the_version_in_use_is_named(tmp_path: Path, content: bytes) -> None:
     publish_store(tmp_path / "user", pa.array([3]), np.eye(1, 2))
     folder = publish_store(tmp_path / "s", pa.array([1, 2]), np.eye(2))
