@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from learn_rank.errors import InputError
+from learn_rank.errors import InputError, cut
 from learn_rank.ids import is_text
 from learn_rank.inputs import PARQUET, InputFile, find_inputs
 
 _STREAM_BYTES = 1 << 20  # read-ahead of a column: a row group of any size is streamed
-_LISTED_COLUMNS = 20  # of a file, in an error
+_LISTED_COLUMNS, _NAME_LENGTH = 20, 100  # of a file, in an error
 UNREADABLE = (pa.ArrowException, OSError, UnicodeError)  # what pyarrow raises on a damaged file
 
 
@@ -49,15 +50,16 @@ def parquet_files(path: Path) -> list[Path]:
     return find_inputs(path, kinds=(PARQUET,)).paths
 
 
-def open_schema(file: InputFile) -> pa.Schema:
-    """The columns of a Parquet file, then those that its folders add; InputError for a name that stands twice."""
+@contextmanager
+def open_input(file: InputFile) -> Iterator[tuple[pq.ParquetFile, pa.Schema]]:
+    """An opened Parquet file; its columns, then those that its folders add. InputError for one that stands twice."""
     with open_parquet(file.path) as opened:
         schema = opened.schema_arrow
-    require_distinct(schema.names, where=str(file.path))
-    for name, value in file.folders.items():
-        if name not in schema.names:
-            schema = schema.append(pa.field(name, value.type))
-    return schema
+        require_distinct(schema.names, where=str(file.path))
+        for name, value in file.folders.items():
+            if name not in schema.names:
+                schema = schema.append(pa.field(name, value.type))
+        yield opened, schema
 
 
 def read_batches(
@@ -108,11 +110,12 @@ def require_columns(present: Iterable[str], wanted: Iterable[str], *, where: str
     names = list(present)
     for column in wanted:
         if column not in names:
-            near = get_close_matches(column, names, n=1)
-            listed = ", ".join(get_close_matches(column, names, n=_LISTED_COLUMNS, cutoff=0)) or "none"
+            near = [cut(name, _NAME_LENGTH) for name in get_close_matches(column, names, n=1)]
+            nearest = get_close_matches(column, names, n=_LISTED_COLUMNS, cutoff=0)
+            listed = ", ".join(cut(name, _NAME_LENGTH) for name in nearest) or "none"
             listed += f" and {len(names) - _LISTED_COLUMNS} more" if len(names) > _LISTED_COLUMNS else ""
             hint = f"did you mean '{near[0]}'? It has {listed}" if near else f"it has {listed}"
-            raise InputError(f"{where}: no column '{column}'; {hint}")
+            raise InputError(f"{where}: no column '{cut(column, _NAME_LENGTH)}'; {hint}")
 
 
 def require_distinct(names: Iterable[str], *, where: str, fold: Callable[[str], str] = str) -> None:

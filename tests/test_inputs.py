@@ -10,7 +10,7 @@ import pytest
 
 from learn_rank.errors import InputError
 from learn_rank.inputs import CSV, PARQUET, find_inputs
-from learn_rank.io import open_schema, read_batches
+from learn_rank.io import open_input, read_batches
 
 NAMES = ["log[1].parquet", "log1.parquet", "log*.parquet", "a?b.parquet", "back\\slash.parquet", "it's.parquet",
          "é 日本.parquet", "{a,b}.parquet", "%41.parquet", "[!x].parquet", "~.parquet", "#$&;.parquet"]  # fmt: skip
@@ -100,7 +100,8 @@ def test_values_of_folders_are_integers_only_if_all_are(
 def test_a_column_of_the_file_is_never_replaced(tmp_path: Path) -> None:
     write(tmp_path / "id=1" / "day=2" / "a.parquet", id=[7, 8], other=["x", "y"])
     (file,) = find_inputs(tmp_path).files
-    assert open_schema(file).names == ["id", "other", "day"]
+    with open_input(file) as (_, schema):
+        assert schema.names == ["id", "other", "day"]
     rows = next(read_batches(file.path, ["day", "id"], None, 10, folders=file.folders))
     assert rows.to_pydict() == {"day": [2, 2], "id": [7, 8]}
     (only_folder,) = read_batches(file.path, ["day"], None, 10, folders=file.folders)
@@ -144,4 +145,4 @@ def test_a_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
     twice = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["id", "id"])
     pq.write_table(twice, tmp_path / "a.parquet")
     with pytest.raises(InputError, match=r"a\.parquet: column 'id' is there twice"):
-        open_schema(find_inputs(tmp_path / "a.parquet").files[0])
+        open_input(find_inputs(tmp_path / "a.parquet").files[0]).__enter__()

@@ -23,7 +23,7 @@ from learn_rank.evaluation.state import Layout, State
 from learn_rank.evaluation.statistics import compare_means
 from learn_rank.evaluation.steps import Inputs, Part
 from learn_rank.inputs import PARQUET, InputFiles, find_inputs
-from learn_rank.io import open_schema
+from learn_rank.io import open_input
 
 SCHEMA_VERSION = 2
 _BLOCK = (
@@ -205,7 +205,9 @@ def _column_names(predictions: Predictions) -> list[str]:
         return list(predictions.column_names)
     if isinstance(predictions, Mapping):
         return list(predictions)
-    return open_schema(find_inputs(predictions, may_be_pattern=True, kinds=(PARQUET,)).files[0]).names
+    first = find_inputs(predictions, may_be_pattern=True, kinds=(PARQUET,)).files[0]
+    with open_input(first) as (_, schema):
+        return list(schema.names)
 
 
 def fingerprints(predictions: Predictions, user_segments: Segments, item_segments: Segments) -> dict[str, Any]:

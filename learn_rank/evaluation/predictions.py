@@ -18,8 +18,7 @@ from learn_rank.evaluation.options import MAX_AMOUNT
 from learn_rank.ids import canonical_ids, is_text
 from learn_rank.inputs import PARQUET, find_inputs
 from learn_rank.io import (
-    open_parquet,
-    open_schema,
+    open_input,
     read_batches,
     require_columns,
     require_distinct,
@@ -151,17 +150,16 @@ def open_predictions(predictions: Predictions, columns: Sequence[str], *, coded:
     types = {}
     pieces: list[Piece] = []
     folders = {}
-    for file_of_input in files.files:
-        file, schema = file_of_input.path, open_schema(file_of_input)
-        require_columns(schema.names, wanted, where=str(file))
-        folders[file] = file_of_input.folders
-        for name in wanted:
-            found = schema.field(name).type
-            expected = types.setdefault(name, found)
-            require_same_kinds(found, expected, column=name, where=file, first=files.paths[0])
-            if pa.types.is_float64(found):
-                types[name] = found
-        with open_parquet(file) as opened:
+    for one in files.files:
+        file, folders[one.path] = one.path, one.folders
+        with open_input(one) as (opened, schema):
+            require_columns(schema.names, wanted, where=str(file))
+            for name in wanted:
+                found = schema.field(name).type
+                expected = types.setdefault(name, found)
+                require_same_kinds(found, expected, column=name, where=file, first=files.files[0].path)
+                if pa.types.is_float64(found):
+                    types[name] = found
             at = 0
             for group in range(opened.metadata.num_row_groups):
                 num_rows = opened.metadata.row_group(group).num_rows

@@ -20,7 +20,7 @@ from learn_rank.errors import InputError
 from learn_rank.evaluation.options import SEGMENTS, SegmentOptions
 from learn_rank.ids import canonical_ids, refuse_nulls
 from learn_rank.inputs import PARQUET, InputFile, find_inputs
-from learn_rank.io import open_parquet, open_schema, read_batches, require_columns
+from learn_rank.io import open_input, read_batches, require_columns
 from learn_rank.schema import ITEM_ID, NUM_INTERACTIONS, SEGMENT, USER_ID, segments_schema
 
 ID_COLUMNS = {"user": USER_ID, "item": ITEM_ID}
@@ -204,9 +204,8 @@ def _open_parts(source: Path | pa.Table, name: str) -> tuple[_Part, ...]:
         return (_Part(source, name, source.schema, source.num_rows),)
     parts = []
     for file in find_inputs(source, kinds=(PARQUET,)).files:
-        with open_parquet(file.path) as opened:
-            num_rows = opened.metadata.num_rows
-        parts.append(_Part(file, str(file.path), open_schema(file), num_rows))
+        with open_input(file) as (opened, schema):
+            parts.append(_Part(file, str(file.path), schema, opened.metadata.num_rows))
     return tuple(parts)
 
 

@@ -19,7 +19,7 @@ from learn_rank.distributed import process_group
 from learn_rank.durable import write_file
 from learn_rank.errors import InputError
 from learn_rank.inputs import PARQUET, InputFile, find_inputs
-from learn_rank.io import open_parquet, open_schema, read_batches, require_columns, require_same_kinds
+from learn_rank.io import open_input, read_batches, require_columns, require_same_kinds
 from learn_rank.progress import note, progress_bar
 from learn_rank.ranker.columns import Int64Array
 from learn_rank.ranker.frozen import FrozenVectors
@@ -73,15 +73,15 @@ def write_learn_columns(
         options = replace(options, timestamp_unit=_AS_PREPARED)
     files = find_inputs(log, kinds=(PARQUET,))
     facts = dict.fromkeys(("num_rows", *_MISSING), 0)
-    total = 0
-    schemas = {file.path: open_schema(file) for file in files.files}
-    for path, schema in schemas.items():
-        _check_columns(schema, path, options, needs_time=frozen.needs_time)
-        for name in (options.user_id, options.item_id):
-            first = files.paths[0]
-            kinds = schema.field(name).type, schemas[first].field(name).type
-            require_same_kinds(*kinds, column=name, where=path, first=first)
-        total += pq.read_metadata(path).num_rows
+    total, first, expected = 0, files.files[0].path, None
+    for file in files.files:
+        with open_input(file) as (opened, schema):
+            _check_columns(schema, file.path, options, needs_time=frozen.needs_time)
+            expected = expected or schema
+            for name in (options.user_id, options.item_id):
+                kinds = schema.field(name).type, expected.field(name).type
+                require_same_kinds(*kinds, column=name, where=file.path, first=first)
+            total += opened.metadata.num_rows
     with progress_bar(total=total, description="export-features", unit="row") as bar:
         for file in files.files:
             target = directory / files.relative(file.path)
@@ -113,9 +113,9 @@ class _Writer:
         self._frozen, self._adaptor, self._options, self._report = frozen, adaptor, options, report
 
     def write(self, source: InputFile, target: Path) -> None:
-        file, schema = source.path, open_schema(source)
+        file = source.path
         options, frozen = self._options, self._frozen
-        with open_parquet(file) as opened:
+        with open_input(source) as (opened, schema):
             kept = options.columns or opened.schema_arrow.names  # what folders add stays in the folders' names
         read = [*kept, options.user_id, options.item_id, *([options.timestamp] if frozen.needs_time else [])]
         read += [FOLD] if frozen.num_folds and FOLD in schema.names else []

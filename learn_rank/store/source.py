@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from learn_rank.errors import InputError
 from learn_rank.inputs import PARQUET, find_inputs
-from learn_rank.io import open_parquet, open_schema, read_batches, require_columns, require_same_columns
+from learn_rank.io import open_input, read_batches, require_columns, require_same_columns
 from learn_rank.store.keys import key_type, to_keys
 from learn_rank.times import column_milliseconds
 
@@ -115,12 +115,11 @@ def open_source(path: Path, *, key: str, vector: str, as_of: str = "", as_of_uni
     schema: pa.Schema | None = None
     files = find_inputs(path, kinds=(PARQUET,))
     for file in files.files:
-        found = open_schema(file)
-        require_columns(found.names, [key, vector, *([as_of] if as_of else [])], where=str(file.path))
-        mine = pa.schema([found.field(name) for name in dict.fromkeys((key, vector))])
-        schema = mine if schema is None else schema
-        require_same_columns(mine, schema, where=file.path, first=files.paths[0])
-        with open_parquet(file.path) as opened:
+        with open_input(file) as (opened, found):
+            require_columns(found.names, [key, vector, *([as_of] if as_of else [])], where=str(file.path))
+            mine = pa.schema([found.field(name) for name in dict.fromkeys((key, vector))])
+            schema = mine if schema is None else schema
+            require_same_columns(mine, schema, where=file.path, first=files.files[0].path)
             for group in range(opened.metadata.num_row_groups):
                 units.append(Unit(file.path, group, opened.metadata.row_group(group).num_rows, file.folders))
     units = [unit for unit in units if unit.num_rows]
