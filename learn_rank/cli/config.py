@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -302,12 +304,22 @@ def _composed(name: str, chosen: Mapping[str, str]) -> dict[str, Any]:
             own = ", or a YAML file" if group == "dataset" else ""
             network = f"; a network is chosen by ranker.backbone={value}" if value in BACKBONES else ""
             raise InputError(f"{group}={value}: expected one of {', '.join(names)}{own}{network}")
+    return copy.deepcopy(_compose(config_dir().resolve(), name, tuple(chosen.items())))
+
+
+@cache  # hydra takes .15 s for what a study or a suite of tests asks for again and again
+def _compose(folder: Path, name: str, chosen: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    _register_schemas()
+    with _working_folder(), initialize_config_dir(str(folder), version_base="1.3"):
+        config = compose(name, overrides=[f"{group}={value or 'null'}" for group, value in chosen])
+    return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
+
+
+@cache
+def _register_schemas() -> None:
     store = ConfigStore.instance()
     for key, node in {"run": RunConfig, **SCHEMAS}.items():
         store.store(name=f"{key}_schema", node=node)
-    with _working_folder(), initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
-        config = compose(name, overrides=[f"{group}={value or 'null'}" for group, value in chosen.items()])
-    return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +107,16 @@ def _cell(reading: Reading) -> str:
 
 
 def _render(template: str, found: dict[str, Any]) -> str:
+    environment = _environment(is_html=template.endswith(".html.jinja"))
+    return environment.get_template(template).render(missing=MISSING, **found)
+
+
+@cache  # it holds the compiled templates
+def _environment(*, is_html: bool) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=template.endswith(".html.jinja"),
-        finalize=_shown if template.endswith(".html.jinja") else None,
+        autoescape=is_html,
+        finalize=_shown if is_html else None,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -121,7 +128,7 @@ def _render(template: str, found: dict[str, Any]) -> str:
         "code": code,
         "json": lambda content: json.dumps(content, default=str),
     }
-    return environment.get_template(template).render(missing=MISSING, **found)
+    return environment
 
 
 def _shown(value: Any) -> Any:
