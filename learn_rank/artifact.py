@@ -27,11 +27,12 @@ _RECORDED_PACKAGES = (
     "numpy",
 )  # fmt: skip
 STORES = ("store", "export", "extract")  # folders that hold a frozen store
-# what a store changes after it was published, and sums itself; where training says how it goes, nothing reads again
-_OF_STORES = re.compile(r"(current|dropped|v\d+/.+)$")
-_OF_TRACKERS = re.compile(r"(.+/)?(tensorboard|trackers)/")
+# what is summed by whoever writes it, and may change after the folder was published: versions of a store, checkpoints
+_OF_STORES = re.compile(r"(current|dropped|v\d+/.+|\.(refresh|spill|dropped)/.+)$")
+_OF_CHECKPOINTS = re.compile(r"checkpoint-\d+/.+$")
+_OF_TRACKERS = re.compile(r"(.+/)?(tensorboard|trackers)/")  # where training says how it goes, nothing reads again
 _WHOLE_BYTES = 16 << 20  # larger files are compared by size here, and by whoever reads them whole
-_SUMMED_BY_THEIR_WRITER = (".distcp", ".bin", ".u64", ".u32", ".f32", ".i64")
+_SUMMED_BY_THEIR_WRITER = (".bin", ".u64", ".u32", ".f32", ".i64")
 _PARQUET_MAGIC = b"PAR1"
 
 
@@ -131,8 +132,6 @@ def find_damage(directory: Path, manifest: Manifest) -> str | None:
     """Which file is not as the manifest says, and how: of the first one, such as 'PATH: is missing'; None: all are."""
     for name, expected in manifest.files.items():
         path = directory / name
-        if _OF_TRACKERS.match(name):
-            continue
         if not path.is_file():
             return f"{path}: is missing"
         if (size := path.stat().st_size) != expected["size"]:
@@ -190,16 +189,16 @@ def is_ours(name: str, record: Mapping[str, Any]) -> bool:
     listed = record.get("files")
     if listed is None:  # an earlier version did not list them
         return True
-    return name == MANIFEST or name in listed or (record["stage"] in STORES and _is_stores_own(name))
+    return name == MANIFEST or name in listed or _is_unlisted(name, record["stage"])
 
 
-def _is_stores_own(name: str) -> bool:
-    return bool(_OF_STORES.match(name)) or name.startswith((".refresh/", ".spill/", ".dropped/"))
+def _is_unlisted(name: str, stage: str) -> bool:
+    own = _OF_STORES if stage in STORES else _OF_CHECKPOINTS if stage == "train" else None
+    return bool(_OF_TRACKERS.match(name) or (own and own.match(name)))
 
 
 def _listed(directory: Path, stage: str) -> list[str]:
-    names = (name for name in files_of(directory) if name != MANIFEST)
-    return [name for name in names if not (stage in STORES and _is_stores_own(name))]
+    return [name for name in files_of(directory) if name != MANIFEST and not _is_unlisted(name, stage)]
 
 
 def _entry(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,12 +69,17 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_manifest(folder, stage="prepare")
 
 
-def test_what_says_how_training_goes_may_be_removed(tmp_path: Path) -> None:
-    with publish(tmp_path / "p", ONE) as (work, _):
-        (work / "tensorboard").mkdir()
-        (work / "tensorboard" / "events").write_text("x")
+def test_a_trained_folder_lists_neither_how_training_went_nor_checkpoints_which_sum_themselves(tmp_path: Path) -> None:
+    trained = Manifest("train", {}, {})
+    with publish(tmp_path / "p", trained) as (work, _):
+        for name in ("tensorboard/events", "checkpoint-1/meta.json", "pointers.json"):
+            (work / name).parent.mkdir(exist_ok=True)
+            (work / name).write_text("x")
+    assert read_manifest(tmp_path / "p", stage="train").files.keys() == {"pointers.json"}
     (tmp_path / "p" / "tensorboard" / "events").unlink()
-    assert is_current(tmp_path / "p", ONE)
+    assert is_current(tmp_path / "p", trained)
+    published(tmp_path / "p", replace(trained, options={"x": 1}))
+    assert {path.name for path in (tmp_path / "p").iterdir()} == {"manifest.json"}
 
 
 def test_no_flip_of_the_manifest_is_silent_or_a_traceback(tmp_path: Path) -> None:
