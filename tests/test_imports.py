@@ -68,3 +68,10 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 def test_evaluation_and_the_command_lines_help_need_no_torch() -> None:
     assert "torch" not in loaded_by("import learn_rank.evaluation")
     assert "torch" not in loaded_by("from learn_rank.cli.main import main; main(['pipeline', '--help'])")
+
+
+def test_compiled_code_is_cached_in_one_way() -> None:
+    """numba's own njit cannot be imported where neither the package nor the home may be written."""
+    taken = {path.name for path in PACKAGE.rglob("*.py") if "from numba import njit" in path.read_text()}
+    assert (PACKAGE / "compiled.py").is_file()
+    assert not taken

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from learn_rank.compiled import njit
 from learn_rank.evaluation.kernel import (
     ONLY_NEGATIVE,
     ONLY_POSITIVE,
