@@ -8,7 +8,6 @@ import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import xxhash
 from learn_rank import __version__
 from learn_rank.durable import write_json
 from learn_rank.errors import InputError
-from learn_rank.fingerprints import file_checksum, fingerprint
+from learn_rank.fingerprints import file_checksum, fingerprint, known_checksum
 from learn_rank.progress import note
 from learn_rank.schema import MANIFEST, STAGE_FORMATS
 
@@ -86,13 +85,12 @@ def read_manifest(directory: Path, *, stage: str | Sequence[str]) -> Manifest:
     made_by = record["stage"]
     if made_by not in stages:
         raise InputError(f"{directory}: made by stage '{made_by}', expected '{' or '.join(stages)}'")
-    expected = STAGE_FORMATS.get(made_by, 1)
-    if record.get("format") != expected:
-        raise InputError(
-            f"{path}: was written in format {record.get('format', 0)} of '{made_by}', expected {expected}, by another "
-            f"version of learn-rank; {_again(made_by, directory)}"
-        )
     manifest = _from_record(record)
+    if record.get("format") != manifest.format:
+        raise InputError(
+            f"{path}: was written in format {record.get('format', 0)} of '{made_by}', expected {manifest.format}, by "
+            f"another version of learn-rank; {_again(made_by, directory)}"
+        )
     if record.get("checksum") != _checksum_of(record) or record.get("fingerprint") != manifest.fingerprint:
         raise InputError(f"{path}: was edited or damaged; {_again(made_by, directory)}")
     damage = find_damage(directory, manifest)
@@ -138,7 +136,7 @@ def find_damage(directory: Path, manifest: Manifest) -> str | None:
             return f"{path}: damaged, {size:,} bytes where {expected['size']:,} were written"
         if "footer" in expected and _footer_checksum(path) != expected["footer"]:
             return f"{path}: damaged, its footer is not what was written"
-        if "xxh3" in expected and size <= _WHOLE_BYTES and _checksum_now(path) != expected["xxh3"]:
+        if "xxh3" in expected and size <= _WHOLE_BYTES and known_checksum(path) != expected["xxh3"]:
             return f"{path}: damaged, not what was written"
     return None
 
@@ -147,7 +145,7 @@ def check_file(directory: Path, name: str) -> None:
     """Compares a file of any size with its checksum in the folder's manifest; InputError if it has another."""
     record = read_record(directory)
     expected = record and record.get("files", {}).get(name, {}).get("xxh3")
-    if record and expected and _checksum_now(directory / name) != expected:
+    if record and expected and known_checksum(directory / name) != expected:
         raise InputError(f"{directory / name}: damaged, not what was written; {_again(record['stage'], directory)}")
 
 
@@ -219,18 +217,6 @@ def _footer_checksum(path: Path) -> str:
         length = struct.unpack("<I", tail[:4])[0] if tail[4:] == _PARQUET_MAGIC else size
         stream.seek(max(size - 8 - length, 0))
         return xxhash.xxh3_128_hexdigest(stream.read())
-
-
-def _checksum_now(path: Path) -> str:
-    """A command asks several times for what an earlier stage wrote: a file that no write has touched is read once."""
-    found = path.stat()
-    place = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-    return _checksum_at(path, place)
-
-
-@lru_cache(maxsize=4096)
-def _checksum_at(path: Path, _: tuple[int, ...]) -> str:
-    return file_checksum(path)
 
 
 def _checksum_of(record: Mapping[str, Any]) -> str:

@@ -9,13 +9,18 @@ class InputError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says first, maybe nothing."""
+    return str(error).strip().partition("\n")[0]
+
+
 def reason_of(error: Exception) -> str:
     """An error of another library in one line."""
-    text = str(error).strip().partition("\n")[0]
+    text = first_line(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def cut(text: str, limit: int = 200) -> str:
     """A text of somebody else's for a message: one line, and not the whole of it where it is long."""
-    line = " ".join(text.split("\n")) if "\n" in text else text
+    line = text.replace("\n", " ")
     return line if len(line) <= limit else f"{line[:limit]}... ({len(line):,} characters)"

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +55,16 @@ def file_checksum(path: Path) -> str:
         while size := stream.readinto(buffer):
             digest.update(buffer[:size])
     return digest.hexdigest()
+
+
+def known_checksum(path: Path) -> str:
+    """`file_checksum` of a file that a command asks for several times: read again only after a write to it."""
+    return _checksum_at(path, _Place.of(path))
+
+
+@lru_cache(maxsize=4096)
+def _checksum_at(path: Path, _: _Place) -> str:
+    return file_checksum(path)
 
 
 class _Place(NamedTuple):

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from learn_rank.errors import InputError, cut
+from learn_rank.errors import InputError, cut, first_line
 from learn_rank.ids import is_text
 from learn_rank.inputs import PARQUET, InputFile, find_inputs
 
@@ -28,7 +28,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path, page_checksum_verification=True)
     except UNREADABLE as error:
-        raise InputError(f"{path}: not a whole Parquet file ({_first_line(error)}); copy or write it again")
+        raise InputError(f"{path}: not a whole Parquet file ({first_line(error)}); copy or write it again")
 
 
 def read_table(path: Path, columns: Iterable[str] | None = None) -> pa.Table:
@@ -94,11 +94,11 @@ def read_batches(
                 yield _with_constants(whole, columns, added) if added else whole
     except UNREADABLE as error:
         place = f"row group {row_groups[0]}: " if row_groups is not None and len(row_groups) == 1 else ""
-        raise InputError(f"{path}: cannot be read to its end ({place}{_first_line(error)}); copy or write it again")
+        raise InputError(f"{path}: cannot be read to its end ({place}{first_line(error)}); copy or write it again")
 
 
 def write_table(path: Path, table: pa.Table, schema: pa.Schema | None = None) -> None:
-    """Writes one Parquet file in the stage's schema. Callers write inside `artifact.publish`, which renames."""
+    """Writes one Parquet file in the stage's schema. Callers write inside `publish.publish`, which renames."""
     made = table if schema is None else table.select(schema.names).cast(schema)
     pq.write_table(made, path, write_page_checksum=True)
 
@@ -181,7 +181,7 @@ def _read_file(path: Path, names: list[str] | None) -> pa.Table:
         try:
             return file.read(columns=names)
         except UNREADABLE as error:
-            raise InputError(f"{path}: cannot be read to its end ({_first_line(error)}); copy or write it again")
+            raise InputError(f"{path}: cannot be read to its end ({first_line(error)}); copy or write it again")
 
 
 def _with_constants(batch: pa.RecordBatch, columns: Sequence[str], added: Mapping[str, pa.Scalar]) -> pa.RecordBatch:
@@ -201,7 +201,3 @@ def _whole(batch: pa.RecordBatch) -> pa.RecordBatch:
         if is_plain or pa.types.is_dictionary(kind) or pa.types.is_string_view(kind):
             column.validate(full=True)
     return batch
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from learn_rank.errors import InputError
+from learn_rank.errors import InputError, first_line
 from learn_rank.fingerprints import file_fingerprint
 
 _LEAST_TOKENS = 2
@@ -117,5 +117,4 @@ def _loading(model: str, *, option: str) -> Iterator[None]:
             raise
         if "trust_remote_code" in str(error):
             raise InputError(f"{option} '{model}' comes with Python of its own; trust_remote_code=true lets it run")
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{option} '{model}' cannot be loaded as a Hugging Face model: {reason}")
+        raise InputError(f"{option} '{model}' cannot be loaded as a Hugging Face model: {first_line(error)}")

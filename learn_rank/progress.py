@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -18,10 +20,14 @@ def note(text: str) -> None:
         tqdm.write(f"learn-rank: {printable(text)}", file=sys.stderr)
 
 
-def progress_bar(*, total: int, description: str, unit: str, is_shown: bool = True) -> Any:
-    """A tqdm bar that is gone when it is done; nothing is printed for work of under two seconds."""
+@contextmanager
+def progress_bar(*, total: int, description: str, unit: str, is_shown: bool = True) -> Iterator[Any]:
+    """A tqdm bar that is gone when its block ends; nothing is printed for work of under two seconds.
+
+    A bar that an error leaves open would be closed by the garbage collector, which may run while tqdm walks its bars.
+    """
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
-    return tqdm(
+    bar = tqdm(
         total=total,
         desc=description,
         unit=unit,
@@ -32,3 +38,5 @@ def progress_bar(*, total: int, description: str, unit: str, is_shown: bool = Tr
         mininterval=0.2 if is_terminal else _LOG_SECONDS,
         ascii=None if is_terminal else True,
     )
+    with bar:
+        yield bar

@@ -297,10 +297,12 @@ def _stays_where_it_is(target: Path) -> bool:
 def _mount_points() -> set[str]:
     """All of this process; folders of one file system that are bound to another place are among them."""
     try:
-        lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
     except OSError:
         return set()
-    return {line.split()[4].encode().decode("unicode_escape", "replace") for line in lines}
+    # blanks and the like are written as \\040; the rest are the bytes of the name
+    names = (line.split()[4].decode("unicode_escape").encode("latin-1") for line in lines)
+    return {os.fsdecode(name) for name in names}
 
 
 def _real(path: Path) -> Path:

@@ -25,6 +25,7 @@ DENSE_PREFIX = "dense."  # float32
 LEARN_COLUMNS = ("learn_user", "learn_item", "learn_fusion")  # lists of float: what a ranker sees of LEARN
 
 SPLITS = ("train", "validation", "test")
+ARMS = ("baseline", "learn", "shuffled")  # the rankers of a run: their folders, and their columns of scores
 EMBEDDING_DIM = 64  # width of the paper's user and item embeddings
 
 # Inside a run directory, one folder per stage:

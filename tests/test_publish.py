@@ -303,7 +303,7 @@ def test_a_mount_points_contents_are_replaced(mount_disk: Callable[[int], Path])
 def test_a_folder_bound_to_another_place_of_the_same_disk_is_a_mount_point_too(
     tmp_path: Path, mount_disk: Callable[[int], Path]
 ) -> None:
-    (bound := tmp_path / "bound here").mkdir()
+    (bound := tmp_path / "bound hére").mkdir()
     mounted = subprocess.run(["mount", "--bind", str(mount_disk(4)), str(bound)], capture_output=True, check=False)
     if mounted.returncode:
         pytest.skip("binding a folder is not permitted here")

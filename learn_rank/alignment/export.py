@@ -35,23 +35,23 @@ def export_items(
 
     def batches() -> Iterator[VectorBatch]:
         size = _block_rows(tower.output_dim)
-        with progress_bar(total=len(item_ids), description="export items", unit="item") as bar:
-            for start in range(0, len(item_ids), size):
-                ids = item_ids[start : start + size]
-                rows = gallery.rows_of(ids)
-                has_input = gallery.has_input(rows)
-                vectors = item_vectors(tower, gallery, rows[has_input], device=device)
-                yield VectorBatch(ids.filter(pa.array(has_input)), vectors)
-                bar.update(len(ids))
+        for start in range(0, len(item_ids), size):
+            ids = item_ids[start : start + size]
+            rows = gallery.rows_of(ids)
+            has_input = gallery.has_input(rows)
+            vectors = item_vectors(tower, gallery, rows[has_input], device=device)
+            yield VectorBatch(ids.filter(pa.array(has_input)), vectors)
+            bar.update(len(ids))
 
-    facts = write_batches(
-        directory,
-        batches,
-        key_type=key_type(item_ids),
-        dim=tower.output_dim,
-        has_as_of=False,
-        expected_rows=len(item_ids),
-    )
+    with progress_bar(total=len(item_ids), description="export items", unit="item") as bar:
+        facts = write_batches(
+            directory,
+            batches,
+            key_type=key_type(item_ids),
+            dim=tower.output_dim,
+            has_as_of=False,
+            expected_rows=len(item_ids),
+        )
     return {**facts, "items_without_vector": len(item_ids) - facts["num_ids"]}
 
 
@@ -139,27 +139,27 @@ def _write_users(
     """snapshots gives, for times [N], the as_of [N] of the first snapshot that holds an interaction at that time."""
 
     def batches() -> Iterator[VectorBatch]:
-        with progress_bar(total=len(histories.items), description="export users", unit="interaction") as bar:
-            for block in histories.blocks(_block_rows(tower.output_dim)):
-                users = np.repeat(np.arange(block.num_users), np.diff(block.offsets))
-                as_of = snapshots(block.times)
-                # of the interactions that share a user and a snapshot the last one has seen the others
-                is_last = np.ones(len(users), bool)
-                is_last[:-1] = (users[1:] != users[:-1]) | (as_of[1:] != as_of[:-1])
-                at = np.flatnonzero(is_last & (as_of != _NEVER))
-                vectors = user_vectors(tower, gallery, block, at, max_history=max_history, stride=stride, device=device)
-                ids = block.user_ids.take(pa.array(users[at]))
-                yield VectorBatch(ids, vectors, as_of[at] if has_as_of else None)
-                bar.update(len(block.items))
+        for block in histories.blocks(_block_rows(tower.output_dim)):
+            users = np.repeat(np.arange(block.num_users), np.diff(block.offsets))
+            as_of = snapshots(block.times)
+            # of the interactions that share a user and a snapshot the last one has seen the others
+            is_last = np.ones(len(users), bool)
+            is_last[:-1] = (users[1:] != users[:-1]) | (as_of[1:] != as_of[:-1])
+            at = np.flatnonzero(is_last & (as_of != _NEVER))
+            vectors = user_vectors(tower, gallery, block, at, max_history=max_history, stride=stride, device=device)
+            ids = block.user_ids.take(pa.array(users[at]))
+            yield VectorBatch(ids, vectors, as_of[at] if has_as_of else None)
+            bar.update(len(block.items))
 
-    facts = write_batches(
-        directory,
-        batches,
-        key_type=key_type(histories.user_ids),
-        dim=tower.output_dim,
-        has_as_of=has_as_of,
-        expected_rows=len(histories.items) if has_as_of else histories.num_users,
-    )
+    with progress_bar(total=len(histories.items), description="export users", unit="interaction") as bar:
+        facts = write_batches(
+            directory,
+            batches,
+            key_type=key_type(histories.user_ids),
+            dim=tower.output_dim,
+            has_as_of=has_as_of,
+            expected_rows=len(histories.items) if has_as_of else histories.num_users,
+        )
     return {**facts, "users_without_vector": histories.num_users - facts["num_ids"]}
 
 

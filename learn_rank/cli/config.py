@@ -29,11 +29,10 @@ from learn_rank.evaluation.options import EvaluateOptions, SegmentOptions
 from learn_rank.memory import LIMIT_HELP
 from learn_rank.options import check_seed
 from learn_rank.ranker.options import BACKBONES, FindOptions, FrozenOptions, LearnColumnsOptions, RankerOptions
-from learn_rank.schema import ITEM_ID, USER_ID
+from learn_rank.schema import ARMS, ITEM_ID, USER_ID
 from learn_rank.store.options import StoreOptions
 
 T = typing.TypeVar("T")
-_ARMS = ("baseline", "learn", "shuffled")
 GROUPS = ("dataset", "encoder", "prompt", "align", "ranker")
 PAPER_DATASETS = ("scientific", "instruments", "arts", "office", "games", "pet", "industry")
 
@@ -76,7 +75,7 @@ class RunConfig:
     run_dir: str = field(default="", metadata={"help": "folder of all outputs; required"})
     dataset: DatasetRecipe | None = None
     arms: list[str] = field(
-        default_factory=lambda: ["baseline", "learn", "shuffled"],
+        default_factory=lambda: list(ARMS),
         metadata={"help": "rankers to train: baseline, learn, and shuffled (learn with permuted vectors, the control)"},
     )
     accept_stores: list[str] = field(
@@ -97,7 +96,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.run_dir:
             raise InputError("run_dir is missing; add run_dir=FOLDER")
-        unknown = [arm for arm in self.arms if arm not in _ARMS]
+        unknown = [arm for arm in self.arms if arm not in ARMS]
         if unknown or not self.arms or len(set(self.arms)) < len(self.arms):
             raise InputError(f"arms is {self.arms}, expected distinct names among baseline, learn and shuffled")
 
@@ -231,8 +230,8 @@ SCHEMAS: dict[str, type] = {
 
 
 def _check_arm(arm: str) -> None:
-    if arm not in _ARMS:  # it names a folder
-        raise InputError(f"arm is '{arm}', expected one of {', '.join(_ARMS)}")
+    if arm not in ARMS:  # it names a folder
+        raise InputError(f"arm is '{arm}', expected one of {', '.join(ARMS)}")
 
 
 def config_dir() -> Path:

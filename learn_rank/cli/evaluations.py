@@ -118,7 +118,6 @@ def segment(config: SegmentConfig) -> None:
                 scratch=work / _SCRATCH,
             )
         )
-        _leave(work)
     print(f"{facts['num_rows']:,} rows")
     for entity in ("user", "item"):
         for name, found in facts.get(entity, {}).get("segments", {}).items():
@@ -141,7 +140,7 @@ def _experiment(config: EvaluateConfig) -> None:
     predictions, out = Path(config.predictions), Path(config.out)
     reads = _reads(config)
     check_target(out, "experiment", reads=reads)
-    columns = exposure_columns(predictions)
+    columns = exposure_columns(predictions) if config.user_segments or config.item_segments else []
     users = segment_origin(config.user_segments, entity="user", columns=columns)
     items = segment_origin(config.item_segments, entity="item", columns=columns)
     sources = fingerprints(predictions, users, items)
@@ -164,7 +163,6 @@ def _experiment(config: EvaluateConfig) -> None:
             memory_limit=config.memory_limit,
             scratch=Path(config.spill_dir or work / _SCRATCH),
         )
-        _leave(work)
         report["inputs"] = sources
         write_experiment(report, work)
     print(format_experiment(report))
@@ -177,12 +175,6 @@ def _reads(config: EvaluateConfig) -> list[Path]:
 
     segments = [Path(path) for path in (config.user_segments, config.item_segments) if path]
     return [*find_inputs(config.predictions, may_be_pattern=True).reads, *segments]
-
-
-def _leave(work: Path) -> None:
-    """Takes the empty folder that DuckDB spilled into out of a result."""
-    if (work / _SCRATCH).exists():
-        (work / _SCRATCH).rmdir()
 
 
 def _part(text: str) -> tuple[int, int]:

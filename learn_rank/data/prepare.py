@@ -81,11 +81,12 @@ def prepare(recipe: DatasetRecipe, directory: Path, options: PrepareOptions) -> 
     kept = _earlier_dense(Path(options.dense_from), recipe) if options.dense_from else {}
     files = find_sources(recipe)
     reads = [path for found in files.values() for path in found.paths]
-    with connect(directory / "scratch", memory_limit=options.memory_limit, reads=reads) as engine:
+    num_steps = 4 + len(recipe.sparse) + len(recipe.sequence) + len(SPLITS)
+    with (
+        connect(directory / "scratch", memory_limit=options.memory_limit, reads=reads) as engine,
+        progress_bar(total=num_steps, description="prepare", unit="step") as steps,
+    ):
         connection = engine.connection
-        steps = progress_bar(
-            total=4 + len(recipe.sparse) + len(recipe.sequence) + len(SPLITS), description="prepare", unit="step"
-        )
         sources = open_sources(engine, recipe, files)
         steps.update()
         types = load_tables(connection, recipe, sources)
@@ -132,7 +133,6 @@ def prepare(recipe: DatasetRecipe, directory: Path, options: PrepareOptions) -> 
         facts["value_types"] = {one.feature.name: one.value_type for one in encoded}
         features.write(directory / FEATURES)
         steps.update()
-        steps.close()
     return facts
 
 

@@ -11,12 +11,11 @@ from typing import Any
 from learn_rank.data.dense import TRANSFORMS
 from learn_rank.errors import InputError
 from learn_rank.names import require_plain_and_distinct
-from learn_rank.schema import FOLD, ITEM_ID, LEARN_COLUMNS, TIMESTAMP, USER_ID, VALUE
+from learn_rank.schema import ARMS, FOLD, ITEM_ID, LEARN_COLUMNS, TIMESTAMP, USER_ID, VALUE
 from learn_rank.times import STEP, UNITS
 
 _UNITS = (*UNITS, STEP)
 _OUR_COLUMNS = (USER_ID, ITEM_ID, TIMESTAMP, FOLD, VALUE)  # of the tables and predictions in which labels stand
-_ARMS = ("baseline", "learn", "shuffled")
 _ENCODINGS = ("vocabulary", "hash")
 _MISSING = ("impute", "refuse")
 _NAMED = re.compile(r"(.+\S)\s+as\s+(\w+)", re.IGNORECASE | re.DOTALL)
@@ -173,7 +172,7 @@ class DatasetRecipe:
             require_plain_and_distinct(of, f"{where}: {key}")
         require_plain_and_distinct(self.items.fields(), f"{where}: items.text")
         for label in log.labels:
-            if label.lower() in (*_OUR_COLUMNS, *LEARN_COLUMNS, *_ARMS):
+            if label.lower() in (*_OUR_COLUMNS, *LEARN_COLUMNS, *ARMS):
                 raise InputError(
                     f"{where}: a label may not be called '{label}', which names a column of ours; rename it"
                 )

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from learn_rank.artifact import check_file, read_manifest
 from learn_rank.durable import write_json
-from learn_rank.errors import InputError
+from learn_rank.errors import InputError, first_line
 from learn_rank.evaluation.engine import in_threads, num_threads
 from learn_rank.evaluation.matching import matches_of
 from learn_rank.evaluation.options import ENTITIES, EvaluateOptions, SegmentOptions
@@ -117,7 +117,7 @@ def load_state(directory: Path) -> SavedPart:
     try:
         return _load(directory)
     except _DAMAGED as error:
-        said = str(error).strip().split("\n")[0] or type(error).__name__
+        said = first_line(error) or type(error).__name__
         raise InputError(f"{directory}: not a whole state ({said}); make it again")
 
 

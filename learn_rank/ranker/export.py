@@ -17,7 +17,7 @@ import torch
 from learn_rank import checkpoint
 from learn_rank.artifact import Manifest, read_manifest
 from learn_rank.distributed import process_group
-from learn_rank.errors import InputError
+from learn_rank.errors import InputError, reason_of
 from learn_rank.io import open_parquet, read_batches
 from learn_rank.publish import publish
 from learn_rank.ranker.columns import Int64Array, Ragged, checked_table_rows
@@ -91,8 +91,7 @@ def export_model(
         except Exception as error:  # torch says in many ways what it cannot follow
             if ":" not in options.backbone:
                 raise
-            said = str(error).strip().partition("\n")[0]
-            raise InputError(f"backbone {options.backbone} cannot be exported ({type(error).__name__}: {said})")
+            raise InputError(f"backbone {options.backbone} cannot be exported ({reason_of(error)})")
         load_table = partial(_load_table, checkpoint_dir, weights, options)
         _write_tables(prepared, inputs, model, load_table, directory)
     shutil.copyfile(prepared / DENSE, directory / DENSE)

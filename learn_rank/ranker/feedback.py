@@ -42,17 +42,16 @@ class Feedback:
     @contextmanager
     def epoch(self, progress: Progress) -> Iterator[None]:
         """Shows the epoch under way, from the step that is reached."""
-        self._bar = progress_bar(
+        self._start = self._start if self._start[0] else (time.monotonic(), progress.global_step)
+        self._last = time.monotonic(), self._rows_read(progress)
+        began, from_row = self._last
+        with progress_bar(
             total=self._num_rows,
             description=f"train epoch {progress.epoch + 1}/{self._options.epochs}",
             unit="row",
             is_shown=self._is_shown,
-        )
-        self._bar.initial = self._bar.n = self._rows_read(progress)
-        self._start = self._start if self._start[0] else (time.monotonic(), progress.global_step)
-        self._last = time.monotonic(), self._rows_read(progress)
-        began, from_row = self._last
-        with self._bar:
+        ) as self._bar:
+            self._bar.initial = self._bar.n = from_row
             yield
         self._rows_per_second = (self._num_rows - from_row) / (time.monotonic() - began)
 

@@ -165,8 +165,10 @@ def score(
     """[T, N] probabilities of all rows of the reader's file, in file order, on every rank."""
     model.eval()
     parts = []
-    bar = progress_bar(total=reader.num_rows, description=description, unit="row", is_shown=process.is_main)
-    with bar, torch.autocast(process.device.type, torch.bfloat16, enabled=bf16):
+    with (
+        progress_bar(total=reader.num_rows, description=description, unit="row", is_shown=process.is_main) as bar,
+        torch.autocast(process.device.type, torch.bfloat16, enabled=bf16),
+    ):
         for batch in reader.in_order():
             vectors = None if frozen is None else batch.vectors(frozen, process.device)
             batch = batch.to(process.device)

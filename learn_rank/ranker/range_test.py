@@ -86,8 +86,10 @@ def _sweep(option: str, inputs: RankerInputs, options: RankerOptions, find: Find
     factors = np.geomspace(find.low, find.high, find.steps).tolist()
     losses: list[float] = []
     reach = max(find.steps // 20, 1)
-    bar = progress_bar(total=find.steps, description=option, unit="step", is_shown=process.is_main)
-    with closing(_endless(reader, options)) as batches, bar:
+    with (
+        closing(_endless(reader, options)) as batches,
+        progress_bar(total=find.steps, description=option, unit="step", is_shown=process.is_main) as bar,
+    ):
         for step, (factor, batch) in enumerate(zip(factors, batches, strict=False)):
             is_dense = option == SWEPT[0]
             ranker.scale_learning_rates(factor if is_dense else 1.0, tables=1.0 if is_dense else factor)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from learn_rank.artifact import Manifest, read_manifest
+from learn_rank.artifact import STORES, Manifest, read_manifest
 from learn_rank.errors import InputError
 from learn_rank.memory import available_bytes
 from learn_rank.store.asked import asked_ids, asked_times
@@ -42,7 +42,6 @@ Int64Array = npt.NDArray[np.int64]
 # a table with more than this share of the memory that is left will not stay in the page cache
 _CACHED_SHARE = 0.7
 NEWEST = np.iinfo(np.int64).max  # a time after every snapshot
-_STAGES = ("store", "export", "extract")  # whose folders are stores
 
 
 class Looked(NamedTuple):
@@ -63,7 +62,7 @@ class FrozenStore:
         self,
         directory: Path | str,
         *,
-        stage: str | Sequence[str] = _STAGES,
+        stage: str | Sequence[str] = STORES,
         version: str | None = None,
         shuffle_seed: int | None = None,
         prefetch: bool | None = None,

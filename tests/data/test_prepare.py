@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +43,7 @@ def write_log(raw: Path, rows: list[tuple[int, int, int, int]]) -> None:
 
 
 def leave_one_out(recipe_of: RecipeOf, raw: Path, **changes: Any) -> DatasetRecipe:
-    log = InteractionsSource(
-        files="log.parquet",
-        user_id="uid",
-        item_id="iid",
-        timestamp="at",
-        timestamp_unit="step",
-        labels={"like": '"like"'},
-    )
+    log = replace(recipe_of(raw).interactions, labels={"like": '"like"'})
     return recipe_of(raw, interactions=log, split=SplitOptions(leave_one_out=True), **changes)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -34,8 +36,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     written = io.StringIO()
 
-    def shown(*, total: int, description: str, unit: str, is_shown: bool) -> Any:
-        return tqdm(total=total, desc=description, unit=unit, file=written, mininterval=0, disable=not is_shown)
+    @contextmanager
+    def shown(*, total: int, description: str, unit: str, is_shown: bool) -> Iterator[Any]:
+        with tqdm(total=total, desc=description, unit=unit, file=written, mininterval=0, disable=not is_shown) as bar:
+            yield bar
 
     monkeypatch.setattr(feedback_module, "progress_bar", shown)
     return written
