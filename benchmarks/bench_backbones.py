@@ -41,8 +41,8 @@ from sklearn.metrics import roc_auc_score
 from learn_rank.artifact import read_manifest
 from learn_rank.durable import write_json
 from learn_rank.ranker.options import RankerOptions
-from learn_rank.ranker.predict import predict
-from learn_rank.ranker.train import train
+from learn_rank.ranker.outputs.predict import predict
+from learn_rank.ranker.training.train import train
 from learn_rank.schema import FEATURES, FeatureSet
 
 PEERS = {**HOSTS, "FuxiCTR FinalMLP": ("fuxictr", FuxiCTR, "FinalMLP")}

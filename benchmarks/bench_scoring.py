@@ -24,7 +24,7 @@ from result_page import machine, write_page
 
 from learn_rank.artifact import read_manifest
 from learn_rank.cli.main import main as learn_rank
-from learn_rank.ranker.dense_scorer import can_write_onnx, load_scorer
+from learn_rank.ranker.outputs.dense_program import can_write_onnx, load_scorer
 from learn_rank.serving import Scorer
 from learn_rank.serving.files import ServedModel
 

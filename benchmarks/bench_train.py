@@ -37,10 +37,10 @@ from train_steps import BATCH, CPU, GROUP, NUM_BATCHES, Cost, build, cpu_ms, rea
 
 from learn_rank.adaptor import LearnAdaptor, cvr_loss
 from learn_rank.distributed import process_group
-from learn_rank.ranker.batch import BatchReader, RankerBatch
-from learn_rank.ranker.frozen import FrozenVectors
+from learn_rank.ranker.data.batch import BatchReader, RankerBatch
 from learn_rank.ranker.options import RankerOptions
-from learn_rank.ranker.train import train
+from learn_rank.ranker.tables.frozen import FrozenVectors
+from learn_rank.ranker.training.train import train
 from learn_rank.schema import ITEM_ID, TIMESTAMP, USER_ID, FeatureSet
 
 

@@ -3,8 +3,8 @@
     python benchmarks/capacity.py [users=4e8] [items=31e6] [snapshots=1] [ranks=64] [hosts=8] [batch=4096]
                                    [rows_per_day=1e10] [build=RATE ...]
 
-Sizes are exact: they follow from the file formats (learn_rank/store/files.py, learn_rank/ranker/plan.py). Rates were
-measured on two cores by the benchmark that stands beside each; give your own as key=value.
+Sizes are exact: they follow from the file formats (learn_rank/store/files.py, learn_rank/ranker/tables/plan.py). Rates
+were measured on two cores by the benchmark that stands beside each; give your own as key=value.
 """
 
 from __future__ import annotations

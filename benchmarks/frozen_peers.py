@@ -22,9 +22,10 @@ from torch.ao.quantization import PlaceholderObserver, QConfig
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.quant import EmbeddingBagCollection as QuantEmbeddingBagCollection
 
+from learn_rank.arrays import Int64Array
+
 BATCH, DIM = 8192, 64
 _CHUNK = 1 << 20
-Int64Array = npt.NDArray[np.int64]
 Search = Callable[[pa.Array], Int64Array]  # ids [B] -> rows [B], -1 for the unknown
 
 

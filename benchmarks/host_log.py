@@ -12,7 +12,7 @@ import torch
 
 from learn_rank.adaptor import VectorTable
 from learn_rank.io import read_table
-from learn_rank.ranker.frozen import FrozenVectors
+from learn_rank.ranker.tables.frozen import FrozenVectors
 from learn_rank.schema import (
     DENSE_PREFIX,
     FEATURES,

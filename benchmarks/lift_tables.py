@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from learn_rank.evaluation import EvaluateOptions, SeedLift, SegmentOptions, evaluate, lift_over_seeds
-from learn_rank.evaluation.segments import open_segments
+from learn_rank.evaluation.input.segments import open_segments
 from learn_rank.evaluation.statistics import interval_key
 from learn_rank.io import read_table
 from learn_rank.schema import FEATURES, ITEM_ID, USER_ID, FeatureSet

@@ -18,16 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
 from learn_rank.alignment.retrieval import Ragged, retrieval_sums
+from learn_rank.arrays import Int64Array
 from learn_rank.schema import FEATURES, ITEM_ID, SPLITS, TIMESTAMP, USER_ID, FeatureSet
 
-Int64Array = npt.NDArray[np.int64]
 Metrics = dict[str, float | int]
 _LOG = "log"  # RecBole's name of the data set
 

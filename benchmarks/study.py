@@ -37,8 +37,8 @@ from learn_rank.artifact import read_manifest
 from learn_rank.cli.validation import validation_uauc
 from learn_rank.durable import write_json
 from learn_rank.ranker.options import RankerOptions
-from learn_rank.ranker.predict import predict
-from learn_rank.ranker.train import train
+from learn_rank.ranker.outputs.predict import predict
+from learn_rank.ranker.training.train import train
 
 BACKBONES = ("dcnv2", "din", "finalmlp")
 ARMS: dict[str, dict[str, Any]] = {

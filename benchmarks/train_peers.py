@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from learn_rank.layers import mlp
-from learn_rank.ranker.batch import RankerBatch
-from learn_rank.ranker.tables import fill_rows
+from learn_rank.ranker.data.batch import RankerBatch
+from learn_rank.ranker.tables.tables import fill_rows
 from learn_rank.schema import FeatureSet
 
 DIM, HIDDEN, LEARNING_RATE = 16, (400, 400), 1e-3

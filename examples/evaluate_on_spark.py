@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pyspark.sql import SparkSession
 
 from learn_rank.evaluation import EvaluateOptions, write_report
-from learn_rank.evaluation.report import format_table
+from learn_rank.evaluation.report.write import format_table
 from learn_rank.evaluation.spark import evaluate_on_spark
 
 

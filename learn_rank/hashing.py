@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from learn_rank.arrays import UInt64Array
 from learn_rank.compiled import njit
-
-UInt64Array = npt.NDArray[np.uint64]
 
 _MASK = (1 << 64) - 1
 _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))

@@ -34,11 +34,11 @@ _num_left_out = 0  # modules
 # compiles most of what numba compiles: where nothing is cached yet, others find it done.
 _FIRST = (
     "ranks",
-    "tests/evaluation/test_engine.py",
+    "tests/evaluation/engine/test_local.py",
     "tests/integrations/test_contract.py",
     "tests/evaluation/test_spark.py",
     "tests/adaptor/test_tracing.py",
-    "tests/ranker/test_train.py",
+    "tests/ranker/training/test_train.py",
     "tests/serving/test_scorer.py",
     "tests/cli/test_ablation.py",
 )

@@ -14,7 +14,7 @@ for name in (
     "learn_rank.alignment.train",
     "learn_rank.cli.pipeline",
     "learn_rank.content.extract",
-    "learn_rank.ranker.train",
+    "learn_rank.ranker.training.train",
     "tests.integrations.cases_torchrec",
 ):
     with suppress(ImportError):

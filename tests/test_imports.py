@@ -10,11 +10,13 @@ from pathlib import Path
 import learn_rank
 
 PACKAGE = Path(learn_rank.__file__).parent
-FOUNDATIONS = {
-    "schema", "errors", "artifact", "durable", "fingerprints", "publish", "io", "inputs", "names", "times", "layers",
-    "distributed", "checkpoint", "checkpoint_reader", "weights", "progress", "ids", "hashing", "compiled", "memory",
-    "prefetch", "printable", "options", "scalars", "schedule", "pretrained", "trackers",
-}  # fmt: skip
+FOUNDATIONS = set(
+    """
+    arrays artifact checkpoint checkpoint_reader compiled distributed durable errors fingerprints hashing ids inputs io
+    layers memory names options prefetch pretrained printable progress publish scalars schedule schema times trackers
+    weights
+    """.split()
+)
 SHARED = {"store", "data", "adaptor"}
 SERVING = {"serving"}  # what a service loads; a ranker is written in its format
 STAGES = {"content", "alignment", "ranker", "evaluation", "integrations"}

@@ -19,11 +19,11 @@ from learn_rank.alignment.options import AlignOptions
 from learn_rank.alignment.retrieval import Ragged, RetrievalSums, retrieval_sums
 from learn_rank.alignment.towers import MeanContent, Tower
 from learn_rank.alignment.vectors import item_vectors, user_vectors
+from learn_rank.arrays import Int64Array
 from learn_rank.distributed import Process, on_main, sum_over_ranks
 from learn_rank.io import read_table
 from learn_rank.schema import ITEM_ID, USER_ID
 
-Int64Array = npt.NDArray[np.int64]
 # (users [P], labels [P], scores [P]) -> UAUC, or None where no user has both classes
 Metric = Callable[[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]], float | None]
 

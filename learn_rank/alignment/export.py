@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 
@@ -15,6 +14,7 @@ from learn_rank.alignment.gallery import Gallery
 from learn_rank.alignment.histories import Histories
 from learn_rank.alignment.towers import MeanContent, Tower
 from learn_rank.alignment.vectors import item_vectors, user_vectors
+from learn_rank.arrays import Int64Array
 from learn_rank.progress import progress_bar
 from learn_rank.store.keys import key_type
 from learn_rank.store.writer import VectorBatch, write_batches
@@ -22,7 +22,6 @@ from learn_rank.store.writer import VectorBatch, write_batches
 _BLOCK_BYTES = 64 << 20  # vectors in memory at a time
 _NEVER = np.iinfo(np.int64).max  # the snapshot of an interaction that no snapshot holds
 _CPU = torch.device("cpu")
-Int64Array = npt.NDArray[np.int64]
 
 
 def export_items(

@@ -10,11 +10,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from learn_rank.arrays import Int64Array
 from learn_rank.errors import InputError
 from learn_rank.store.keys import key_type, to_keys
 from learn_rank.store.reader import FrozenStore
 
-Int64Array = npt.NDArray[np.int64]
 DEVICE_BYTES = 2 << 30  # content up to this size is copied to a GPU once; beyond it, each batch is
 
 

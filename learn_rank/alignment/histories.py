@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from learn_rank.alignment.gallery import Gallery
+from learn_rank.arrays import Int64Array
 from learn_rank.io import open_parquet, parquet_files, read_batches, require_columns
 from learn_rank.schema import FOLD, ITEM_ID, TIMESTAMP, USER_ID
 
-Int64Array = npt.NDArray[np.int64]
 _READ_ROWS = 1 << 20
 
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from learn_rank.arrays import Float64Array, Int64Array
 from learn_rank.errors import InputError
-
-Int64Array = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
 
 CUTOFFS = (10, 50, 100)
 _BLOCK_SCORES = 2 << 20  # scores in memory at once: 8 MB, near the cores
@@ -188,7 +185,7 @@ def _count(marks: Tensor) -> Tensor:
 
 def _sums(
     wanted: Ragged, above: Int64Array, tied: Int64Array, num_targets: Int64Array, cutoffs: tuple[int, ...]
-) -> FloatArray:
+) -> Float64Array:
     """[3 K + 1] recall, NDCG and found targets of B users at each cutoff, then their reciprocal ranks."""
     owner, starts = wanted.owners(), wanted.offsets[:-1]
     gains = np.r_[0.0, np.cumsum(1 / np.log2(np.arange(max(cutoffs)) + 2))]  # of places 1 .. k together

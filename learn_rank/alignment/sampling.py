@@ -10,9 +10,8 @@ import numpy.typing as npt
 
 from learn_rank.alignment.histories import Histories
 from learn_rank.alignment.options import AlignOptions
+from learn_rank.arrays import Int64Array
 from learn_rank.times import iso_milliseconds
-
-Int64Array = npt.NDArray[np.int64]
 
 
 class Stretches(NamedTuple):

@@ -6,15 +6,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from learn_rank.alignment.gallery import Gallery
 from learn_rank.alignment.histories import Histories
 from learn_rank.alignment.towers import MeanContent, Tower
+from learn_rank.arrays import Float32Array, Int64Array
 
-Int64Array = npt.NDArray[np.int64]
-Float32Array = npt.NDArray[np.float32]
 _CPU_POSITIONS, _GPU_POSITIONS = 4_096, 32_768  # in one pass of a tower
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from learn_rank.cli.config import AblateOptions
 from learn_rank.cli.variants import REFERENCE, Variant
-from learn_rank.evaluation.markdown import plain, table_text
-from learn_rank.evaluation.terminal import aligned, wrapped
+from learn_rank.evaluation.report.markdown import plain, table_text
+from learn_rank.evaluation.report.terminal import aligned, wrapped
 
 _METRICS = ("ndcg@10", "recall@10", "mrr")  # the first one says which variants are told apart
 _INDUSTRY_METRICS = ("hit_rate@50", "recall@50", "hit_rate@100", "recall@100")

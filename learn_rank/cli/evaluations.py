@@ -22,11 +22,11 @@ def evaluate_files(config: EvaluateConfig) -> None:
     if config.variant:
         _experiment(config)
         return
-    from learn_rank.evaluation.engine import run
+    from learn_rank.evaluation.engine.local import run
+    from learn_rank.evaluation.engine.merge import STAGE, save_state
+    from learn_rank.evaluation.engine.steps import Part
     from learn_rank.evaluation.evaluate import fingerprints, make_report, open_inputs, segment_rules
-    from learn_rank.evaluation.merge import STAGE, save_state
-    from learn_rank.evaluation.report import format_table, write_report
-    from learn_rank.evaluation.steps import Part
+    from learn_rank.evaluation.report.write import format_table, write_report
 
     if config.part and not config.state:
         raise InputError("part=K/N makes a state: add state=FOLDER, then `learn-rank evaluate-merge`")
@@ -75,9 +75,9 @@ def merge(config: MergeConfig) -> None:
     """States of disjoint users -> report."""
     require(config, "evaluate-merge", "states", "out")
     from learn_rank.artifact import read_manifest
+    from learn_rank.evaluation.engine.merge import STAGE, merge_states
     from learn_rank.evaluation.evaluate import make_report
-    from learn_rank.evaluation.merge import STAGE, merge_states
-    from learn_rank.evaluation.report import format_table, write_report
+    from learn_rank.evaluation.report.write import format_table, write_report
 
     folders, out = [Path(folder) for folder in config.states], Path(config.out)
     check_target(out, "evaluate", reads=folders)
@@ -97,7 +97,7 @@ def merge(config: MergeConfig) -> None:
 def segment(config: SegmentConfig) -> None:
     """A training log -> segments of its users and items."""
     require(config, "segment", "log", "out")
-    from learn_rank.evaluation.segments import count_segments
+    from learn_rank.evaluation.input.segments import count_segments
     from learn_rank.inputs import find_inputs
 
     parse_bytes(config.memory_limit, name="memory_limit")
@@ -126,12 +126,12 @@ def segment(config: SegmentConfig) -> None:
 
 
 def _experiment(config: EvaluateConfig) -> None:
-    from learn_rank.evaluation.binding import segment_origin
     from learn_rank.evaluation.evaluate import fingerprints
-    from learn_rank.evaluation.experiment import evaluate_experiment
-    from learn_rank.evaluation.experiment_text import format_experiment
-    from learn_rank.evaluation.exposures import exposure_columns
-    from learn_rank.evaluation.report import write_experiment
+    from learn_rank.evaluation.experiment.compare import evaluate_experiment
+    from learn_rank.evaluation.experiment.exposures import exposure_columns
+    from learn_rank.evaluation.experiment.text import format_experiment
+    from learn_rank.evaluation.input.row_segments import segment_origin
+    from learn_rank.evaluation.report.write import write_experiment
 
     if config.state or config.part or len(config.treatments) != 1 or config.control:
         raise InputError("variant: baseline and treatment name two of its values; no state, part or control")

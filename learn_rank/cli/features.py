@@ -18,7 +18,7 @@ from learn_rank.ranker.options import LearnColumnsOptions
 def export_features(config: ExportFeaturesConfig) -> None:
     """A log, or the run's own splits -> the same rows with what the run's ranker sees of LEARN."""
     require(config, "export-features", "run_dir")
-    from learn_rank.ranker.learn_columns import write_learn_columns as run
+    from learn_rank.ranker.outputs.export_features import write_learn_columns as run
 
     run_dir = Path(config.run_dir)
     log = Path(config.log) if config.log else run_dir / "prepare" / "interactions"

@@ -13,7 +13,7 @@ from learn_rank.cli.stages import store_fingerprints
 from learn_rank.durable import write_json, write_text
 
 if TYPE_CHECKING:
-    from learn_rank.ranker.range_test import Sweep
+    from learn_rank.ranker.training.find_learning_rate import Sweep
 
 _STAGE = "find-learning-rate"
 _SCHEMA_VERSION = 1
@@ -22,7 +22,7 @@ _SCHEMA_VERSION = 1
 def find_learning_rate(config: RunConfig) -> None:
     """Canonical tables (and stores) -> lr.json and lr.html, of the first of the run's arms; also under torchrun."""
     from learn_rank.distributed import on_main
-    from learn_rank.ranker.range_test import find_learning_rates
+    from learn_rank.ranker.training.find_learning_rate import find_learning_rates
 
     prepared, stores, directory = (folder(config, name) for name in ("prepare", "export", _STAGE))
     arm = config.arms[0]
@@ -48,12 +48,12 @@ def find_learning_rate(config: RunConfig) -> None:
 def _write(found: list[Sweep], work: Path, arm: str) -> None:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    from learn_rank import evaluation
-    from learn_rank.evaluation.figures import range_plot
+    from learn_rank.evaluation.report.figures import range_plot
+    from learn_rank.evaluation.report.write import TEMPLATES
 
     write_json(work / "lr.json", {"schema_version": _SCHEMA_VERSION, "sweeps": [asdict(sweep) for sweep in found]})
     environment = Environment(
-        loader=FileSystemLoader([Path(__file__).parent, Path(evaluation.__file__).parent]),
+        loader=FileSystemLoader([Path(__file__).parent, TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

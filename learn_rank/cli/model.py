@@ -15,8 +15,8 @@ from learn_rank.publish import check_target
 def export_model(config: ExportModelConfig) -> None:
     """RUN/train/ARM -> a folder for `learn_rank.serving.Scorer`."""
     require(config, "export-model", "run_dir")
-    from learn_rank.ranker.dense_scorer import can_write_onnx
-    from learn_rank.ranker.export import export_model as run
+    from learn_rank.ranker.outputs.dense_program import can_write_onnx
+    from learn_rank.ranker.outputs.export_model import export_model as run
 
     run_dir = Path(config.run_dir)
     prepared, stores, trained = run_dir / "prepare", run_dir / "export", run_dir / "train" / config.arm

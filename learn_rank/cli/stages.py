@@ -72,7 +72,7 @@ def train(config: RunConfig) -> None:
     InputError: a loss that diverged. If an epoch was finished before, that ranker is there all the same.
     """
     from learn_rank.distributed import on_main, process_group
-    from learn_rank.ranker.train import train as run
+    from learn_rank.ranker.training.train import train as run
 
     metrics = validation_metrics()
     monitored = metrics.pop(config.ranker.monitor)
@@ -128,7 +128,7 @@ def train(config: RunConfig) -> None:
 
 def predict(config: RunConfig) -> None:
     """Rankers -> one probability per arm for every validation and test row. Runs on one process or under torchrun."""
-    from learn_rank.ranker.predict import write_predictions as run
+    from learn_rank.ranker.outputs.predict import write_predictions as run
 
     prepared, stores = folder(config, "prepare"), folder(config, "export")
     trained = {arm: folder(config, "train") / arm for arm in config.arms}
@@ -147,7 +147,7 @@ def evaluate_run(config: RunConfig) -> None:
     """Predictions of the test window -> a report per task; that of the first has the others' comparisons as well."""
     from learn_rank.evaluation.evaluate import add_comparison
     from learn_rank.evaluation.evaluate import evaluate as run
-    from learn_rank.evaluation.report import format_levels, format_table, write_report
+    from learn_rank.evaluation.report.write import format_levels, format_table, write_report
 
     prepared, predicted, target = (folder(config, name) for name in ("prepare", "predict", "evaluate"))
     features = FeatureSet.read(prepared / FEATURES)
@@ -215,7 +215,7 @@ def _task_options(
 
 def _task_notes(options: list[EvaluateOptions], tasks: tuple[Task, ...]) -> list[str]:
     """Where a run has several tasks: what its first report says of the others."""
-    from learn_rank.evaluation.wording import label_text
+    from learn_rank.evaluation.report.wording import label_text
 
     if len(tasks) == 1:
         return []
@@ -236,7 +236,7 @@ def _conversion_notes(predictions: Manifest, features: FeatureSet) -> list[str]:
 
 def store_fingerprints(prepared: Path, stores: Path) -> dict[str, str]:
     """Name of a store of an export -> fingerprint."""
-    from learn_rank.ranker.frozen import FrozenVectors
+    from learn_rank.ranker.tables.frozen import FrozenVectors
 
     return FrozenVectors(stores, num_folds=FeatureSet.read(prepared / FEATURES).num_folds).fingerprints
 

@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from learn_rank.arrays import Int64Array, UInt64Array
 from learn_rank.content.text import TextField, TextOptions, compose_texts, text_fields
-from learn_rank.hashing import UInt64Array, hash_ids
+from learn_rank.hashing import hash_ids
 from learn_rank.ids import canonical_ids
 from learn_rank.io import open_parquet, read_batches
 from learn_rank.schema import ITEM_ID
 
-Int64Array = npt.NDArray[np.int64]
 BLOCK_TEXTS = 1 << 16
 _BATCH_ROWS = 1 << 16
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from learn_rank.arrays import Int64Array
 from learn_rank.content.catalogue import Catalogue, read_catalogue
 from learn_rank.content.encoder import HF, EncoderOptions, vector_key
 from learn_rank.content.tfidf import fit_tfidf_svd
@@ -21,7 +22,6 @@ from learn_rank.schema import ITEM_ID
 from learn_rank.store.keys import key_type
 from learn_rank.store.writer import VectorBatch, write_batches
 
-Int64Array = npt.NDArray[np.int64]
 _CHUNK_ROWS = 1 << 14
 _WAIT_SECONDS = 7 * 86400  # ranks finish their shares at different times, and rank 0 writes the store alone
 

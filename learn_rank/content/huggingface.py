@@ -10,11 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from learn_rank.arrays import Float32Array
 from learn_rank.content.encoder import OPTION, EncoderOptions
 from learn_rank.errors import InputError
 from learn_rank.pretrained import load_model, load_tokenizer
 
-Float32Array = npt.NDArray[np.float32]
 # Measured on two cores with MiniLM: 1024 padded tokens take the least CPU time, 2048 take 3 % more, 8192 a fifth more
 # (out of the cache, more padding). Other devices need larger batches to be kept busy.
 _CPU_TOKENS, _DEVICE_TOKENS = 1024, 16384

@@ -16,19 +16,17 @@ import torch
 import xxhash
 from torch.distributed import ProcessGroup
 
+from learn_rank.arrays import Float32Array, Int64Array, UInt64Array
 from learn_rank.content.catalogue import Block, Catalogue
 from learn_rank.content.encoder import OPTION, EncoderOptions, vector_key
 from learn_rank.content.huggingface import TextEncoder, Tokens
 from learn_rank.distributed import Process, sum_over_ranks
 from learn_rank.durable import write_file
 from learn_rank.errors import InputError
-from learn_rank.hashing import UInt64Array
 from learn_rank.prefetch import prefetch
 from learn_rank.progress import note, progress_bar
 from learn_rank.store.encoding import encode, flags
 
-Int64Array = npt.NDArray[np.int64]
-Float32Array = npt.NDArray[np.float32]
 _PART_TEXTS = 1024  # what a kill costs each rank at most
 _SHOWN_CHARS = 60
 _QUIET_SECONDS = 2.0

@@ -12,10 +12,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from learn_rank.arrays import BoolArray, Int64Array, UInt64Array
 from learn_rank.content.catalogue import Catalogue
 from learn_rank.durable import write_file
 from learn_rank.errors import InputError
-from learn_rank.hashing import UInt64Array
 from learn_rank.io import open_parquet, read_table
 from learn_rank.progress import note
 from learn_rank.schema import ITEM_ID
@@ -23,8 +23,6 @@ from learn_rank.schema import ITEM_ID
 if TYPE_CHECKING:
     from learn_rank.store.reader import FrozenStore
 
-Int64Array = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
 _FILE = "texts.parquet"
 _TEXT, _IS_CUT = "text", "is_cut"
 _VECTOR_KEY, _DIGEST, _FACTS = b"vector_key", b"digest", b"facts"

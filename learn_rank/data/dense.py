@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from learn_rank.arrays import Float32Array, Float64Array
 from learn_rank.errors import InputError
 
 TRANSFORMS = ("standard", "log", "quantile", "none")
 _MAX_KNOTS = 100
 LARGEST = float(np.finfo(np.float32).max)
-
-Float32Array = npt.NDArray[np.float32]
-Float64Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

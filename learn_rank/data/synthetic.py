@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from learn_rank.arrays import Float64Array
 from learn_rank.data.recipe import (
     DatasetRecipe,
     InteractionsSource,
@@ -29,8 +30,6 @@ from learn_rank.data.recipe import (
 from learn_rank.errors import InputError
 from learn_rank.io import write_table
 from learn_rank.options import check_seed
-
-FloatArray = npt.NDArray[np.float64]
 
 _TOPICS = {
     "camping": "tent sleeping bag lantern stove backpack hammock campfire trail compass canteen",
@@ -90,7 +89,7 @@ def write_synthetic(directory: Path, options: SyntheticOptions) -> dict[str, Any
     generator = np.random.default_rng(options.seed)
     topics = generator.integers(len(_TOPICS), size=options.num_items)
     styles = generator.integers(len(_STYLES), size=options.num_items)
-    prices: FloatArray = np.exp(generator.normal(3.0, 0.6, options.num_items)).round(2)
+    prices: Float64Array = np.exp(generator.normal(3.0, 0.6, options.num_items)).round(2)
     write_table(directory / "items.parquet", _items(generator, topics, styles, prices))
 
     likes_topic = generator.gumbel(size=(options.num_users, len(_TOPICS)))
@@ -178,7 +177,7 @@ def _items(
     generator: np.random.Generator,
     topics: npt.NDArray[np.int64],
     styles: npt.NDArray[np.int64],
-    prices: FloatArray,
+    prices: Float64Array,
 ) -> pa.Table:
     topic_words = [words.split() for words in _TOPICS.values()]
     style_words = [words.split() for words in _STYLES.values()]
@@ -198,21 +197,21 @@ def _items(
     })  # fmt: skip
 
 
-def _births(generator: np.random.Generator, count: int, new_share: float) -> FloatArray:
+def _births(generator: np.random.Generator, count: int, new_share: float) -> Float64Array:
     """[count] first moments in [0, 1): a share appears late in the log, the others are there from the start."""
     is_new = generator.random(count) < new_share
     return np.where(is_new, generator.uniform(0.76, 0.96, count), 0.0)
 
 
 def _users_by_activity(
-    generator: np.random.Generator, born: FloatArray, options: SyntheticOptions
+    generator: np.random.Generator, born: Float64Array, options: SyntheticOptions
 ) -> npt.NDArray[np.int64]:
     """[num_interactions] users: a power law of activity; who is new looks around more."""
     activity = (generator.pareto(2.0, options.num_users) + 1) * np.where(born > 0, 2.0, 1.0)
     return generator.choice(options.num_users, options.num_interactions, p=activity / activity.sum())
 
 
-def _exposed_items(generator: np.random.Generator, times: FloatArray, born: FloatArray) -> npt.NDArray[np.int64]:
+def _exposed_items(generator: np.random.Generator, times: Float64Array, born: Float64Array) -> npt.NDArray[np.int64]:
     """One shown item per row, by popularity (Zipf) among those that exist; new ones are pushed."""
     popularity = 1.0 / (generator.permutation(len(born)) + 10.0)
     popularity = popularity * np.where(born > 0, 3.0, 1.0)
@@ -222,5 +221,5 @@ def _exposed_items(generator: np.random.Generator, times: FloatArray, born: Floa
     return items
 
 
-def _sigmoid(logit: FloatArray) -> FloatArray:
+def _sigmoid(logit: Float64Array) -> Float64Array:
     return 1 / (1 + np.exp(-logit))

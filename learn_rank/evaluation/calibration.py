@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from learn_rank.evaluation.kernel import CLIP, LOG_LOSS, POSITIVES, ROWS, Float64Array
-from learn_rank.evaluation.state import State, over_users
+from learn_rank.arrays import Float64Array
+from learn_rank.evaluation.engine.sums import State, over_users
+from learn_rank.evaluation.engine.user_metrics import CLIP, LOG_LOSS, POSITIVES, ROWS
 from learn_rank.evaluation.statistics import compare_means, interval_key
 
 METRICS = ("log_loss", "normalized_entropy", "copc", "ece")

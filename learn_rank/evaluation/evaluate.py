@@ -12,16 +12,16 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from learn_rank.errors import InputError
-from learn_rank.evaluation.binding import Binding, Segments, bind, check_id_type, name_column
-from learn_rank.evaluation.engine import run
-from learn_rank.evaluation.kernel import UAUC, WUAUC
-from learn_rank.evaluation.matching import matches_of
+from learn_rank.evaluation.engine.local import run
+from learn_rank.evaluation.engine.matching import matches_of
+from learn_rank.evaluation.engine.steps import Inputs, Part
+from learn_rank.evaluation.engine.sums import Layout, State
+from learn_rank.evaluation.engine.user_metrics import UAUC, WUAUC
+from learn_rank.evaluation.input.predictions import Predictions, open_predictions
+from learn_rank.evaluation.input.row_segments import Binding, Segments, bind, check_id_type, name_column
 from learn_rank.evaluation.options import EvaluateOptions
-from learn_rank.evaluation.predictions import Predictions, open_predictions
-from learn_rank.evaluation.results import Results, few_user_note
-from learn_rank.evaluation.state import Layout, State
+from learn_rank.evaluation.report.results import Results, few_user_note
 from learn_rank.evaluation.statistics import compare_means
-from learn_rank.evaluation.steps import Inputs, Part
 from learn_rank.inputs import PARQUET, InputFiles, find_inputs
 from learn_rank.io import open_input
 

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from learn_rank.arrays import Float64Array
 from learn_rank.errors import InputError
 from learn_rank.evaluation.statistics import interval
-
-Float64Array = npt.NDArray[np.float64]
 
 
 class SeedLift(NamedTuple):

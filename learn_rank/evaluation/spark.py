@@ -23,17 +23,17 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from learn_rank.errors import InputError
-from learn_rank.evaluation.binding import Binding
-from learn_rank.evaluation.evaluate import make_report, segment_rules
-from learn_rank.evaluation.matching import matches_of
-from learn_rank.evaluation.options import SEGMENTS, EvaluateOptions
-from learn_rank.evaluation.partition import Partitions
-from learn_rank.evaluation.pool import measure_range, pool_tallies, range_of_bins, rows_below, sorted_entries
-from learn_rank.evaluation.predictions import Batch, Source
-from learn_rank.evaluation.scores import Tally, scatter_scores, unpack_scores
-from learn_rank.evaluation.segments import MAX_SEGMENTS, UNLISTED, report_order
-from learn_rank.evaluation.state import Layout, State
-from learn_rank.evaluation.steps import (
+from learn_rank.evaluation.engine.matching import matches_of
+from learn_rank.evaluation.engine.overall_auc import (
+    measure_range,
+    pool_tallies,
+    range_of_bins,
+    rows_below,
+    sorted_entries,
+)
+from learn_rank.evaluation.engine.partition import Partitions
+from learn_rank.evaluation.engine.scores import Tally, scatter_scores, unpack_scores
+from learn_rank.evaluation.engine.steps import (
     Inputs,
     TwoSegmentsError,
     group,
@@ -43,6 +43,12 @@ from learn_rank.evaluation.steps import (
     place_scores,
     tally_users,
 )
+from learn_rank.evaluation.engine.sums import Layout, State
+from learn_rank.evaluation.evaluate import make_report, segment_rules
+from learn_rank.evaluation.input.predictions import Batch, Source
+from learn_rank.evaluation.input.row_segments import Binding
+from learn_rank.evaluation.input.segments import MAX_SEGMENTS, UNLISTED, report_order
+from learn_rank.evaluation.options import SEGMENTS, EvaluateOptions
 from learn_rank.io import require_columns
 from learn_rank.schema import NUM_INTERACTIONS, SEGMENT
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from learn_rank.evaluation.kernel import Float64Array
+from learn_rank.arrays import Float64Array
 
 RANKING_METRICS = ("uauc", "wuauc", "auc")
 FEW_USERS = 30  # the normal law of the intervals needs about this many

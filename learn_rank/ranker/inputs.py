@@ -16,8 +16,8 @@ from learn_rank.errors import InputError
 from learn_rank.fingerprints import file_fingerprint, fingerprint
 from learn_rank.io import open_parquet, parquet_files, read_batches, require_columns, to_numpy
 from learn_rank.progress import note
-from learn_rank.ranker.frozen import FrozenVectors
 from learn_rank.ranker.options import CLICK, CONVERSION, FrozenOptions, RankerOptions
+from learn_rank.ranker.tables.frozen import FrozenVectors
 from learn_rank.ranker.tasks import tasks_of
 from learn_rank.schema import FEATURES, FeatureSet
 

@@ -13,7 +13,7 @@ from learn_rank.adaptor import cvr_loss
 from learn_rank.errors import InputError
 from learn_rank.layers import mlp
 from learn_rank.ranker.backbones import Features, Widths, build_backbone
-from learn_rank.ranker.batch import RankerBatch
+from learn_rank.ranker.data.batch import RankerBatch
 from learn_rank.ranker.options import CLICK, CONVERSION, ESMM, MMOE, RankerOptions
 from learn_rank.schema import FeatureSet, Task
 

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from learn_rank.arrays import Float32Array
 from learn_rank.data.dense import read_dense
 from learn_rank.errors import InputError
 from learn_rank.schema import DENSE
@@ -27,7 +28,7 @@ from learn_rank.serving.files import (
     ServedSequence,
     ServedSparse,
 )
-from learn_rank.serving.tables import Float32Array, Table
+from learn_rank.serving.tables import Table
 from learn_rank.store.asked import asked_ids
 from learn_rank.store.reader import NEWEST, FrozenStore
 

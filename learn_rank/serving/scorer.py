@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from learn_rank.arrays import Float32Array
 from learn_rank.schema import Task
 from learn_rank.serving.files import ServedModel
 from learn_rank.serving.lookup import History, Lookup
 from learn_rank.serving.programs import TORCH_BACKEND, open_program
-
-Float32Array = npt.NDArray[np.float32]
 
 
 class Scorer:

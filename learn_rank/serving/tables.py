@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from learn_rank.arrays import Float32Array, Int64Array
 from learn_rank.errors import InputError
 from learn_rank.serving.files import ServedSparse
 from learn_rank.serving.values import MISSING, text_of
 from learn_rank.store.reader import FrozenStore
 
-Float32Array = npt.NDArray[np.float32]
-Int64Array = npt.NDArray[np.int64]
 UNKNOWN = MISSING  # key of the unknown row, which is that of missing values
 
 

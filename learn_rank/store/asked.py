@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from learn_rank.arrays import Int64Array
 from learn_rank.errors import InputError
 from learn_rank.times import milliseconds_of
 
-Int64Array = npt.NDArray[np.int64]
 _EXPECTED = "expected int64 or strings: a tensor, an array or a list of them"
 
 

@@ -28,10 +28,10 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from learn_rank.arrays import Int64Array, UInt64Array
 from learn_rank.compiled import njit
 from learn_rank.durable import write_text
 from learn_rank.errors import InputError
-from learn_rank.hashing import UInt64Array
 from learn_rank.store.checksums import SummedFile, num_segments
 from learn_rank.store.encoding import Encoded
 from learn_rank.store.options import DTYPES
@@ -43,7 +43,6 @@ CURRENT, DROPPED, FACTS = "current", "dropped", "store.json"
 KEY_TYPES = ("int64", "string")
 KEYS_PER_BUCKET = 3  # at most, on average
 _BLOCK_KEYS = 1 << 20
-Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from learn_rank.arrays import Int64Array
 from learn_rank.compiled import njit
 
 _BLOCK = 64
-Int64Array = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from learn_rank.arrays import Int64Array, UInt64Array
 from learn_rank.compiled import njit
-from learn_rank.hashing import UInt64Array
 
-Int64Array = npt.NDArray[np.int64]
 _BLOCK = 512
 _WINDOW = 4
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from learn_rank.arrays import UInt64Array
 from learn_rank.errors import InputError
-from learn_rank.hashing import UInt64Array, hash_ids
+from learn_rank.hashing import hash_ids
 from learn_rank.ids import canonical_ids
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from learn_rank.arrays import Int64Array
 from learn_rank.artifact import STORES, Manifest, read_manifest
 from learn_rank.errors import InputError
 from learn_rank.memory import available_bytes
@@ -38,7 +39,6 @@ from learn_rank.store.keys import key_type, to_keys
 from learn_rank.store.rows import StoredRows
 from learn_rank.times import bounds, plausible_unit
 
-Int64Array = npt.NDArray[np.int64]
 # a table with more than this share of the memory that is left will not stay in the page cache
 _CACHED_SHARE = 0.7
 NEWEST = np.iinfo(np.int64).max  # a time after every snapshot

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from learn_rank.arrays import Int64Array, UInt64Array
 from learn_rank.compiled import njit
 from learn_rank.durable import fsync, lock, write_text
 from learn_rank.errors import InputError
 from learn_rank.fingerprints import file_fingerprint, fingerprint
-from learn_rank.hashing import UInt64Array
 from learn_rank.memory import format_bytes
 from learn_rank.progress import progress_bar
 from learn_rank.store.checksums import CheckedReader, check_file
@@ -47,7 +47,6 @@ from learn_rank.store.writer import check_vectors, encoded_of, fill_records, rec
 
 REMOVED = "removed"
 _WORK, _SPILL, _GONE = ".refresh", ".spill", ".dropped"  # what is being made, its rows on their way, what goes
-Int64Array = npt.NDArray[np.int64]
 
 
 class _Rows(NamedTuple):

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from learn_rank.arrays import Int64Array, UInt64Array
 from learn_rank.durable import write_json
 from learn_rank.errors import InputError
-from learn_rank.hashing import UInt64Array, unhash_int64
+from learn_rank.hashing import unhash_int64
 from learn_rank.progress import progress_bar
 from learn_rank.store.encoding import Encoded, EncodingError, encode, flags, shortened
 from learn_rank.store.files import StoreFacts, StoreFiles, use_version
@@ -29,7 +30,6 @@ _SPILL, _JOURNAL = "spill", "journal.json"
 _JOURNAL_SECONDS = 2.0
 _NUM_EXAMPLES = 3
 DEFAULT_MEMORY = 2 << 30
-Int64Array = npt.NDArray[np.int64]
 
 
 def write_store(

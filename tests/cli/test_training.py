@@ -59,7 +59,9 @@ def test_a_loss_that_diverges_ends_in_an_error_and_the_best_epoch_before_predict
     (tmp_path / "prepare").symlink_to(run / "prepare")
     steps = read_manifest(run / "train" / "baseline", stage="train").facts["num_steps"] // 2
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as raised:
-        patch.setattr("learn_rank.ranker.train.learning_rate_factor", lambda step, **_: 1e30 if step >= steps else 1.0)
+        patch.setattr(
+            "learn_rank.ranker.training.train.learning_rate_factor", lambda step, **_: 1e30 if step >= steps else 1.0
+        )
         main(["train", f"run_dir={tmp_path}", *SMALL])
     assert raised.value.code == 2
     said = f"step {steps + 2}; lower learning_rate"

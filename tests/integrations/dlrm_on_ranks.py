@@ -26,7 +26,7 @@ from learn_rank.adaptor import LearnAdaptor, LearnFeatures, VectorTable
 from learn_rank.distributed import Process, process_group
 from learn_rank.errors import InputError
 from learn_rank.integrations import torchrec_dlrm
-from learn_rank.ranker.plan import ROW_WISE, TABLE_WISE, Place, local_shards, torchrec_plan
+from learn_rank.ranker.tables.plan import ROW_WISE, TABLE_WISE, Place, local_shards, torchrec_plan
 from tests.integrations.cases_torchrec import batch_of, dlrm
 from tests.integrations.hosts import DIM, Log, make_log, vectors
 

@@ -12,7 +12,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from learn_rank.errors import InputError
 from learn_rank.ranker.backbones import Features, SequenceEmbeddings, Widths
-from learn_rank.ranker.batch import RankerBatch
+from learn_rank.ranker.data.batch import RankerBatch
 from learn_rank.ranker.model import RankerOutput, build_ranker, ranker_loss
 from learn_rank.ranker.options import BACKBONES, RankerOptions
 from learn_rank.ranker.tasks import MixtureOfExperts, build_heads, product_logit, task_logits, task_losses, tasks_of

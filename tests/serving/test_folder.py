@@ -12,7 +12,7 @@ import pytest
 
 from learn_rank.cli.main import main
 from learn_rank.errors import InputError
-from learn_rank.ranker.dense_scorer import can_write_onnx
+from learn_rank.ranker.outputs.dense_program import can_write_onnx
 from learn_rank.serving import Scorer
 from learn_rank.serving.files import ServedModel
 
@@ -126,7 +126,7 @@ def test_tables_that_were_prepared_without_entity_features_are_refused(
 def test_what_onnx_needs_is_said(
     single: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("learn_rank.ranker.export.can_write_onnx", lambda: False)
+    monkeypatch.setattr("learn_rank.ranker.outputs.export_model.can_write_onnx", lambda: False)
     refused("pip install 'learn-rank[onnx]', or set onnx=false", single.directory, capsys, "onnx=true")
 
 

@@ -1,4 +1,4 @@
-"""ShardedStore on one process; on two ranks, and with one that fails: tests/ranker/test_placement.py."""
+"""ShardedStore on one process; on two ranks, and with one that fails: tests/ranker/tables/test_placement.py."""
 
 from __future__ import annotations
 

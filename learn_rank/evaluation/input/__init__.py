@@ -1,0 +1,1 @@
+"""What is evaluated: checked batches of predictions, and the segments of their users and items."""

@@ -1,0 +1,1 @@
+"""Prepared interactions, streamed as batches."""

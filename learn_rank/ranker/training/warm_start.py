@@ -1,0 +1,172 @@
+"""A ranker that goes on from an earlier one on later data: weights and optimizer state, table rows by their values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from learn_rank import checkpoint
+from learn_rank.arrays import Int64Array
+from learn_rank.errors import InputError
+from learn_rank.ranker.data.vocabulary import read_vocabulary
+from learn_rank.ranker.inputs import RankerInputs, features_fingerprint, read_features
+from learn_rank.ranker.options import RankerOptions
+from learn_rank.ranker.outputs.predict import trained_options
+from learn_rank.ranker.tables.plan import local_shards
+from learn_rank.ranker.tables.sharding import TABLES
+from learn_rank.ranker.tables.tables import table_dim, table_name
+from learn_rank.schema import DENSE, FEATURES, FeatureSet, SparseFeature
+
+# what decides the meaning of weights and need not show in their shapes
+_SAME_OPTIONS = (
+    "backbone", "task", "use_learn", "reads_sequences", "normalization", "vector_scale", "shuffle_seed",
+)  # fmt: skip
+_NEW = -1
+
+
+def fill_from_earlier(
+    state: dict[str, Any], weights: dict[str, str], inputs: RankerInputs, options: RankerOptions
+) -> dict[str, Any]:
+    """Fills the state of a new ranker from the best epoch of options.init_from, RUN/train/ARM, in place.
+
+    weights: name of a table -> of its weights in the state. What is not of a table is taken over as it is; of a table,
+    the rows whose values both runs know, and the row of unknown values. New values keep their fresh rows. One whole
+    earlier table at a time is held in memory, on every rank. All ranks call it together.
+
+    Returns, of each sparse feature, how many rows were `carried`, are `new`, and of the earlier ones were `dropped`;
+    `stores_differ` if the earlier ranker saw other vectors; `transforms_differ` if its dense values were fitted
+    otherwise. InputError: no such ranker, or one of other features, labels or shape.
+    """
+    earlier = Path(options.init_from)
+    prepared = earlier.parents[1] / "prepare"
+    earlier_options, meta = trained_options(earlier)
+    features, earlier_features = inputs.features, read_features(prepared / FEATURES, earlier_options)
+    _check_options(options, earlier_options, earlier)
+    _check_features(features, earlier_features, prepared)
+    if meta["inputs"]["features"] != features_fingerprint(prepared):
+        raise InputError(
+            f"{earlier}: was trained on other features than {prepared} has; prepare it again or train anew"
+        )
+    _check_shapes(state["model"], set(weights.values()), earlier)
+
+    is_table = {f"{TABLES}.{name}" for name in weights.values()}  # in the optimizer's state
+    rest = {
+        "model": {name: value for name, value in state["model"].items() if name not in weights.values()},
+        "optimizer": {"state": {k: v for k, v in state["optimizer"]["state"].items() if k not in is_table}},
+    }
+    checkpoint.load(earlier, rest, checkpoint.BEST, is_verified=True)
+    carried = {}
+    for feature, old in zip(features.sparse, earlier_features.sparse, strict=True):
+        sources = row_sources(feature, old, inputs.prepared, prepared)
+        _fill_table(state, weights[table_name(feature)], feature, old, sources, earlier, options.embedding_dim)
+        num_carried = int((sources != _NEW).sum())
+        carried[feature.name] = {
+            "carried": num_carried,
+            "new": feature.num_embeddings - num_carried,
+            "dropped": old.num_embeddings - num_carried,
+        }
+    stores_differ = any(
+        meta["inputs"].get(name) != found for name, found in inputs.fingerprints.items() if name != "features"
+    )
+    fits = [
+        (folder / DENSE).read_bytes() if (folder / DENSE).is_file() else b"" for folder in (prepared, inputs.prepared)
+    ]
+    return {"features": carried, "stores_differ": stores_differ, "transforms_differ": fits[0] != fits[1]}
+
+
+def row_sources(feature: SparseFeature, old: SparseFeature, prepared: Path, earlier_prepared: Path) -> Int64Array:
+    """[rows]: the row of the earlier table that stands for the same value, -1 for a new value.
+
+    The last row, of unknown values, comes from the last. Hash buckets come one by one.
+
+    vocabulary   earlier  a -> 0, b -> 1, unknown -> 2      now  b -> 0, c -> 1, a -> 2, unknown -> 3
+    sources      [1, -1, 0, 2]
+
+    InputError: a feature that is hashed in one run and not in the other, or into another number of buckets.
+    """
+    paths = [folder / "vocabularies" / f"{feature.name}.parquet" for folder in (prepared, earlier_prepared)]
+    has_vocabulary = [path.is_file() for path in paths]
+    if has_vocabulary[0] != has_vocabulary[1]:
+        raise InputError(f"init_from: '{feature.name}' has a vocabulary in one run and is hashed in the other")
+    if not has_vocabulary[0]:
+        if feature.num_embeddings != old.num_embeddings:
+            raise InputError(
+                f"init_from: '{feature.name}' is hashed into {feature.num_embeddings - 1} buckets, and into "
+                f"{old.num_embeddings - 1} in {earlier_prepared}; hash it into as many"
+            )
+        return np.arange(feature.num_embeddings)
+    now, before = (
+        pa.chunked_array(list(read_vocabulary(path, one)), pa.string())
+        for path, one in zip(paths, (feature, old), strict=True)
+    )
+    rows = pc.index_in(now, value_set=before).fill_null(_NEW).to_numpy()
+    return np.append(rows, old.num_embeddings - 1).astype(np.int64)
+
+
+def _fill_table(
+    state: dict[str, Any],
+    weight: str,
+    feature: SparseFeature,
+    old: SparseFeature,
+    sources: Int64Array,
+    earlier: Path,
+    embedding_dim: int,
+) -> None:
+    whole = torch.empty(old.num_embeddings, table_dim(old, embedding_dim))
+    sums = torch.empty(old.num_embeddings)  # of row-wise Adagrad
+    key, name = f"{TABLES}.{weight}", f"{table_name(feature)}.momentum1"
+    saved = {"model": {weight: whole}, "optimizer": {"state": {key: {name: sums}}}}
+    checkpoint.load(earlier, saved, checkpoint.BEST, is_verified=True)
+    pairs = [(state["model"][weight], whole)]
+    if key in state["optimizer"]["state"]:  # not on a rank that has no row of a table
+        pairs.append((state["optimizer"]["state"][key][name], sums))
+    for target, source in pairs:
+        for first_row, rows in local_shards(target):
+            wanted = torch.from_numpy(sources[first_row : first_row + len(rows)])
+            is_carried = wanted != _NEW
+            rows[is_carried.to(rows.device)] = source[wanted[is_carried]].to(rows.device)
+
+
+def _check_options(options: RankerOptions, earlier_options: RankerOptions, earlier: Path) -> None:
+    for name in _SAME_OPTIONS:
+        wanted, found = getattr(options, name), getattr(earlier_options, name)
+        if wanted != found:
+            raise InputError(f"init_from: {earlier} was trained with {name}={found}, not {wanted}; set {name}={found}")
+
+
+def _check_features(features: FeatureSet, earlier: FeatureSet, prepared: Path) -> None:
+    def described(one: FeatureSet) -> dict[str, Any]:
+        sparse = [f"{feature.name}{' (list)' * feature.is_list}" for feature in one.sparse]
+        sequences = [f"{sequence.name} of {sequence.of}" for sequence in one.sequences]
+        dense, labels = list(one.dense), [one.ranking_label, one.cvr_label]
+        return {"sparse features": sparse, "dense features": dense, "sequences": sequences, "labels": labels}
+
+    found = described(earlier)
+    for what, wanted in described(features).items():
+        if wanted != found[what]:
+            raise InputError(
+                f"init_from: the {what} of {prepared} are {', '.join(found[what]) or 'none'}, and here "
+                f"{', '.join(wanted) or 'none'}; prepare both by one recipe"
+            )
+
+
+def _check_shapes(model: dict[str, Any], tables: set[str], earlier: Path) -> None:
+    """InputError unless the earlier ranker has the same weights, but for the number of rows of its tables."""
+
+    def shape(name: str, size: torch.Size) -> list[int]:
+        return list(size[1:] if name in tables else size)
+
+    wanted = {name: shape(name, value.size()) for name, value in model.items()}
+    sizes = checkpoint.saved_sizes(earlier, "model", checkpoint.BEST)
+    found = {name: shape(name, size) for name, size in sizes.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise InputError(
+                f"init_from: weights '{name}' are {found.get(name, 'absent')} in {earlier} and "
+                f"{wanted.get(name, 'absent')} here; set the options that it was trained with"
+            )
