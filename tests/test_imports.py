@@ -10,13 +10,11 @@ from pathlib import Path
 import learn_rank
 
 PACKAGE = Path(learn_rank.__file__).parent
-FOUNDATIONS = set(
-    """
-    arrays artifact checkpoint checkpoint_reader compiled distributed durable errors fingerprints hashing ids inputs io
-    layers memory names options prefetch pretrained printable progress publish scalars schedule schema times trackers
-    weights
-    """.split()
-)
+_FOUNDATIONS = """
+arrays artifact checkpoint checkpoint_reader compiled distributed durable errors fingerprints hashing ids inputs io
+layers memory names options prefetch pretrained printable progress publish scalars schedule schema times trackers weights
+"""
+FOUNDATIONS = set(_FOUNDATIONS.split())
 SHARED = {"store", "data", "adaptor"}
 SERVING = {"serving"}  # what a service loads; a ranker is written in its format
 STAGES = {"content", "alignment", "ranker", "evaluation", "integrations"}
