@@ -3,8 +3,8 @@
     python -m benchmarks.studies.adaptor run=RUN dir=DIR [of=normalization] [seeds=3] [backbone=dcnv2] [threads=1]
                                        [bf16=1] [out=benchmarks/results]
 
-RUN is a run directory with its export, as for studies/lift.py. Everything but the option is a ranker's default. of: one option
-alone, beside baseline, adaptor and control. What is in DIR already is not trained again.
+RUN is a run directory with its export, as for studies/lift.py. Everything but the option is a ranker's default.
+of: one option alone, beside baseline, adaptor and control. What is in DIR already is not trained again.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Does LEARN help this log, and which part of it? Every arm with the same budget, settings chosen on validation.
 
-    python -m benchmarks.studies.lift run=RUN dir=DIR [seeds=5] [trials=6] [trial_seeds=3] [backbones=dcnv2,din,finalmlp]
+    python -m benchmarks.studies.lift run=RUN dir=DIR [seeds=5] [trials=6] [trial_seeds=3]
+                               [backbones=dcnv2,din,finalmlp]
                                [content=RUN/ablate/without_align/seed-0] [threads=1] [bf16=1] [out=benchmarks/results]
 
 RUN is a run directory: `learn-rank pipeline dataset=ml_1m dataset.root=DATA encoder=minilm run_dir=RUN`.

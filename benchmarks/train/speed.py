@@ -261,7 +261,7 @@ def ranks(prepared: Path, rounds: int) -> str:
             shutil.rmtree(results, ignore_errors=True)
             results.mkdir()
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
-            command += [__file__, f"child={results}", f"dir={prepared}", f"batch_size={batch_size}"]
+            command += ["--module", __spec__.name, f"child={results}", f"dir={prepared}", f"batch_size={batch_size}"]
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
             subprocess.run([*command, f"sharding={sharding}"], check=True, env=environment)
             each = [json.loads(path.read_text()) for path in results.iterdir()]
