@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,19 +36,12 @@ from learn_rank.store.gather import gather_vectors
 from learn_rank.store.index import find_keys, newest_before
 from learn_rank.store.indexed import IndexedStore
 from learn_rank.store.keys import key_type, to_keys
-from learn_rank.store.rows import StoredRows
+from learn_rank.store.rows import LookedUp, StoredRows
 from learn_rank.times import bounds, plausible_unit
 
 # a table with more than this share of the memory that is left will not stay in the page cache
 _CACHED_SHARE = 0.7
 NEWEST = np.iinfo(np.int64).max  # a time after every snapshot
-
-
-class Looked(NamedTuple):
-    """vectors [B, D] float32, zeros where there is none; mask [B] bool, True where there is one."""
-
-    vectors: torch.Tensor
-    mask: torch.Tensor
 
 
 class FrozenStore:
@@ -100,7 +93,7 @@ class FrozenStore:
         if shuffle_seed is not None:
             self._permuted_ids = np.random.default_rng(shuffle_seed).permutation(self.num_ids)
 
-    def lookup(self, ids: Any, before: Any = None) -> Looked:
+    def lookup(self, ids: Any, before: Any = None) -> LookedUp:
         """Vectors and mask of [B] ids; both arguments as in `rows_of`."""
         return self.at(torch.from_numpy(self.rows_of(ids, before)))
 
@@ -162,9 +155,9 @@ class FrozenStore:
                 f"{self.directory}: is asked for the time {wrong[0]}, expected unix milliseconds from 1990 on{advice}"
             )
 
-    def at(self, rows: torch.Tensor) -> Looked:
+    def at(self, rows: torch.Tensor) -> LookedUp:
         """Vectors and mask of [B] int64 rows."""
-        return Looked(self.vectors(rows), rows >= 0)
+        return LookedUp(self.vectors(rows), rows >= 0)
 
     def vectors(self, rows: torch.Tensor) -> torch.Tensor:
         """[B] int64 rows -> [B, D] float32; a row of -1 gives zeros (callers put their missing vector there)."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from learn_rank.adaptor import Attached, LearnAdaptor, attach
-from learn_rank.adaptor.attach import first_layers
+from learn_rank.adaptor.entry import first_layers
 from learn_rank.errors import InputError
 
 ROWS, DIM = 8, 4

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from learn_rank.adaptor import LearnAdaptor, LearnFeatures, VectorTable, attach
-from learn_rank.adaptor.attach import first_layers
+from learn_rank.adaptor.entry import first_layers
 from learn_rank.distributed import process_group
 from learn_rank.errors import InputError
 
