@@ -21,10 +21,18 @@ from learn_rank.fingerprints import file_checksum, fingerprint, known_checksum
 from learn_rank.progress import note
 from learn_rank.schema import MANIFEST, STAGE_FORMATS
 
-_RECORDED_PACKAGES = (
-    "torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "transformers", "peft", "scikit-learn", "pyarrow", "duckdb",
+_RECORDED_PACKAGES = [
+    "torch",
+    "torchrec",
+    "fbgemm-gpu-cpu",
+    "fbgemm-gpu",
+    "transformers",
+    "peft",
+    "scikit-learn",
+    "pyarrow",
+    "duckdb",
     "numpy",
-)  # fmt: skip
+]
 STORES = ("store", "export", "extract")  # folders that hold a frozen store
 # what is summed by whoever writes it, and may change after the folder was published: versions of a store, checkpoints
 _OF_STORES = re.compile(r"(current|dropped|v\d+/.+|\.(refresh|spill|dropped)/.+)$")
@@ -167,9 +175,12 @@ def command_of(stage: str) -> str:
     ('store build', 'train')
     """
     commands = {
-        "store": "store build", "raw": "demo", "features": "export-features", "experiment": "evaluate",
+        "store": "store build",
+        "raw": "demo",
+        "features": "export-features",
+        "experiment": "evaluate",
         "evaluate-state": "evaluate",
-    }  # fmt: skip
+    }
     return commands.get(stage, stage)
 
 

@@ -160,8 +160,8 @@ def _clean_up(directory: Path, error: BaseException) -> str | None:
     if not is_full:
         return None
     survivor = _find(directory, LATEST)
-    found = "there is no earlier one" if survivor is None else f"{survivor} is intact"
-    return f"{directory}: the disk is full and a checkpoint was not saved, {found}; free some space"
+    fallback = "there is no earlier one" if survivor is None else f"{survivor} is intact"
+    return f"{directory}: the disk is full and a checkpoint was not saved, {fallback}; free some space"
 
 
 def _is_disk_full(error: BaseException, folder: Path) -> bool:
@@ -214,10 +214,10 @@ def _read_pointers(directory: Path) -> dict[str, Any]:
 
 def _check(directory: Path, name: str, pointer: str) -> None:
     """InputError if a file of the checkpoint is not what was saved; a note if it stands in for one that is gone."""
-    files, found = _read_record(directory / name)["files"], _file_checksums(directory / name)
+    files, checksums = _read_record(directory / name)["files"], _file_checksums(directory / name)
     for file, expected in files.items():
-        if found.get(file) != expected:
-            raise _damaged(directory / name, f"{file} is {'not what was saved' if file in found else 'missing'}")
+        if checksums.get(file) != expected:
+            raise _damaged(directory / name, f"{file} is {'not what was saved' if file in checksums else 'missing'}")
     named = _read_pointers(directory).get(pointer)
     if named != name:
         note(f"{directory}: the {pointer} checkpoint{f' {named}' if named else ''} is gone; {name} takes its place")

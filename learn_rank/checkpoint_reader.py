@@ -20,7 +20,12 @@ from learn_rank.errors import reason_of
 _METADATA = ".metadata"
 _METADATA_CLASSES = {
     "torch.distributed.checkpoint.metadata": (
-        "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties", "TensorStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
         "_MEM_FORMAT_ENCODING",
     ),
     "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
@@ -29,7 +34,7 @@ _METADATA_CLASSES = {
     "collections": ("OrderedDict",),
     "pathlib": ("PosixPath", "PurePosixPath"),
     "pathlib._local": ("PosixPath", "PurePosixPath"),  # from Python 3.13 on
-}  # fmt: skip
+}
 
 
 class CheckpointReader(FileSystemReader):
@@ -51,19 +56,19 @@ class CheckpointReader(FileSystemReader):
 def _read_metadata(path: Path, files: Collection[str]) -> Metadata:
     try:
         with path.open("rb") as stream:
-            found = _MetadataUnpickler(stream).load()
-        if not isinstance(found, Metadata):
-            raise TypeError(f"a {type(found).__name__}, expected Metadata")
-        tensors, places = found.state_dict_metadata.items(), found.storage_data.values()
-        strange = next((name for name, one in tensors if type(one) is not TensorStorageMetadata), None)
-        outside = next((one.relative_path for one in places if one.relative_path not in files), None)
+            metadata = _MetadataUnpickler(stream).load()
+        if not isinstance(metadata, Metadata):
+            raise TypeError(f"a {type(metadata).__name__}, expected Metadata")
+        tensors, places = metadata.state_dict_metadata.items(), metadata.storage_data.values()
+        strange = next((name for name, tensor in tensors if type(tensor) is not TensorStorageMetadata), None)
+        outside = next((place.relative_path for place in places if place.relative_path not in files), None)
     except Exception as error:  # bytes that are anything raise anything
         raise ValueError(f"{path.name}: {reason_of(error)}")
     if strange is not None:  # torch would unpickle it whole
         raise ValueError(f"{path.name}: {strange!r} is no tensor")
     if outside is not None:
         raise ValueError(f"{path.name}: names {outside!r}, which is no file of this checkpoint")
-    return found
+    return metadata
 
 
 class _MetadataUnpickler(pickle.Unpickler):

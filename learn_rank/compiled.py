@@ -49,9 +49,9 @@ def _temporary_cache() -> Path | None:
     try:
         folder = Path(tempfile.gettempdir()) / f"learn-rank-numba-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
+        status = folder.lstat()
         is_ours = (
-            stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not stat.S_IMODE(found.st_mode) & 0o077
+            stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not stat.S_IMODE(status.st_mode) & 0o077
         )
         if is_ours and os.access(folder, os.W_OK):
             note(f"no folder for compiled code may be written; it is kept in {folder} (NUMBA_CACHE_DIR names another)")

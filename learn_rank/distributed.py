@@ -178,12 +178,14 @@ class _GatherWithGradient(torch.autograd.Function):
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Adds the gradients of all ranks, in place and in one message; a gradient that a rank lacks counts as zeros."""
-    trained = [one for one in parameters if one.requires_grad]
+    trained = [weight for weight in parameters if weight.requires_grad]
     if num_ranks() == 1 or not trained:
         return
-    flat = torch.cat([(torch.zeros_like(one) if one.grad is None else one.grad).flatten() for one in trained])
-    for one, summed in zip(trained, sum_over_ranks(flat).split([one.numel() for one in trained]), strict=True):
-        one.grad = summed.view_as(one)
+    flat = torch.cat(
+        [(torch.zeros_like(weight) if weight.grad is None else weight.grad).flatten() for weight in trained]
+    )
+    for weight, summed in zip(trained, sum_over_ranks(flat).split([weight.numel() for weight in trained]), strict=True):
+        weight.grad = summed.view_as(weight)
 
 
 def thread_advice(local_world_size: int, device: torch.device) -> str | None:

@@ -89,7 +89,7 @@ def _locked(path: Path) -> int:
 
 def _is_at(path: Path, held: os.stat_result) -> bool:
     try:
-        found = os.lstat(path)
+        status = os.lstat(path)
     except FileNotFoundError:
         return False
-    return (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino)
+    return (status.st_dev, status.st_ino) == (held.st_dev, held.st_ino)

@@ -78,8 +78,8 @@ class _Place(NamedTuple):
 
     @classmethod
     def of(cls, path: Path) -> _Place:
-        found = path.stat()
-        return cls(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev)
+        status = path.stat()
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
 
     @property
     def is_settled(self) -> bool:
@@ -90,8 +90,8 @@ class _Place(NamedTuple):
 def _files_below(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    found = (file for file in path.rglob("*") if not any(p.startswith(".") for p in file.relative_to(path).parts))
-    return sorted(file for file in found if file.is_file())
+    visible = (file for file in path.rglob("*") if not any(p.startswith(".") for p in file.relative_to(path).parts))
+    return sorted(file for file in visible if file.is_file())
 
 
 def _relative(file: Path, path: Path) -> str:
@@ -124,20 +124,20 @@ def _cache_file() -> Path:
 
 def _read_cache(files: list[Path], places: list[_Place]) -> list[str | None]:
     """The checksum of each file that is as it was; None for the others. Without a cache that can be read: all None."""
-    found: list[str | None] = [None] * len(files)
+    checksums: list[str | None] = [None] * len(files)
     large = [at for at, place in enumerate(places) if place.size >= _CACHED_BYTES]
     try:
         cache = _cache_file()
         if not large or not cache.is_file():
-            return found
+            return checksums
         with closing(sqlite3.connect(cache)) as connection:
             for at in large:
                 query = "SELECT checksum FROM files WHERE path = ? AND place = ?"
                 row = connection.execute(query, (_key(files[at]), _text(places[at]))).fetchone()
-                found[at] = str(row[0]) if row else None
+                checksums[at] = str(row[0]) if row else None
     except (sqlite3.Error, OSError, RuntimeError, UnicodeError):  # RuntimeError: no home folder
         pass
-    return found
+    return checksums
 
 
 def _write_cache(read: list[tuple[Path, _Place, str]]) -> None:

@@ -83,8 +83,8 @@ def find_inputs(
     """
     path = Path(root or "", name)
     try:
-        named, found = _match(path, Path(root or ""), may_be_pattern)
-        listed = [one for place in found for one in _data_files(place, is_named=place == path)]
+        named, places = _match(path, Path(root or ""), may_be_pattern)
+        listed = [file for place in places for file in _data_files(place, is_named=place == path)]
     except OSError as error:
         raise InputError(f"{error.filename or path}: cannot be read ({error.strerror})")
     by_kind = {kind: sorted({file for its_kind, file in listed if its_kind == kind}) for kind in (PARQUET, CSV)}
@@ -169,15 +169,15 @@ def _kind_of_content(path: Path) -> str:
 def _with_folders(paths: Sequence[Path], folder: Path) -> tuple[InputFile, ...]:
     texts = [_folder_texts(path, folder) for path in paths]
     kinds = {}
-    for key in {key for one in texts for key in one}:
-        values = {value for one in texts if (value := one.get(key)) is not None}
+    for key in {key for folders in texts for key in folders}:
+        values = {value for folders in texts if (value := folders.get(key)) is not None}
         is_integer = all(_INTEGER.fullmatch(value) and -(1 << 63) <= int(value) < 1 << 63 for value in values)
         kinds[key] = pa.int64() if values and is_integer else pa.string()
     files = []
-    for path, one in zip(paths, texts, strict=True):
+    for path, folders in zip(paths, texts, strict=True):
         typed = {
             key: pa.scalar(None if text is None else int(text) if kinds[key] == pa.int64() else text, kinds[key])
-            for key, text in one.items()
+            for key, text in folders.items()
         }
         files.append(InputFile(path, typed))
     return tuple(files)
@@ -185,16 +185,16 @@ def _with_folders(paths: Sequence[Path], folder: Path) -> tuple[InputFile, ...]:
 
 def _folder_texts(path: Path, folder: Path) -> dict[str, str | None]:
     """Key -> value of the folders between `folder` and the file."""
-    found: dict[str, str | None] = {}
+    folders: dict[str, str | None] = {}
     for part in path.relative_to(folder).parts[:-1]:
         key, equals, value = part.partition("=")
         if not (key and equals):
             continue
         key = unquote(key)
-        if key in found:
+        if key in folders:
             raise InputError(f"{path}: its folders give '{key}' twice; rename one")
-        found[key] = None if value == _NO_VALUE else unquote(value)
-    return found
+        folders[key] = None if value == _NO_VALUE else unquote(value)
+    return folders
 
 
 def _nothing(path: Path, has: Sequence[str], kinds: Sequence[str], may_be_pattern: bool, advice: str) -> str:

@@ -135,8 +135,8 @@ def require_same_columns(schema: pa.Schema, first_schema: pa.Schema, *, where: P
     types, expected = ({field.name: field.type for field in fields} for fields in (schema, first_schema))
     for name in {**expected, **types}:
         if types.get(name) != expected.get(name):
-            found, wanted = (str(kinds.get(name, "missing")) for kinds in (types, expected))
-            raise InputError(f"{where}: column '{name}' is {found}, but {wanted} in {first}; write both alike")
+            actual, wanted = (str(kinds.get(name, "missing")) for kinds in (types, expected))
+            raise InputError(f"{where}: column '{name}' is {actual}, but {wanted} in {first}; write both alike")
 
 
 def require_same_kinds(kind: pa.DataType, expected: pa.DataType, *, column: str, where: Path, first: Path) -> None:

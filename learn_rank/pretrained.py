@@ -75,7 +75,7 @@ def load_model(
     if device_map and importlib.util.find_spec("accelerate") is None:
         raise InputError(f"{option} '{model}': a device_map needs the package accelerate; pip install accelerate")
     with _loading(model, option=option):
-        network, found = AutoModel.from_pretrained(
+        network, loading = AutoModel.from_pretrained(
             locate_model(model, option=option),
             dtype=getattr(torch, dtype),
             revision=revision or "main",
@@ -84,7 +84,7 @@ def load_model(
             output_loading_info=True,
         )
     # models trained without a pooler get a new one, which nothing here reads
-    missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)
+    missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
     if missing:
         raise InputError(f"{option} '{model}': its files lack {len(missing)} of the weights, first {missing[0]}")
     return network.eval()

@@ -19,5 +19,5 @@ def printable(text: str, *, keeps: str = "") -> str:
     'treatment\\x1b[31m'
     """
     return _OBEYED.sub(
-        lambda found: found[0] if found[0] in keeps else found[0].encode("unicode_escape").decode("ascii"), text
+        lambda match: match[0] if match[0] in keeps else match[0].encode("unicode_escape").decode("ascii"), text
     )

@@ -277,7 +277,7 @@ def _make_room(path: Path) -> None:
 def _free_name(path: Path) -> Path:
     """The path itself, or with a number after it, where nothing lies."""
     numbered = itertools.chain([path], (path.with_name(f"{path.name}.{n}") for n in itertools.count(1)))
-    return next(one for one in numbered if not (one.exists() or one.is_symlink()))
+    return next(candidate for candidate in numbered if not (candidate.exists() or candidate.is_symlink()))
 
 
 def _remove_empty(folder: Path, *, keep: set[str]) -> None:

@@ -12,8 +12,20 @@ from learn_rank.errors import InputError
 from learn_rank.inputs import CSV, PARQUET, find_inputs
 from learn_rank.io import open_input, read_batches
 
-NAMES = ["log[1].parquet", "log1.parquet", "log*.parquet", "a?b.parquet", "back\\slash.parquet", "it's.parquet",
-         "é 日本.parquet", "{a,b}.parquet", "%41.parquet", "[!x].parquet", "~.parquet", "#$&;.parquet"]  # fmt: skip
+NAMES = [
+    "log[1].parquet",
+    "log1.parquet",
+    "log*.parquet",
+    "a?b.parquet",
+    "back\\slash.parquet",
+    "it's.parquet",
+    "é 日本.parquet",
+    "{a,b}.parquet",
+    "%41.parquet",
+    "[!x].parquet",
+    "~.parquet",
+    "#$&;.parquet",
+]
 
 
 def write(path: Path, **columns: list[object]) -> Path:

@@ -86,8 +86,11 @@ def test_wandb_holds_the_scalars_of_a_run_offline(tmp_path: Path, monkeypatch: p
     while "exit" not in {record.WhichOneof("record_type") for record in read()}:
         time.sleep(0.1)
     records = read()
-    rows = [{"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
-            for record in records if record.WhichOneof("record_type") == "history"]  # fmt: skip
+    rows = [
+        {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+        for record in records
+        if record.WhichOneof("record_type") == "history"
+    ]
     assert [(row["_step"], row["train/loss"]) for row in rows] == [("20", "0.5"), ("40", "0.25")]
     (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
     assert run.display_name == "learn"

@@ -55,11 +55,11 @@ class VectorTable:
         rows = _integers(ids).to(self.vectors.device, torch.int64).reshape(-1)
         if not len(self.vectors):
             return self.vectors.new_zeros(len(rows), self.dim), torch.zeros_like(rows, dtype=torch.bool)
-        found = (rows >= 0) & (rows < len(self.vectors))
-        rows = rows.where(found, torch.zeros_like(rows))
+        is_present = (rows >= 0) & (rows < len(self.vectors))
+        rows = rows.where(is_present, torch.zeros_like(rows))
         if self.mask is not None:
-            found = found & self.mask[rows]
-        return self.vectors.index_select(0, rows), found
+            is_present = is_present & self.mask[rows]
+        return self.vectors.index_select(0, rows), is_present
 
 
 class LearnFeatures(nn.Module):
@@ -123,14 +123,18 @@ def _check_finite(vectors: torch.Tensor, mask: torch.Tensor | None) -> None:
     is_bad = ~torch.cat([rows.isfinite().all(1) for rows in vectors.split(_CHECKED_ROWS)])
     bad = (is_bad if mask is None else is_bad & mask).nonzero().flatten().tolist()
     if bad:
-        found = next(number for number in vectors[bad[0]].tolist() if not math.isfinite(number))
-        raise InputError(f"vectors: row {bad[0]} holds {found}, expected finite numbers ({len(bad)} of {len(vectors)} "
-                         "rows are not); drop them, or pass a mask that is False there")  # fmt: skip
+        number = next(number for number in vectors[bad[0]].tolist() if not math.isfinite(number))
+        raise InputError(
+            f"vectors: row {bad[0]} holds {number}, expected finite numbers ({len(bad)} of {len(vectors)} rows are "
+            "not finite); drop them, or pass a mask that is False there"
+        )
 
 
 def _check_store(name: str, store: VectorStore, dim: int) -> None:
     if isinstance(store, nn.Module) or not hasattr(store, "lookup"):
-        raise InputError(f"{name}_store is a {type(store).__name__}, expected a FrozenStore, its indexed_by(ids), a "
-                         "VectorTable, or an object of yours with `dim` and `lookup` that is no nn.Module")  # fmt: skip
+        raise InputError(
+            f"{name}_store is a {type(store).__name__}, expected a FrozenStore, its indexed_by(ids), a VectorTable, or "
+            "your own object with `dim` and `lookup` that is not an nn.Module"
+        )
     if store.dim != dim:
         raise InputError(f"{name} vectors have {store.dim} dimensions, the adaptor {dim}; set {name}_dim")

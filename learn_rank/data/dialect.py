@@ -38,7 +38,7 @@ def read_dialect(path: Path) -> Dialect:
     lines = _first_lines(path, is_compressed)
     if not lines.strip():
         raise InputError(f"{path}: no header line; the first line of a CSV file names its columns")
-    found = None
+    dialect = None
     for quote, escape in _QUOTINGS:
         if escape == "\\" and '\\"' not in lines:
             continue
@@ -52,16 +52,16 @@ def read_dialect(path: Path) -> Dialect:
             if its_score > score:
                 score, failed = its_score, has_failed
                 candidate = Dialect(tuple(records[0]), separator, quote, escape, is_compressed)
-        if score[1] and (found is None or not failed):
-            found = candidate
+        if score[1] and (dialect is None or not failed):
+            dialect = candidate
         if not failed:
             break
-    if found is None:
+    if dialect is None:
         raise InputError(
             f"{path}: its first line is not CSV; expected the names of the columns, such as user_id,item_id"
         )
-    require_distinct(found.columns, where=str(path))
-    return found
+    require_distinct(dialect.columns, where=str(path))
+    return dialect
 
 
 def _first_lines(path: Path, is_compressed: bool) -> str:
@@ -88,9 +88,9 @@ def _records(lines: str, separator: str, quote: str, escape: str) -> tuple[list[
         quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE,
         strict=True,
     )
-    found: list[list[str]] = []
+    records: list[list[str]] = []
     try:
-        found.extend(record for record in islice(reader, _SAMPLE_RECORDS) if record)
+        records.extend(record for record in islice(reader, _SAMPLE_RECORDS) if record)
     except csv.Error:
-        return found, bool(stream.read(1))
-    return found, False
+        return records, bool(stream.read(1))
+    return records, False

@@ -19,11 +19,23 @@ _REFUSED = {
     "DEFAULT": "DEFAULT",
     "POSITIONAL_REFERENCE": "a position",
 }
-# they tell of the machine or the connection, not of the row, or change what the next row gets
+# their value depends on the machine or the connection, not on the row, or they change what the next row gets
 _REFUSED_FUNCTIONS = {
-    "current_setting", "current_query", "current_database", "current_schema", "current_schemas", "getenv",
-    "getvariable", "nextval", "currval", "setval", "setseed", "sleep_ms", "version", "write_log",
-}  # fmt: skip
+    "current_setting",
+    "current_query",
+    "current_database",
+    "current_schema",
+    "current_schemas",
+    "getenv",
+    "getvariable",
+    "nextval",
+    "currval",
+    "setval",
+    "setseed",
+    "sleep_ms",
+    "version",
+    "write_log",
+}
 _MANY_ROWS = {"unnest", "unlist", "generate_subscripts"}
 _TEXT_FUNCTIONS = {"||", "concat", "concat_ws", "lower", "upper", "trim", "ltrim", "rtrim", "replace"}
 

@@ -62,10 +62,10 @@ class Source:
         texts = [quote(self.columns[key]) for key in (USER_ID, ITEM_ID, TIMESTAMP) if key in self.columns]
         if TIMESTAMP in self.expressions and self.expressions[TIMESTAMP].is_textual:
             texts.append(self.expressions[TIMESTAMP].sql)
-        computed = [one for one in self.expressions.values() if not one.is_textual]
+        computed = [expression for expression in self.expressions.values() if not expression.is_textual]
         computed += [self.where] if self.where else []
         if self.raw.is_text:
-            texts += [quote(column) for one in computed for column in self.raw.columns_of(one)]
+            texts += [quote(column) for expression in computed for column in self.raw.columns_of(expression)]
             self.kinds = self.raw.kinds(texts)
         for name, expression in self.expressions.items():  # one at a time, so that an error names it
             self._describe(self._select({}, {name: expression}, None), f"{name} = '{cut(expression.source)}'")
@@ -111,7 +111,7 @@ def find_sources(recipe: DatasetRecipe) -> dict[str, InputFiles]:
 
 def open_sources(engine: Engine, recipe: DatasetRecipe, files: Mapping[str, InputFiles]) -> dict[str, Source]:
     """Opens the log, the items and the users, and checks all that the recipe says of them; no table is made yet."""
-    sources = {table: Source(open_raw(engine, found)) for table, found in files.items()}
+    sources = {table: Source(open_raw(engine, inputs)) for table, inputs in files.items()}
     log, said = sources["interactions"], recipe.interactions
     log.name_column(USER_ID, said.user_id, key="interactions.user_id")
     log.name_column(ITEM_ID, said.item_id, key="interactions.item_id")
@@ -156,9 +156,9 @@ def load_tables(
 
 def _id_type(key: str, sources: Mapping[str, Source]) -> str:
     """BIGINT or VARCHAR, one for all files: Parquet says it; CSV holds integers if all are, in all CSV files."""
-    found = {table: source for table, source in sources.items() if key in source.columns}
+    holders = {table: source for table, source in sources.items() if key in source.columns}
     typed: dict[str, Source] = {}
-    for source in found.values():
+    for source in holders.values():
         if not source.raw.is_text:
             kind = id_type(source.types, key, where=source.raw.where, column=source.said[key])
             if typed and kind not in typed:
@@ -167,7 +167,7 @@ def _id_type(key: str, sources: Mapping[str, Source]) -> str:
                     f"{_ARROW_TYPES[next(iter(typed))]}; cast one of them"
                 )
             typed.setdefault(kind, source)
-    texts = [source for source in found.values() if source.raw.is_text]
+    texts = [source for source in holders.values() if source.raw.is_text]
     is_integer = all(source.kinds[quote(source.columns[key])] in ("BIGINT", "NULL") for source in texts)
     if "BIGINT" not in typed or is_integer:
         return next(iter(typed), "BIGINT" if is_integer else "VARCHAR")

@@ -209,7 +209,9 @@ def open_raw(engine: Engine, files: InputFiles) -> Raw:
             first, path = spelled.setdefault(folded(name), (name, part.file.path))
             if first != name:
                 raise InputError(f"{part.file.path}: column '{name}' is '{first}' in {path}; write both alike")
-    added = {key: one.type for file in files.files for key, one in file.folders.items() if folded(key) not in spelled}
+    added = {
+        key: folder.type for file in files.files for key, folder in file.folders.items() if folded(key) not in spelled
+    }
     if files.kind != PARQUET:
         added = dict.fromkeys(added, pa.string())
     scan = _scan(engine, parts, added)
@@ -277,8 +279,14 @@ def _read_csv(names: str, dialect: Dialect) -> str:
     """Everything is said, so that DuckDB guesses nothing: no types, no comments, no lines to skip."""
     columns = ", ".join(f"c{nth}: 'VARCHAR'" for nth in range(len(dialect.columns)))
     options = {
-        "columns": f"{{{columns}}}", "header": "true", "delim": literal(dialect.separator),
-        "quote": literal(dialect.quote), "escape": literal(dialect.escape), "skip": "0", "auto_detect": "false",
-        "compression": "'gzip'" if dialect.is_compressed else "'none'", "hive_partitioning": "false",
-    }  # fmt: skip
+        "columns": f"{{{columns}}}",
+        "header": "true",
+        "delim": literal(dialect.separator),
+        "quote": literal(dialect.quote),
+        "escape": literal(dialect.escape),
+        "skip": "0",
+        "auto_detect": "false",
+        "compression": "'gzip'" if dialect.is_compressed else "'none'",
+        "hive_partitioning": "false",
+    }
     return f"read_csv([{names}], {', '.join(f'{key} = {value}' for key, value in options.items())})"

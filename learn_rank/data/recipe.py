@@ -223,7 +223,7 @@ class DatasetRecipe:
         """Recipe key -> the column it names, such as "sparse.genres" -> "items.genres"."""
         columns = {f"sparse.{name}": source.column for name, source in self.sparse.items()}
         columns |= {f"dense.{name}": source.column for name, source in self.dense.items()}
-        return columns | {f"sequence.{name}": one.column for name, one in self.sequence.items() if one.column}
+        return columns | {f"sequence.{name}": source.column for name, source in self.sequence.items() if source.column}
 
     def _check_sequence(self, where: str, sequence: SequenceSource) -> None:
         of = self.sparse.get(sequence.of)
@@ -251,7 +251,7 @@ def _dense_source(where: str, entry: Any) -> DenseSource:
     """The source of one entry of `dense`: a column's name, a mapping, or a source that is checked again."""
     source = DenseSource(column=entry) if isinstance(entry, str) else entry
     if isinstance(source, Mapping):
-        known = [one.name for one in fields(DenseSource)]
+        known = [option.name for option in fields(DenseSource)]
         for key in source:
             if key not in known:
                 near = get_close_matches(str(key), known, n=1)

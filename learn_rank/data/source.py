@@ -48,9 +48,9 @@ def sql_errors(where: str, names: Mapping[Path, str] | None = None) -> Iterator[
 
 def _said(message: str, where: str, names: Mapping[Path, str]) -> str:
     """A complaint as one line; of a CSV file with its line."""
-    found = _LINE.search(message)
-    if found:
-        number, line, reason = found.groups()
+    match = _LINE.search(message)
+    if match:
+        number, line, reason = match.groups()
         file = re.search(r"^\s*file = (.*)$", message, re.MULTILINE)
         path = next((str(path) for path, name in names.items() if file and name == file[1]), file[1] if file else where)
         fields = _FIELDS.search(reason)

@@ -134,8 +134,13 @@ def _split_facts(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe) -
             )
         latest = end
         facts[name] = {
-            "rows": rows, "users": users, "items": items, "start_ms": start, "end_ms": end, "positive_share": positives,
-        }  # fmt: skip
+            "rows": rows,
+            "users": users,
+            "items": items,
+            "start_ms": start,
+            "end_ms": end,
+            "positive_share": positives,
+        }
     return facts
 
 

@@ -45,8 +45,8 @@ def check_sample(path: Path, recorded: dict[str, Any]) -> None:
         check_file(path, recorded)
         return
     _check_size(path, recorded)
-    for (start, found), expected in zip(_blocks(path, recorded["size"]), recorded["blocks"], strict=True):
-        if found != expected:
+    for (start, checksum), expected in zip(_blocks(path, recorded["size"]), recorded["blocks"], strict=True):
+        if checksum != expected:
             _refuse(path, start, start + _BLOCK_BYTES)
 
 
@@ -97,10 +97,10 @@ class SummedFile:
     @property
     def sums(self) -> dict[str, Any]:
         """Size and checksums, for StoreFacts.files."""
-        found: dict[str, Any] = {"size": self._file.size, "xxh3_64": self._file.sums}
+        sums: dict[str, Any] = {"size": self._file.size, "xxh3_64": self._file.sums}
         if self._file.size > WHOLE_BYTES:
-            found["blocks"] = [checksum for _, checksum in _blocks(self._path, self._file.size)]
-        return found
+            sums["blocks"] = [checksum for _, checksum in _blocks(self._path, self._file.size)]
+        return sums
 
     def write(self, array: npt.NDArray[Any]) -> None:
         if not array.size:
@@ -168,10 +168,11 @@ def _check_size(path: Path, recorded: dict[str, Any]) -> None:
         raise InputError(f"{path}: {max(size, 0)} bytes, expected {recorded['size']}; the store is damaged, {_ADVICE}")
 
 
-def _check_segments(path: Path, found: list[str], recorded: dict[str, Any]) -> None:
+def _check_segments(path: Path, checksums: list[str], recorded: dict[str, Any]) -> None:
     expected = recorded["xxh3_64"]
-    if found != expected:
-        at = next((n for n, pair in enumerate(zip(found, expected, strict=False)) if pair[0] != pair[1]), len(found))
+    if checksums != expected:
+        pairs = enumerate(zip(checksums, expected, strict=False))
+        at = next((number for number, pair in pairs if pair[0] != pair[1]), len(checksums))
         _refuse(path, at * SEGMENT_BYTES, min((at + 1) * SEGMENT_BYTES, recorded["size"]))
 
 

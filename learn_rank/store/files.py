@@ -36,9 +36,8 @@ from learn_rank.store.checksums import SummedFile, num_segments
 from learn_rank.store.encoding import Encoded
 from learn_rank.store.options import DTYPES
 
-KEYS, BUCKETS, ROWS, SCALES, OFFSETS, AS_OF = (
-    "keys.u64", "buckets.u32", "rows.bin", "scales.f32", "offsets.i64", "as_of.i64",
-)  # fmt: skip
+KEYS, BUCKETS, ROWS, SCALES = "keys.u64", "buckets.u32", "rows.bin", "scales.f32"
+OFFSETS, AS_OF = "offsets.i64", "as_of.i64"
 CURRENT, DROPPED, FACTS = "current", "dropped", "store.json"
 KEY_TYPES = ("int64", "string")
 KEYS_PER_BUCKET = 3  # at most, on average
@@ -160,8 +159,8 @@ def use_version(directory: Path, version: str) -> None:
 
 def versions(directory: Path) -> list[str]:
     """All versions of a store, oldest first."""
-    found = (path.name for path in directory.iterdir() if is_version(path.name) and (path / FACTS).is_file())
-    return sorted(found, key=number_of)
+    names = (path.name for path in directory.iterdir() if is_version(path.name) and (path / FACTS).is_file())
+    return sorted(names, key=number_of)
 
 
 def is_version(name: str) -> bool:

@@ -39,9 +39,9 @@ class ShardedStore:
         with torch.no_grad():
             known = (rows >= 0).nonzero().squeeze(1)
             distinct, position = torch.unique(rows.index_select(0, known), return_inverse=True)
-            found = self._fetch(distinct).decode()  # [U, D]
+            vectors_of_distinct = self._fetch(distinct).decode()  # [U, D]
             vectors = torch.zeros(len(rows), self.store.dim)
-            return vectors.index_copy_(0, known, found.index_select(0, position))
+            return vectors.index_copy_(0, known, vectors_of_distinct.index_select(0, position))
 
     def _fetch(self, rows: torch.Tensor) -> StoredRows:
         """[U] ascending rows as they are stored, each read by its owner.
@@ -61,9 +61,9 @@ class ShardedStore:
         dist.all_to_all_single(wanted_rows, rows, wanted, asked, group=self._group)
         self.store.prefetch(wanted_rows.numpy())
         answer = to_bytes(self.store.gather(wanted_rows))
-        found = torch.empty(len(rows), answer.shape[1], dtype=torch.uint8)
-        dist.all_to_all_single(found, answer, asked, wanted, group=self._group)
-        return from_bytes(found, self.store)
+        received = torch.empty(len(rows), answer.shape[1], dtype=torch.uint8)
+        dist.all_to_all_single(received, answer, asked, wanted, group=self._group)
+        return from_bytes(received, self.store)
 
 
 def owners(rows: torch.Tensor, num_rows: int, world_size: int) -> torch.Tensor:

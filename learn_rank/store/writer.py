@@ -91,10 +91,10 @@ def write_batches(
         writer.add(batch.ids, batch.vectors, batch.as_of, where=str(directory))
 
     def ids_of(_unit: int, key: int) -> list[Any]:
-        found: set[Any] = set()
+        ids_of_key: set[Any] = set()
         for batch in batches():
-            found |= set(batch.ids.filter(pa.array(to_keys(batch.ids) == np.uint64(key))).to_pylist())
-        return sorted(found)
+            ids_of_key |= set(batch.ids.filter(pa.array(to_keys(batch.ids) == np.uint64(key))).to_pylist())
+        return sorted(ids_of_key)
 
     return writer.finish(where=lambda _unit: str(directory), ids_of=ids_of)
 
@@ -247,20 +247,20 @@ def check_vectors(
 ) -> npt.NDArray[np.bool_]:
     """[B] bool: the rows to keep. InputError for NaN, infinity, what float16 cannot hold, and zeros unless allowed."""
     kept = encoded.values if encoded.scales is None else vectors.astype(np.float32, copy=False)
-    found = flags(kept)
-    bad = np.flatnonzero(found.is_not_finite)
+    flagged = flags(kept)
+    bad = np.flatnonzero(flagged.is_not_finite)
     if len(bad):
         raise InputError(
             f"{where}: {len(bad)} vectors are NaN, infinite or beyond {kept.dtype}, "
             f"first id {ids[int(bad[0])].as_py()!r}"
         )
-    zeros = np.flatnonzero(found.is_zero)
+    zeros = np.flatnonzero(flagged.is_zero)
     if len(zeros) and zero_vectors == "refuse":
         raise InputError(
             f"{where}: {len(zeros)} vectors are zero, first id {ids[int(zeros[0])].as_py()!r}; zero_vectors=drop "
             "leaves them out (their ids then take the learned missing vector), zero_vectors=keep keeps them"
         )
-    return ~found.is_zero if zero_vectors == "drop" else np.ones(len(vectors), bool)
+    return ~flagged.is_zero if zero_vectors == "drop" else np.ones(len(vectors), bool)
 
 
 def refuse_duplicates(
@@ -276,8 +276,8 @@ def refuse_duplicates(
     repeated = np.flatnonzero(is_repeated)
     if not len(repeated):
         return
-    one, other = records[repeated[0]], records[repeated[0] + 1]
-    key, units = int(one[KEY]), sorted({int(one["unit"]), int(other["unit"])})
+    first, second = records[repeated[0]], records[repeated[0] + 1]
+    key, units = int(first[KEY]), sorted({int(first["unit"]), int(second["unit"])})
     places = " and ".join(where(unit) for unit in units)
     names = [unhash_int64(key)]
     if key_type == "string":

@@ -112,12 +112,14 @@ class Named(nn.Module):
     [
         (nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), ["0"]),
         (Named(fc1=nn.Linear(2, 3), fc2=nn.Linear(3, 3), out=nn.Linear(3, 1)), ["fc1"]),
-        (Named(experts=nn.ModuleList(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3)) for _ in range(2))),
-         ["experts.0.0", "experts.1.0"]),
+        (
+            Named(experts=nn.ModuleList(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3)) for _ in range(2))),
+            ["experts.0.0", "experts.1.0"],
+        ),
         (Named(deep=nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3)), wide=nn.Linear(2, 1)), ["deep.0"]),
         (Named(wide=nn.Linear(2, 1)), ["wide"]),
     ],
-)  # fmt: skip
+)
 def test_the_first_layer_of_every_stack_is_found(host: nn.Module, names: list[str]) -> None:
     assert first_layers(host) == names
 

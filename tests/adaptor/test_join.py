@@ -37,7 +37,7 @@ SCHEDULES: dict[str, Schedule] = {
     "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler(
         [lr_scheduler.ConstantLR(o, 0.1, 2), lr_scheduler.ExponentialLR(o, 0.9)]
     ),
-}  # fmt: skip
+}
 ABSTRACT = {"LRScheduler", "_LRScheduler", "Optimizer"}
 # of sparse gradients alone; of matrices alone; with a memory of gradients of one length
 NOT_FOR_ALL_WEIGHTS = {"SparseAdam", "Muon", "LBFGS"}

@@ -146,10 +146,13 @@ def test_the_lists_of_a_column_are_encoded_and_cut_to_their_newest(
         row["words"] = "13  10"
     log[3]["clicked"], log[4]["words"] = None, ""
     rows = prepared(
-        raw, out, recipe_of, log,
+        raw,
+        out,
+        recipe_of,
+        log,
         clicked=SequenceSource(of="item_id", column="interactions.clicked", max_length=3),
         words=SequenceSource(of="item_id", column="interactions.words", separator=" "),
-    )  # fmt: skip
+    )
     items = vocabulary(out, "item_id")
     for row in rows:
         assert row["sequence.clicked"] == ([] if row["nth"] == 3 else [items["11"], len(items), items["12"]])
