@@ -1,7 +1,7 @@
-"""Reads torch.distributed.checkpoint folders that others may have made, without running what they ask for.
+"""Reads torch.distributed.checkpoint folders from untrusted sources without running code from them.
 
-Their `.metadata` is a pickle, which is a program, and torch unpickles it whole, as it does every value that the
-metadata calls no tensor. Tensors themselves it reads by torch.load(weights_only=True).
+`.metadata` is a pickle and can run any code when torch unpickles it; so can every saved value that is not a tensor.
+Tensors are safe: torch reads them with torch.load(weights_only=True).
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _METADATA_CLASSES = {
 
 
 class CheckpointReader(FileSystemReader):
-    """Reads the tensors of a torch.distributed.checkpoint folder, and nothing but tensors.
+    """Reads the tensors of a torch.distributed.checkpoint folder, and only tensors.
 
-    stored: what its metadata says of each, by name.
+    stored: name -> metadata of the tensor.
     """
 
     def __init__(self, folder: Path, files: Collection[str]) -> None:
-        """files: names of those that a tensor may be in. ValueError: metadata is damaged, or says more than tensors."""
+        """files: names of those that may hold tensors. ValueError: damaged metadata, or values that are not tensors."""
         super().__init__(folder)
         self._metadata = _read_metadata(folder / _METADATA, files)
         self.stored: dict[str, TensorStorageMetadata] = self._metadata.state_dict_metadata  # type: ignore[assignment]
@@ -62,9 +62,9 @@ def _read_metadata(path: Path, files: Collection[str]) -> Metadata:
         tensors, places = metadata.state_dict_metadata.items(), metadata.storage_data.values()
         strange = next((name for name, tensor in tensors if type(tensor) is not TensorStorageMetadata), None)
         outside = next((place.relative_path for place in places if place.relative_path not in files), None)
-    except Exception as error:  # bytes that are anything raise anything
+    except Exception as error:  # arbitrary bytes can raise any exception
         raise ValueError(f"{path.name}: {reason_of(error)}")
-    if strange is not None:  # torch would unpickle it whole
+    if strange is not None:  # torch would unpickle it, code included
         raise ValueError(f"{path.name}: {strange!r} is no tensor")
     if outside is not None:
         raise ValueError(f"{path.name}: names {outside!r}, which is no file of this checkpoint")
@@ -72,7 +72,7 @@ def _read_metadata(path: Path, files: Collection[str]) -> Metadata:
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    """Makes the classes that torch.distributed.checkpoint describes tensors with, and refuses all others."""
+    """Allows the classes that torch.distributed.checkpoint describes tensors with and refuses all others."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name in _METADATA_CLASSES.get(module, ()) or (

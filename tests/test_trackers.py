@@ -104,7 +104,7 @@ def test_a_tracker_that_fails_is_said_once_and_stops_nothing(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     track("mlflow", tmp_path, *((step, 0.5) for step in range(50)))
-    said = [line for line in capsys.readouterr().err.splitlines() if "training goes on without it" in line]
+    said = [line for line in capsys.readouterr().err.splitlines() if "training continues without it" in line]
     assert len(said) == 1
     assert said[0].startswith("learn-rank: mlflow: ")
 

@@ -1,4 +1,4 @@
-"""The files of a store, written once and front to back, with checksums; and its versions.
+"""The files of a store, each written once, front to back, with checksums.
 
 store/
   manifest.json    what made the folder
@@ -11,14 +11,13 @@ store/
     offsets.i64    with snapshots: the rows of key k are offsets[k] .. offsets[k + 1] - 1
     as_of.i64      with snapshots: unix milliseconds, ascending within a key
     store.json     StoreFacts
-  dropped          names of versions that were dropped, one a line: their numbers are not given again
+  dropped          names of dropped versions, one per line: their numbers are not used again
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,7 +37,7 @@ from learn_rank.store.options import DTYPES
 
 KEYS, BUCKETS, ROWS, SCALES = "keys.u64", "buckets.u32", "rows.bin", "scales.f32"
 OFFSETS, AS_OF = "offsets.i64", "as_of.i64"
-CURRENT, DROPPED, FACTS = "current", "dropped", "store.json"
+FACTS = "store.json"
 KEY_TYPES = ("int64", "string")
 KEYS_PER_BUCKET = 3  # at most, on average
 _BLOCK_KEYS = 1 << 20
@@ -129,59 +128,6 @@ def file_sizes(facts: StoreFacts) -> dict[str, int]:
     if facts.has_as_of:
         sizes |= {OFFSETS: 8 * (facts.num_ids + 1), AS_OF: 8 * facts.num_rows}
     return sizes
-
-
-def version_folder(directory: Path, version: str) -> Path:
-    """The folder of a version of a store; InputError for what is none, such as a path."""
-    if version not in (known := versions(directory)):
-        raise InputError(f"{directory}: no version {version!r}; it has {', '.join(known) or 'none'}")
-    return directory / version
-
-
-def current_version(directory: Path) -> str:
-    """Name of the version in use, such as 'v2'; InputError naming the file that should say it and does not."""
-    path = directory / CURRENT
-    if not path.is_file():
-        raise InputError(f"{directory}: no version in use; the store is of an older format or damaged, build it again")
-    name, *rest = path.read_bytes().decode(errors="replace").split("\n")
-    if name not in (known := versions(directory)) or rest != [""]:  # "v1" may have been "v12" before its end was lost
-        raise InputError(
-            f"{path}: names {name[:40]!r}, expected one of the versions {', '.join(known) or '(there is none)'}; "
-            "choose one with `learn-rank store use`, or build the store again"
-        )
-    return name
-
-
-def use_version(directory: Path, version: str) -> None:
-    """Makes a version the one that new readers open."""
-    write_text(directory / CURRENT, version + "\n")
-
-
-def versions(directory: Path) -> list[str]:
-    """All versions of a store, oldest first."""
-    names = (path.name for path in directory.iterdir() if is_version(path.name) and (path / FACTS).is_file())
-    return sorted(names, key=number_of)
-
-
-def is_version(name: str) -> bool:
-    """Whether it is a name that a version can have: v1, v2, ..."""
-    return re.fullmatch(r"v[1-9][0-9]{0,8}", name) is not None
-
-
-def number_of(version: str) -> int:
-    """2 of 'v2'."""
-    return int(version[1:])
-
-
-def dropped_versions(directory: Path) -> list[str]:
-    """Versions that are gone, in the order in which they were dropped; InputError if the list is damaged."""
-    path = directory / DROPPED
-    if not path.is_file():
-        return []
-    names = path.read_bytes().decode(errors="replace").splitlines()
-    if not all(map(is_version, names)):
-        raise InputError(f"{path}: is damaged, expected a version such as v1 in each line; remove the file")
-    return names
 
 
 def map_file(path: Path, dtype: Any, count: int) -> npt.NDArray[Any]:

@@ -20,23 +20,13 @@ from learn_rank.errors import InputError
 from learn_rank.memory import available_bytes
 from learn_rank.store.asked import asked_ids, asked_times
 from learn_rank.store.checksums import check_sample
-from learn_rank.store.files import (
-    AS_OF,
-    BUCKETS,
-    KEYS,
-    OFFSETS,
-    ROWS,
-    SCALES,
-    StoreFacts,
-    current_version,
-    map_file,
-    version_folder,
-)
+from learn_rank.store.files import AS_OF, BUCKETS, KEYS, OFFSETS, ROWS, SCALES, StoreFacts, map_file
 from learn_rank.store.gather import gather_vectors
 from learn_rank.store.index import find_keys, newest_before
 from learn_rank.store.indexed import IndexedStore
 from learn_rank.store.keys import key_type, to_keys
 from learn_rank.store.rows import LookedUp, StoredRows
+from learn_rank.store.versions import current_version, version_folder
 from learn_rank.times import bounds, plausible_unit
 
 # a table with more than this share of the memory that is left will not stay in the page cache

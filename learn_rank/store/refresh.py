@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,39 +13,32 @@ import pyarrow as pa
 
 from learn_rank.arrays import Int64Array, UInt64Array
 from learn_rank.compiled import njit
-from learn_rank.durable import fsync, lock, write_text
+from learn_rank.durable import fsync
 from learn_rank.errors import InputError
 from learn_rank.fingerprints import file_fingerprint, fingerprint
 from learn_rank.memory import format_bytes
 from learn_rank.progress import progress_bar
 from learn_rank.store.checksums import CheckedReader, check_file
 from learn_rank.store.encoding import Encoded, EncodingError, encode
-from learn_rank.store.files import (
-    AS_OF,
-    BUCKETS,
-    DROPPED,
-    KEYS,
-    OFFSETS,
-    ROWS,
-    SCALES,
-    StoreFacts,
-    StoreFiles,
-    current_version,
-    dropped_versions,
-    map_file,
-    number_of,
-    use_version,
-    version_folder,
-    versions,
-)
+from learn_rank.store.files import AS_OF, BUCKETS, KEYS, OFFSETS, ROWS, SCALES, StoreFacts, StoreFiles, map_file
 from learn_rank.store.keys import to_keys
 from learn_rank.store.options import StoreOptions
 from learn_rank.store.source import VectorSource
 from learn_rank.store.spill import KEY, Records, Spill, num_parts
+from learn_rank.store.versions import (
+    SPILL,
+    WORK,
+    current_version,
+    dropped_versions,
+    number_of,
+    remove,
+    use_version,
+    versions,
+    writing,
+)
 from learn_rank.store.writer import check_vectors, encoded_of, fill_records, record_type, refuse_duplicates
 
 REMOVED = "removed"
-_WORK, _SPILL, _GONE = ".refresh", ".spill", ".dropped"  # what is being made, its rows on their way, what goes
 
 
 class _Rows(NamedTuple):
@@ -75,7 +67,7 @@ def refresh_store(directory: Path, source: VectorSource, options: StoreOptions) 
     same call then uses; called again with the delta that made the version in use, it makes no other. InputError: as in
     `build_store`; another key type, dimension or kind of store; a removed id that is not there; damaged files.
     """
-    with _writing(directory):
+    with writing(directory):
         old = directory / current_version(directory)
         facts = StoreFacts.read(old)
         _check_fits(source, facts, directory)
@@ -86,67 +78,22 @@ def refresh_store(directory: Path, source: VectorSource, options: StoreOptions) 
                 use_version(directory, known)
             return Refreshed(known, StoreFacts.read(directory / known), is_new=False)
         _check_disk(source, facts, directory)
-        work, spill = directory / _WORK, directory / _SPILL
+        work, spill = directory / WORK, directory / SPILL
         work.mkdir()
         try:
             made = _merge(old, facts, source, delta, work=work, spill_folder=spill, options=options)
             for path in [*work.iterdir(), work]:
                 fsync(path)
         except BaseException:
-            _remove(work)
+            remove(work)
             raise
         finally:
-            _remove(spill)
+            remove(spill)
         name = f"v{1 + max(map(number_of, versions(directory) + dropped_versions(directory)))}"
         work.rename(directory / name)
         fsync(directory)
         use_version(directory, name)
         return Refreshed(name, made, is_new=True)
-
-
-def drop_version(directory: Path, version: str) -> bool:
-    """Removes a version that is not in use; processes that have it open keep it until they close it.
-
-    Returns False where it is gone already: a killed drop is gone on with by the same call. InputError: the version is
-    in use, or there never was one of that name.
-    """
-    with _writing(directory):
-        dropped = dropped_versions(directory)
-        if version in dropped and version not in versions(directory):
-            return False
-        folder = version_folder(directory, version)
-        if version == current_version(directory):
-            raise InputError(f"{directory}: {version} is in use; `learn-rank store use` another version first")
-        if version not in dropped:
-            write_text(directory / DROPPED, "".join(f"{name}\n" for name in [*dropped, version]))
-        folder.rename(directory / _GONE)
-        fsync(directory)
-        _remove(directory / _GONE)
-        return True
-
-
-def switch_version(directory: Path, version: str) -> None:
-    """Makes a kept version the one that new readers open."""
-    with _writing(directory):
-        version_folder(directory, version)
-        use_version(directory, version)
-
-
-@contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-    """Holds the lock that building the store takes as well, and removes what a killed process left."""
-    with lock(directory.with_name(f".{directory.name}.lock")):
-        for name in (_WORK, _SPILL, _GONE):
-            _remove(directory / name)
-        yield
-
-
-def _remove(path: Path) -> None:
-    """A folder of ours; or a link under its name, not what it points to."""
-    if path.is_symlink():
-        path.unlink()
-    elif path.exists():
-        shutil.rmtree(path)
 
 
 def _delta_fingerprint(source: VectorSource, options: StoreOptions) -> str:

@@ -20,10 +20,11 @@ from learn_rank.errors import InputError
 from learn_rank.hashing import unhash_int64
 from learn_rank.progress import progress_bar
 from learn_rank.store.encoding import Encoded, EncodingError, encode, flags, shortened
-from learn_rank.store.files import StoreFacts, StoreFiles, use_version
+from learn_rank.store.files import StoreFacts, StoreFiles
 from learn_rank.store.keys import key_type, to_keys
 from learn_rank.store.options import DTYPES
 from learn_rank.store.spill import KEY, Records, Spill, num_parts
+from learn_rank.store.versions import use_version
 
 FIRST_VERSION = "v1"
 _SPILL, _JOURNAL = "spill", "journal.json"

@@ -92,7 +92,7 @@ def _refresh(folder: Path, store: Path) -> None:
 
 
 def _drop(_folder: Path, store: Path) -> None:
-    from learn_rank.store.refresh import drop_version
+    from learn_rank.store.versions import drop_version
 
     drop_version(store, "v1")
 

@@ -21,7 +21,7 @@ from learn_rank.store import checksums
 from learn_rank.store.files import StoreFacts
 from learn_rank.store.keys import to_keys
 from learn_rank.store.reader import NEWEST, FrozenStore
-from learn_rank.store.refresh import drop_version, switch_version
+from learn_rank.store.versions import drop_version, switch_version
 from learn_rank.store.writer import write_store
 
 
