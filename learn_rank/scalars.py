@@ -58,9 +58,7 @@ class Scalars:
             self._is_failing = False
         except OSError as error:
             if not self._is_failing:
-                note(
-                    f"{self._directory}: {error.strerror}; training continues without scalars for now"
-                )
+                note(f"{self._directory}: {error.strerror}; training continues without scalars for now")
             self._is_failing = True
 
     def _append(self, *events: Event) -> None:

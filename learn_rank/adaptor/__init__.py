@@ -1,4 +1,4 @@
-"""LEARN-Adaptor for any ranker: fusion of frozen user and item vectors, trained by the CVR loss. Needs torch alone."""
+"""LEARN-Adaptor for any ranker: fusion of frozen user and item vectors, trained by the CVR loss. Needs only torch."""
 
 from learn_rank.adaptor.attach import attach
 from learn_rank.adaptor.attached import Attached

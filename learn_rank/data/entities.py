@@ -26,10 +26,10 @@ def write_entity_features(
     directory: Path,
     types: Mapping[str, pa.DataType],
 ) -> None:
-    """Writes {user,item}_features.parquet: the features of users.NAME and items.NAME as prepared rows have them.
+    """Writes {user,item}_features.parquet: the features users.NAME and items.NAME as in the prepared rows.
 
-    Every user (item) of the file or the log has a row; where the file says nothing, features are unknown and numbers
-    are filled. Features of the log itself are not here: they differ from row to row, or are the ids.
+    Every user (item) of the file or the log has a row; if the file lacks it, features are unknown and numbers are
+    filled. Features of the log itself are left out: they differ from row to row, or are the ids.
     """
     for table, key, file in _ENTITIES:
         sparse = [code for code in encoded if recipe.sparse[code.feature.name].column.startswith(f"{table}.")]

@@ -46,15 +46,15 @@ _READ_ROWS = 1 << 16
 
 @dataclass
 class PrepareOptions:
-    """Resources of `prepare`, and an earlier run to go on from."""
+    """Resources of `prepare`, and an earlier run to continue from."""
 
     memory_limit: str = field(default="8GB", metadata={"help": LIMIT_HELP})
     row_group_rows: int = field(default=65_536, metadata={"help": "rows per Parquet row group"})
     dense_from: str = field(
         default="",
         metadata={
-            "help": "run directory of an earlier log, such as yesterday's, whose fitted dense features are kept: what "
-            "a ranker that goes on from that run (ranker.init_from) has learned to read"
+            "help": "run directory of an earlier log, such as yesterday's, whose fit of dense features is kept, as a "
+            "ranker that continues from that run (ranker.init_from) needs it"
         },
     )
 
@@ -72,11 +72,11 @@ def raw_fingerprints(recipe: DatasetRecipe) -> dict[str, str]:
 def prepare(recipe: DatasetRecipe, directory: Path, options: PrepareOptions) -> dict[str, Any]:
     """Writes the canonical tables of schema.py into `directory` and returns the facts for its manifest.
 
-    Everything learned from data (vocabularies, counts, dense transforms) comes from the training window alone, but for
-    the dense features of options.dense_from; a row's sequences hold what came before it, see data.sequences. Training
-    rows are written in an order that depends on nothing but their position (a hash), later splits in order of time.
-    Under split.leave_one_out training rows are in order of time too: there the order of rows with equal times, which is
-    the log's, says which of them is the last, and users' histories must show the same.
+    Everything fitted to data (vocabularies, counts, dense transforms) comes from the training window only, except dense
+    features from options.dense_from. A row's sequences hold earlier events only, see data.sequences. Training rows are
+    written in the order of a hash of their position, later splits in order of time. Under split.leave_one_out training
+    rows are in order of time too: rows with equal times keep the log's order, which decides which row is the last, and
+    users' histories must show the same order.
     """
     kept = _earlier_dense(Path(options.dense_from), recipe) if options.dense_from else {}
     files = find_sources(recipe)
@@ -137,7 +137,7 @@ def prepare(recipe: DatasetRecipe, directory: Path, options: PrepareOptions) -> 
 
 
 def _earlier_dense(run: Path, recipe: DatasetRecipe) -> dict[str, DenseFeature]:
-    """Name -> the dense feature as an earlier run fitted it; InputError unless it has all of the recipe's, alike."""
+    """Name -> dense feature as an earlier run fitted it; InputError unless it has all of the recipe's features."""
     fitted = {feature.name: feature for feature in read_dense(run / "prepare" / DENSE)}
     for name, source in recipe.dense.items():
         transform = fitted[name].transform if name in fitted else "absent"
@@ -152,7 +152,7 @@ def _earlier_dense(run: Path, recipe: DatasetRecipe) -> dict[str, DenseFeature]:
 def _fit_dense(
     connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe, kept: dict[str, DenseFeature]
 ) -> tuple[list[DenseFeature], dict[str, dict[str, int]]]:
-    """The dense features, fitted unless they are kept, and what was missing of each, said in one note."""
+    """The dense features, fitted unless kept, and their counts of missing values; one note reports these."""
     fitted, facts = [], {}
     for name, source in recipe.dense.items():
         file = getattr(recipe, source.column.partition(".")[0]).files
@@ -205,7 +205,7 @@ def _split_query(
 
 
 def _sequence_facts(sequence: EncodedSequence, directory: Path) -> dict[str, Any]:
-    """What is known of a sequence, and per split its mean length and the share of rows that have none."""
+    """Facts about a sequence, and per split its mean length and the share of empty ones."""
     facts = dict(sequence.facts)
     column = SEQUENCE_PREFIX + sequence.feature.name
     for split in SPLITS:
@@ -232,7 +232,7 @@ def _write_counts(connection: duckdb.DuckDBPyConnection, directory: Path, types:
 def _write_items(
     connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe, directory: Path, item_type: pa.DataType
 ) -> dict[str, Any]:
-    """Every item of the catalogue or the log with its text fields; null where the catalogue says nothing."""
+    """Every item of the catalogue or the log with its text fields; null where the catalogue has no text."""
     fields = {name: f"items.{quote(f'text.{name}')}" for name in recipe.items.fields()}
     schema = pa.schema([pa.field(ITEM_ID, item_type), *(pa.field(name, pa.string()) for name in fields)])
     columns = "".join(f", {source} AS {quote(name)}" for name, source in fields.items())

@@ -1,4 +1,4 @@
-"""A new version of a store from the one in use and a delta: changed, added and removed ids."""
+"""Makes a new version of a store from the one in use and a delta: changed, added and removed ids."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class _Rows(NamedTuple):
 
 
 class Refreshed(NamedTuple):
-    """version: the one now in use. is_new: False where it was made from this delta before."""
+    """version: the one now in use. is_new: False if an earlier call made it from the same delta."""
 
     version: str
     facts: StoreFacts
@@ -58,14 +58,14 @@ class Refreshed(NamedTuple):
 
 
 def refresh_store(directory: Path, source: VectorSource, options: StoreOptions) -> Refreshed:
-    """Makes the next version and uses it; its notes count what changed.
+    """Makes the next version and switches to it; its notes count what changed.
 
-    A row of the delta with a vector adds its id or replaces its vector; one whose vector is null removes it. In a store
-    with snapshots that holds for each (id, as_of). The version in use before stays until `drop_version`, and whoever
-    has it open reads on undisturbed. dtype is that of the store: untouched rows keep their bits, which are compared
-    with their checksums as they are copied. A killed refresh leaves the store as it was, or with a version that the
-    same call then uses; called again with the delta that made the version in use, it makes no other. InputError: as in
-    `build_store`; another key type, dimension or kind of store; a removed id that is not there; damaged files.
+    A delta row with a vector adds its id or replaces its vector; a row whose vector is null removes the id. In a store
+    with snapshots this applies to each (id, as_of). The previous version stays until `drop_version` and can still be
+    read. dtype is the store's: unchanged rows keep their bits, which are compared with their checksums while they are
+    copied. A killed refresh leaves the store as it was, or with a version that the same call then uses. A repeated call
+    with the delta of the version in use makes no new version. InputError: as in `build_store`; another key type,
+    dimension or kind of store; a removed id that does not exist; damaged files.
     """
     with writing(directory):
         old = directory / current_version(directory)
@@ -97,14 +97,14 @@ def refresh_store(directory: Path, source: VectorSource, options: StoreOptions) 
 
 
 def _delta_fingerprint(source: VectorSource, options: StoreOptions) -> str:
-    """Of every byte of a delta and of how it is read; where it lies does not matter."""
+    """Covers every byte of a delta and how it is read, but not its path."""
     files = [file_fingerprint(path) for path in dict.fromkeys(unit.path for unit in source.units)]
     columns = [source.key, source.vector, source.as_of, source.as_of_unit]
     return fingerprint(files=files, columns=columns, zero_vectors=options.zero_vectors)
 
 
 def _made_before(directory: Path, current: str, facts: StoreFacts, delta: str) -> str | None:
-    """The version that this delta made: the one in use, or one that was made of it (and a kill kept from use)."""
+    """The version that this delta made: the one in use, or a later one that a kill kept from use; None if neither."""
     if facts.delta == delta:
         return current
     for name in reversed(versions(directory)):
@@ -196,9 +196,9 @@ def _read_delta(source: VectorSource, facts: StoreFacts, delta: Spill, options: 
 
 
 class _OldRows:
-    """The rows of a version, front to back, compared with their checksums on the way.
+    """The rows of a version, front to back, compared with their checksums while they are read.
 
-    What says where they lie is checked before anything is read by it.
+    Keys and offsets are checked before they are used.
     """
 
     def __init__(self, version: Path, facts: StoreFacts) -> None:
@@ -214,7 +214,7 @@ class _OldRows:
         }
 
     def up_to(self, end_key: int) -> _Rows:
-        """The rows after those given before, with keys below end_key (up to 2^64)."""
+        """The next rows, up to the keys below end_key (at most 2^64)."""
         first, end = self._num_ids, self._facts.num_ids
         if end_key < 1 << 64:
             end = int(np.searchsorted(self._keys, np.uint64(end_key)))
@@ -230,7 +230,7 @@ class _OldRows:
         )
 
     def finish(self) -> None:
-        """InputError if any byte that was given is not the one that was written."""
+        """InputError if any byte that was read is damaged."""
         for file in self._files.values():
             file.finish()
 
@@ -243,7 +243,7 @@ class _OldRows:
 
 
 def _merge_part(old: _Rows, delta: Records, source: VectorSource, notes: dict[str, Any]) -> _Rows:
-    """Old rows without those that the delta names, and the delta's rows that have a vector, in order."""
+    """Old rows that the delta does not name, and the delta's rows with a vector, in order."""
     has_as_of = old.as_of is not None
     old_times = old.as_of if has_as_of else np.zeros(len(old.keys), np.int64)
     times = delta["as_of"] if has_as_of else np.zeros(len(delta), np.int64)

@@ -1,4 +1,4 @@
-"""Rows in any order -> one version of a store, within a bound of memory; a killed process is gone on from."""
+"""Rows in any order -> one version of a store, within a memory limit; continues the work of a killed process."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def write_store(
                                as_of    4, 9, 5        ascending within a key
                                rows     vectors of (3,4), (3,9), (7,5)
 
-    InputError: a NaN or infinite vector, one that float16 cannot hold, a duplicate id (or id and as_of).
+    InputError: a NaN or infinite vector, one beyond the range of float16, a duplicate id (or id and as_of).
     """
     if vectors.ndim != 2 or len(ids) != len(vectors):
         raise InputError(f"{directory}: {len(ids)} ids but vectors of shape {vectors.shape}, expected [N, D]")
@@ -84,7 +84,7 @@ def write_batches(
     expected_rows: int,
     dtype: str = "float16",
 ) -> dict[str, Any]:
-    """As `write_store`, from batches that are made one at a time; called again only to name an id in an error."""
+    """Like `write_store`, from batches made one at a time; batches() is called again only to name an id in an error."""
     writer = StoreWriter(
         directory, key_type=key_type, dim=dim, dtype=dtype, has_as_of=has_as_of, expected_rows=expected_rows
     )
@@ -103,9 +103,9 @@ def write_batches(
 class StoreWriter:
     """Takes batches of rows in any order; `finish` sorts them and makes the first version of a store.
 
-    expected_rows decides whether rows wait in memory or in files; more may come than that, at the price of memory.
-    With `resume`, the work of a killed process in the same folder is gone on with from `units_done`, which counts what
-    `end_unit` closed; nothing of it is used after a crash of the machine, which may lose what was not synced.
+    expected_rows decides whether rows are kept in memory or in files until then; more rows may come but take more
+    memory. With `resume`, the work of a killed process in the same folder is continued after `units_done` units, as
+    counted by `end_unit`. After a crash of the machine it is not used, since unsynced data may be lost.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class StoreWriter:
 
     @property
     def units_done(self) -> int:
-        """Units that need not be added again."""
+        """Number of units that need not be added again."""
         return int(self._journal["units"])
 
     def add(
@@ -150,7 +150,7 @@ class StoreWriter:
         *,
         where: str,
     ) -> None:
-        """Adds [B] ids with [B, D] vectors. InputError, naming `where`: vectors that cannot be kept; nulls."""
+        """Adds [B] ids with [B, D] vectors. InputError, naming `where`: vectors that cannot be stored; nulls."""
         keys = to_keys(ids, f"{where}: ids")
         encoded = encode(vectors, self._dtype)
         keep = check_vectors(ids, vectors, encoded, where=where, zero_vectors=self._zero_vectors)
@@ -161,7 +161,7 @@ class StoreWriter:
         self._spill.add(fill_records(self._record, keys, encoded, as_of, unit=self.units_done)[keep])
 
     def end_unit(self) -> None:
-        """Says that the next rows belong to another unit; what came so far survives a kill."""
+        """Ends a unit: later rows belong to the next one, and the rows so far survive a kill."""
         self._journal["units"] += 1
         if time.monotonic() - self._written > _JOURNAL_SECONDS:
             self._record_progress()
@@ -211,13 +211,13 @@ class StoreWriter:
 
 
 def manifest_facts(facts: StoreFacts) -> dict[str, Any]:
-    """What the manifest of the folder says about its first version."""
+    """Facts about the first version for the folder's manifest."""
     names = ("num_ids", "num_rows", "dim", "dtype", "key_type", "has_as_of", "fingerprint", "notes")
     return {name: getattr(facts, name) for name in names}
 
 
 def record_type(dim: int, dtype: str, *, has_as_of: bool) -> np.dtype[Any]:
-    """One row on its way to its place: key, unit it came from, as_of, vector and scale."""
+    """Type of a row before it is sorted: key, unit that it came from, as_of, vector and scale."""
     fields: list[Any] = [(KEY, np.uint64), ("unit", np.uint32), ("values", np.dtype(dtype), (dim,))]
     fields += [("as_of", np.int64)] if has_as_of else []
     fields += [("scale", np.float32)] if dtype == "int8" else []
@@ -227,7 +227,7 @@ def record_type(dim: int, dtype: str, *, has_as_of: bool) -> np.dtype[Any]:
 def fill_records(
     record: np.dtype[Any], keys: UInt64Array, encoded: Encoded, as_of: Int64Array | None, *, unit: int
 ) -> Records:
-    """[B] records of [B] rows; fields that only the caller knows are left zero."""
+    """[B] records of [B] rows; further fields of the record are zero."""
     records = np.zeros(len(keys), record)
     records[KEY], records["unit"], records["values"] = keys, unit, encoded.values
     if as_of is not None:
@@ -246,7 +246,7 @@ def encoded_of(records: Records) -> Encoded:
 def check_vectors(
     ids: pa.Array | pa.ChunkedArray, vectors: npt.NDArray[Any], encoded: Encoded, *, where: str, zero_vectors: str
 ) -> npt.NDArray[np.bool_]:
-    """[B] bool: the rows to keep. InputError for NaN, infinity, what float16 cannot hold, and zeros unless allowed."""
+    """[B] bool: the rows to keep. InputError: NaN, infinity, values beyond float16, zeros unless allowed."""
     kept = encoded.values if encoded.scales is None else vectors.astype(np.float32, copy=False)
     flagged = flags(kept)
     bad = np.flatnonzero(flagged.is_not_finite)
@@ -267,9 +267,9 @@ def check_vectors(
 def refuse_duplicates(
     records: Records, key_type: str, where: Callable[[int], str], ids_of: Callable[[int, int], list[Any]]
 ) -> None:
-    """InputError if two of the sorted records have one key (and as_of): one id twice, or two strings that share a hash.
+    """InputError if two sorted records have the same key (and as_of): a duplicate id, or two strings with one hash.
 
-    In a store with snapshots two such strings are found only where they share a time as well.
+    With snapshots, two such strings are detected only if they also share a time.
     """
     is_repeated = records[KEY][1:] == records[KEY][:-1]
     if "as_of" in (records.dtype.names or ()):
@@ -289,7 +289,7 @@ def refuse_duplicates(
 
 
 def examples_of(ids: pa.Array | pa.ChunkedArray) -> list[Any]:
-    """A few ids as people know them: a store keeps hashes."""
+    """A few ids in readable form, since a store keeps only hashes."""
     return [shortened(name) for name in ids[:_NUM_EXAMPLES].to_pylist()]
 
 
@@ -298,6 +298,6 @@ def _read_journal(path: Path) -> dict[str, Any] | None:
 
 
 def _boot_id() -> str:
-    """Changes when the machine starts: what a killed process wrote is in the page cache, a dead machine may lose it."""
+    """Changes at every boot: the page cache keeps what a killed process wrote, but a crashed machine may lose it."""
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
