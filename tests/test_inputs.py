@@ -35,8 +35,8 @@ def write(path: Path, **columns: list[object]) -> Path:
 
 
 def folders_of(name: str | Path, **options: bool) -> list[dict[str, object]]:
-    found = find_inputs(name, may_be_pattern=True, **options)
-    return [{key: value.as_py() for key, value in file.folders.items()} for file in found.files]
+    matches = find_inputs(name, may_be_pattern=True, **options)
+    return [{key: value.as_py() for key, value in file.folders.items()} for file in matches.files]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -106,7 +106,7 @@ def test_values_of_folders_are_integers_only_if_all_are(
 ) -> None:
     for value in values:
         write(tmp_path / f"k={value}" / "a.parquet")
-    assert [one["k"] for one in folders_of(tmp_path)] == expected
+    assert [entry["k"] for entry in folders_of(tmp_path)] == expected
 
 
 def test_a_column_of_the_file_is_never_replaced(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def track(name: str, directory: Path, *values: tuple[int, float]) -> None:
-    with open_trackers([name], directory, run_name="learn", config={"backbone": "dcnv2", "hidden_dims": [8]}) as found:
+    with open_trackers([name], directory, run_name="learn", config={"backbone": "dcnv2", "hidden_dims": [8]}) as logged:
         for step, value in values:
-            found[0].add(step, {"train/loss": value})
+            logged[0].add(step, {"train/loss": value})
 
 
 def leveldb_records(log: bytes) -> Iterator[bytes]:
@@ -50,12 +50,12 @@ def test_mlflow_holds_the_options_and_the_scalars_of_a_run_that_was_resumed(
     track("mlflow", tmp_path / "train", (60, 0.125))
     assert "training goes on without" not in capsys.readouterr().err
     client = mlflow.MlflowClient()
-    found = client.get_run(run_id)
-    assert (found.info.run_name, found.info.status) == ("learn", "FINISHED")
-    assert found.data.params == {"backbone": "dcnv2", "hidden_dims": "[8]"}
+    logged = client.get_run(run_id)
+    assert (logged.info.run_name, logged.info.status) == ("learn", "FINISHED")
+    assert logged.data.params == {"backbone": "dcnv2", "hidden_dims": "[8]"}
     history = client.get_metric_history(run_id, "train/loss")
     assert [(metric.step, metric.value) for metric in history] == [(20, 0.5), (40, 0.25), (60, 0.125)]
-    assert len(client.search_runs([found.info.experiment_id])) == 1
+    assert len(client.search_runs([logged.info.experiment_id])) == 1
 
 
 def test_a_run_that_fails_is_marked_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

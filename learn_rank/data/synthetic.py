@@ -66,14 +66,18 @@ _PROFILE_SHARE = 0.85  # of the users who were there from the start
 class SyntheticOptions:
     """Size of the generated log."""
 
-    num_users: int = field(default=2500, metadata={"help": "users"})
-    num_items: int = field(default=2000, metadata={"help": "items"})
-    num_interactions: int = field(default=300_000, metadata={"help": "impressions"})
-    num_days: int = field(default=60, metadata={"help": "length of the log; the last 15 % of rows are the test window"})
+    num_users: int = field(default=2500, metadata={"help": "number of users"})
+    num_items: int = field(default=2000, metadata={"help": "number of items"})
+    num_interactions: int = field(default=300_000, metadata={"help": "number of impressions"})
+    num_days: int = field(
+        default=60, metadata={"help": "length of the log in days; the last 15 % of rows are the test window"}
+    )
     new_share: float = field(default=0.2, metadata={"help": "share of users and items that appear near the end"})
     taste_weight: float = field(default=1.5, metadata={"help": "strength of the planted content signal"})
-    shuffle_store: bool = field(default=False, metadata={"help": "permute the user and item vectors: no lift is left"})
-    seed: int = field(default=0, metadata={"help": "of the generated log"})
+    shuffle_store: bool = field(
+        default=False, metadata={"help": "permute the user and item vectors, so that no lift remains"}
+    )
+    seed: int = field(default=0, metadata={"help": "seed of the generated log"})
 
     def __post_init__(self) -> None:
         for name, least in (("num_users", 100), ("num_items", 100), ("num_interactions", 1000), ("num_days", 10)):

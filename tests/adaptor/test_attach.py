@@ -64,10 +64,10 @@ def test_an_entry_is_the_first_layer_over_a_longer_input(batch: tuple[torch.Tens
     with torch.no_grad():
         wide.weight.copy_(torch.cat([first.weight, learn.entries[0].weight], dim=1))
         wide.bias.copy_(first.bias)
-        found = host(*batch)
+        actual = host(*batch)
         features = learn.features(*batch[1:]).features()
         expected = host.mlp[2](torch.relu(wide(torch.cat([batch[0], features], dim=1)))).squeeze(1)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
 
 
 def test_a_host_over_the_concatenation_learns_the_same_from_the_same_start(batch: tuple[torch.Tensor, ...]) -> None:
@@ -155,8 +155,8 @@ def test_a_layer_that_is_not_linear_gets_a_linear_function_beside_it() -> None:
     fill_entries(learn)
     assert learn.output is not None
     host.eval()
-    found = host(fields, *vectors)
-    torch.testing.assert_close(found, alone + learn.output.features() @ learn.entries[0].weight.T)
+    actual = host(fields, *vectors)
+    torch.testing.assert_close(actual, alone + learn.output.features() @ learn.entries[0].weight.T)
 
 
 def test_a_layer_over_sequences_gets_the_rows_features_at_every_place(batch: tuple[torch.Tensor, ...]) -> None:
@@ -211,8 +211,8 @@ def test_a_host_that_gives_its_loss_gives_the_cvr_loss_with_it(makes: type, batc
     name = "loss" if makes is dict else 0
     alone = host(*batch, labels)[name]
     learn = attached(host, inputs=vectors, cvr_label=label_of, cvr_weight=0.25)
-    found = host(*batch, labels)[name]
-    torch.testing.assert_close(found, alone + 0.25 * learn.cvr_loss(labels))
+    actual = host(*batch, labels)[name]
+    torch.testing.assert_close(actual, alone + 0.25 * learn.cvr_loss(labels))
     assert ("loss" not in host(*batch)) if makes is dict else len(host(*batch)) == 1
 
 

@@ -233,10 +233,10 @@ def test_in_expressions_numbers_of_csv_are_numbers_over_the_whole_column(tmp_pat
 
 def test_labels_of_csv_may_be_true_and_false_and_of_parquet_booleans(tmp_path: Path, prepared: Prepared) -> None:
     truth = [bool((n // 2) % 2) for n in range(NUM_ROWS)]
-    pc_csv.write_csv(log_table(click=[str(one) for one in truth]), tmp_path / "log.csv")
+    pc_csv.write_csv(log_table(click=[str(is_true) for is_true in truth]), tmp_path / "log.csv")
     pq.write_table(log_table(click=truth), tmp_path / "log.parquet")
     for name in ("log.csv", "log.parquet"):
-        assert prepared(name)["click"] == [int(one) for one in truth]
+        assert prepared(name)["click"] == [int(is_true) for is_true in truth]
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,9 @@ def _forked(command: Callable[[], None], at: int, prefix: str) -> int:
         if not (event in _CHANGES or (event == "open" and arguments[2] & (os.O_CREAT | os.O_TRUNC))):
             return
         # what lies below a folder that is removed is named relative to it
-        if any(isinstance(one, str) and (one.startswith(prefix) or "/" not in one) for one in map(_text, arguments)):
+        if any(
+            isinstance(entry, str) and (entry.startswith(prefix) or "/" not in entry) for entry in map(_text, arguments)
+        ):
             changes += 1
             if changes == at:
                 os.kill(os.getpid(), signal.SIGKILL)
