@@ -53,7 +53,9 @@ def _write(source: VectorSource, directory: Path, options: StoreOptions) -> dict
         resume=True,
     )
     if writer.units_done:
-        note(f"an earlier build was cut off; going on after {writer.units_done} of {len(source.units)} row groups")
+        note(
+            f"an earlier build was interrupted; continuing after {writer.units_done} of {len(source.units)} row groups"
+        )
     with progress_bar(total=source.num_rows, description="read", unit="row") as bar:
         bar.update(sum(unit.num_rows for unit in source.units[: writer.units_done]))
         # decoding takes as long as everything else and can run on another core

@@ -189,7 +189,7 @@ def test_a_killed_build_goes_on_and_ends_with_the_same_bits(tmp_path: Path, writ
             seen.append((record["units"], record["done"]))
     assert process.returncode == 0
     assert seen[0] < seen[1] < (100, 0) < seen[2]
-    assert b"an earlier build was cut off; going on after" in process.stderr
+    assert b"an earlier build was interrupted; continuing after" in process.stderr
     assert fingerprint(tmp_path / "s") == expected
     verify_store(tmp_path / "s" / "v1")
 
