@@ -1,4 +1,4 @@
-"""What made a folder, and is it still what was written? The manifest of every output, its formats and checksums."""
+"""The manifest of every output folder: what made it, in which format, and the checksums of its files."""
 
 from __future__ import annotations
 
@@ -21,16 +21,24 @@ from learn_rank.fingerprints import file_checksum, fingerprint, known_checksum
 from learn_rank.progress import note
 from learn_rank.schema import MANIFEST, STAGE_FORMATS
 
-_RECORDED_PACKAGES = (
-    "torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "transformers", "peft", "scikit-learn", "pyarrow", "duckdb",
+_RECORDED_PACKAGES = [
+    "torch",
+    "torchrec",
+    "fbgemm-gpu-cpu",
+    "fbgemm-gpu",
+    "transformers",
+    "peft",
+    "scikit-learn",
+    "pyarrow",
+    "duckdb",
     "numpy",
-)  # fmt: skip
+]
 STORES = ("store", "export", "extract")  # folders that hold a frozen store
-# what is summed by whoever writes it, and may change after the folder was published: versions of a store, checkpoints
+# versions of a store and checkpoints have checksums of their own and may change after the folder is published
 _OF_STORES = re.compile(r"(current|dropped|v\d+/.+|\.(refresh|spill|dropped)/.+)$")
 _OF_CHECKPOINTS = re.compile(r"checkpoint-\d+/.+$")
-_OF_TRACKERS = re.compile(r"(.+/)?(tensorboard|trackers)/")  # where training says how it goes, nothing reads again
-_WHOLE_BYTES = 16 << 20  # larger files are compared by size here, and by whoever reads them whole
+_OF_TRACKERS = re.compile(r"(.+/)?(tensorboard|trackers)/")  # logs of training, which no command reads
+_WHOLE_BYTES = 16 << 20  # of larger files the size is compared here; those who read them compare the rest
 _SUMMED_BY_THEIR_WRITER = (".bin", ".u64", ".u32", ".f32", ".i64")
 _PARQUET_MAGIC = b"PAR1"
 
@@ -48,7 +56,7 @@ class Manifest:
 
     @property
     def format(self) -> int:
-        """Of the stage's files: another one is made again."""
+        """Format number of the stage's files; outputs of another format are made again."""
         return STAGE_FORMATS.get(self.stage, 1)
 
     @property
@@ -56,7 +64,7 @@ class Manifest:
         return fingerprint(stage=self.stage, format=self.format, inputs=self.inputs, options=self.options)
 
     def write(self, directory: Path, facts: Mapping[str, Any], *, unlisted: str = "") -> None:
-        """Writes manifest.json into a folder that is whole, with facts, versions and checksums of all files but one."""
+        """Writes manifest.json into a complete folder: facts, versions, checksums of all files except `unlisted`."""
         record = asdict(self) | {
             "format": self.format,
             "facts": dict(facts),
@@ -64,16 +72,15 @@ class Manifest:
             "files": {name: _entry(directory / name) for name in _listed(directory, self.stage) if name != unlisted},
             "fingerprint": self.fingerprint,
         }
-        record = json.loads(json.dumps(record))  # tuples and the like as they will be read
+        record = json.loads(json.dumps(record))  # tuples and the like take the form in which they are read back
         write_json(directory / MANIFEST, record | {"checksum": _checksum_of(record)})
 
 
 def read_manifest(directory: Path, *, stage: str | Sequence[str]) -> Manifest:
-    """The manifest of a published folder whose files are those that were written.
+    """The manifest of a published folder, after a check that its files are as they were written.
 
-    Files of up to 16 MiB are read whole; of larger ones the size is compared, and the footer of Parquet files, whose
-    pages have checksums of their own. InputError: absent, of no such stage, of another format, a file that is missing
-    or not what was written.
+    Files of up to 16 MiB are read in full. For larger ones the size is compared, and for Parquet the footer; Parquet
+    pages have their own checksums. InputError: no folder, another stage or format, a missing or damaged file.
     """
     stages = [stage] if isinstance(stage, str) else list(stage)
     path = directory / MANIFEST
@@ -100,7 +107,7 @@ def read_manifest(directory: Path, *, stage: str | Sequence[str]) -> Manifest:
 
 
 def read_record(directory: Path) -> dict[str, Any] | None:
-    """What manifest.json says, checked for nothing but that it is one of ours; None if it is not, or is not there."""
+    """The content of manifest.json, unchecked; None if there is none or learn-rank did not write it."""
     try:
         record = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -110,9 +117,9 @@ def read_record(directory: Path) -> dict[str, Any] | None:
 
 
 def is_current(directory: Path, manifest: Manifest) -> bool:
-    """True if the folder is published, was made from the same inputs and options, and is as it was written.
+    """True if the folder is published, was made from the same inputs and options, and is undamaged.
 
-    A damaged one is said in a line: its stage makes it again.
+    A note reports a damaged folder, whose stage then makes it again.
     """
     record = read_record(directory)
     if record is None or record["fingerprint"] != manifest.fingerprint:
@@ -127,7 +134,7 @@ def is_current(directory: Path, manifest: Manifest) -> bool:
 
 
 def find_damage(directory: Path, manifest: Manifest) -> str | None:
-    """Which file is not as the manifest says, and how: of the first one, such as 'PATH: is missing'; None: all are."""
+    """The first file that differs from the manifest and how, such as 'PATH: is missing'; None if there is none."""
     for name, expected in manifest.files.items():
         path = directory / name
         if not path.is_file():
@@ -142,7 +149,7 @@ def find_damage(directory: Path, manifest: Manifest) -> str | None:
 
 
 def check_file(directory: Path, name: str) -> None:
-    """Compares a file of any size with its checksum in the folder's manifest; InputError if it has another."""
+    """Compares a file of any size with its checksum in the folder's manifest; InputError if they differ."""
     record = read_record(directory)
     expected = record and record.get("files", {}).get(name, {}).get("xxh3")
     if record and expected and known_checksum(directory / name) != expected:
@@ -150,7 +157,7 @@ def check_file(directory: Path, name: str) -> None:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of this package, Python and the libraries that decide the numbers."""
+    """Versions of this package, Python and the libraries that influence the numbers."""
     versions = {"learn-rank": __version__, "python": platform.python_version()}
     for package in _RECORDED_PACKAGES:
         try:
@@ -167,14 +174,17 @@ def command_of(stage: str) -> str:
     ('store build', 'train')
     """
     commands = {
-        "store": "store build", "raw": "demo", "features": "export-features", "experiment": "evaluate",
+        "store": "store build",
+        "raw": "demo",
+        "features": "export-features",
+        "experiment": "evaluate",
         "evaluate-state": "evaluate",
-    }  # fmt: skip
+    }
     return commands.get(stage, stage)
 
 
 def files_of(directory: Path) -> Iterator[str]:
-    """Relative paths of all files below a folder, sorted; a link is a file, whatever it points to."""
+    """Relative paths of all files below a folder, sorted; a symbolic link counts as a file."""
     for path in sorted(directory.iterdir()):
         if path.is_dir() and not path.is_symlink():
             yield from (f"{path.name}/{name}" for name in files_of(path))
@@ -183,9 +193,9 @@ def files_of(directory: Path) -> Iterator[str]:
 
 
 def is_ours(name: str, record: Mapping[str, Any]) -> bool:
-    """Whether a file of a published folder was written by the one that published it, by its record and its name."""
+    """Whether the stage that published a folder wrote this file, judged by the folder's record and the name."""
     listed = record.get("files")
-    if listed is None:  # an earlier version did not list them
+    if listed is None:  # the first release did not list them
         return True
     return name == MANIFEST or name in listed or _is_unlisted(name, record["stage"])
 
@@ -209,7 +219,7 @@ def _entry(path: Path) -> dict[str, Any]:
 
 
 def _footer_checksum(path: Path) -> str:
-    """XXH3 of what a Parquet file says of its pages: the statistics, their places and types."""
+    """XXH3 of a Parquet footer: types, statistics and positions of the pages."""
     with path.open("rb") as stream:
         size = stream.seek(0, 2)
         stream.seek(max(size - 8, 0))

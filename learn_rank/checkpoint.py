@@ -6,10 +6,10 @@ directory/
   checkpoint-4/          torch.distributed.checkpoint files + meta.json
   checkpoint-6/
   checkpoint-7/
-  .partial/              a save under way, or killed: nothing reads it
+  .partial/              a save that is in progress or was killed; nothing reads it
 
-A folder gets its number in one rename, when it is whole; then pointers.json is replaced in another. Where a folder that
-is pointed to is gone, the newest one takes its place: to get past a damaged checkpoint, delete it.
+A complete folder gets its number in one rename; then pointers.json is replaced in another. If a folder that
+pointers.json names is gone, the newest one takes its place, so a damaged checkpoint can simply be deleted.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what
 
 
 class DiskFullError(InputError):
-    """A checkpoint was not saved for want of space; nothing of it is left, and those before it are as they were."""
+    """A checkpoint could not be saved because the disk is full; it was removed, and earlier ones are intact."""
 
 
 def save(
@@ -59,19 +59,19 @@ def save(
 ) -> None:
     """Saves tensors (sharded or replicated) in `state` and JSON-able `meta`; all ranks call it together.
 
-    The `keep` newest checkpoints and the best one are kept, older ones are removed once the new one can be found. Only
-    tensors may be in state: torch.distributed.checkpoint does not load plain values on another number of ranks.
+    The `keep` newest checkpoints and the best one are kept; older ones are removed once the new one is in place. state
+    may hold tensors only: torch.distributed.checkpoint does not load plain values on another number of ranks.
 
-    A rank writes one file, and until it is whole torch holds a copy in memory of every tensor that lies on a GPU or is
-    a view of others' memory, as tables are; with tensor_by_tensor, a file for each, and one copy at a time. `group` is
-    what the ranks talk over. A full disk is a DiskFullError on every rank.
+    Each rank writes one file. Until it is complete, torch keeps a copy in memory of every tensor that is on a GPU or is
+    a view, as tables are. With tensor_by_tensor, each tensor gets a file and only one copy exists at a time. `group`:
+    the process group to communicate over. A full disk raises DiskFullError on every rank.
     """
     try:
         on_main(lambda: _start(directory), group)
         writer = FileSystemWriter(directory / _PARTIAL, single_file_per_rank=not tensor_by_tensor)
         state_dict_saver.save(state, storage_writer=writer, process_group=group)
         on_main(lambda: _publish(directory, meta, is_best, keep), group)
-    except (Exception, CheckpointException) as error:  # whatever of the three fails on one rank, fails on all
+    except (Exception, CheckpointException) as error:  # if any of the three fails on one rank, it fails on all
         disk_is_full = on_main(partial(_clean_up, directory, error), group)
         if disk_is_full is not None:
             raise DiskFullError(disk_is_full)
@@ -79,7 +79,7 @@ def save(
 
 
 def read_meta(directory: Path, pointer: str = LATEST) -> dict[str, Any] | None:
-    """The meta of the latest or best checkpoint; None if there is none yet."""
+    """The `meta` saved with the latest or best checkpoint; None if there is none yet."""
     name = _find(directory, pointer)
     if name is None:
         return None
@@ -88,9 +88,9 @@ def read_meta(directory: Path, pointer: str = LATEST) -> dict[str, Any] | None:
 
 
 def saved_sizes(directory: Path, part: str, pointer: str = LATEST) -> dict[str, torch.Size]:
-    """Name -> size of the tensors in one part of the state that was saved; empty if there is no checkpoint.
+    """Name -> size of the tensors in one part of the saved state; empty if there is no checkpoint.
 
-    All ranks call it together. InputError: files that are not those that were saved, as of `load`.
+    All ranks call it together. InputError: damaged files, as in `load`.
     """
     name = _find(directory, pointer)
     if name is None:
@@ -104,10 +104,10 @@ def saved_sizes(directory: Path, part: str, pointer: str = LATEST) -> dict[str, 
 def load(directory: Path, state: dict[str, Any], pointer: str = LATEST, *, is_verified: bool = False) -> None:
     """Fills the tensors in `state` in place; all ranks call it together.
 
-    `state` may name fewer tensors than were saved, and be sharded in another way. Every tensor it names must have been
-    saved: create optimizer state before, or there is nothing to fill. is_verified: a call before this one has read all
-    bytes and compared them with their checksums. InputError: a tensor of another name or shape, or files that are not
-    those that were saved; which checkpoint can be used instead is said.
+    `state` may name fewer tensors than were saved and may be sharded in another way. Every tensor that it names must
+    have been saved; create optimizer state first, or it cannot be filled. is_verified: an earlier call has compared all
+    bytes with their checksums. InputError: a tensor of another name or shape, or damaged files; the message names the
+    checkpoint to use instead.
     """
     name = _find(directory, pointer)
     if name is None:
@@ -146,7 +146,7 @@ def _publish(directory: Path, meta: dict[str, Any], is_best: bool, keep: int) ->
 
 
 def _remove_unnamed(directory: Path) -> None:
-    """Removes a killed save, a checkpoint that was never pointed to, and those that are pointed to no more."""
+    """Removes a killed save and every checkpoint that pointers.json does not name."""
     named = {_find(directory, LATEST), _find(directory, BEST), *_read_pointers(directory).get(_KEPT, [])}
     for folder in [directory / _PARTIAL, *_folders(directory)]:
         if folder.name not in named:
@@ -154,18 +154,18 @@ def _remove_unnamed(directory: Path) -> None:
 
 
 def _clean_up(directory: Path, error: BaseException) -> str | None:
-    """Removes what a failed save left; says so if it failed on a full disk."""
+    """Removes what a failed save left; returns an error message if the disk is full."""
     is_full = _is_disk_full(error, directory / _PARTIAL)
     _remove_unnamed(directory)
     if not is_full:
         return None
     survivor = _find(directory, LATEST)
-    found = "there is no earlier one" if survivor is None else f"{survivor} is intact"
-    return f"{directory}: the disk is full and a checkpoint was not saved, {found}; free some space"
+    fallback = "there is no earlier one" if survivor is None else f"{survivor} is intact"
+    return f"{directory}: the disk is full and a checkpoint was not saved, {fallback}; free some space"
 
 
 def _is_disk_full(error: BaseException, folder: Path) -> bool:
-    """PyTorch says "no space left" in many ways, and a quota is not in the free bytes of a disk: try to write."""
+    """Tries to write: PyTorch reports a full disk in many ways, and free bytes do not show a quota."""
     failures: list[BaseException] = [error]
     if isinstance(error, CheckpointException):
         failures = [failure for failure, _ in error.failures.values()]
@@ -179,10 +179,10 @@ def _is_disk_full(error: BaseException, folder: Path) -> bool:
 
 
 def _find(directory: Path, pointer: str) -> str | None:
-    """The name of the checkpoint that is pointed to, of the newest if that one is gone; None: there is none."""
+    """Name of the checkpoint that the pointer names, or of the newest if that one is gone; None if there is none."""
     pointers = _read_pointers(directory)
     name: str | None = pointers.get(pointer)
-    if pointers and name is None:  # no epoch is finished yet, so none is best
+    if pointers and name is None:  # no epoch has finished, so there is no best one
         return None
     if name is not None and (directory / name).is_dir():
         return name
@@ -213,11 +213,11 @@ def _read_pointers(directory: Path) -> dict[str, Any]:
 
 
 def _check(directory: Path, name: str, pointer: str) -> None:
-    """InputError if a file of the checkpoint is not what was saved; a note if it stands in for one that is gone."""
-    files, found = _read_record(directory / name)["files"], _file_checksums(directory / name)
+    """InputError if a file of the checkpoint is damaged; a note if it replaces one that is gone."""
+    files, checksums = _read_record(directory / name)["files"], _file_checksums(directory / name)
     for file, expected in files.items():
-        if found.get(file) != expected:
-            raise _damaged(directory / name, f"{file} is {'not what was saved' if file in found else 'missing'}")
+        if checksums.get(file) != expected:
+            raise _damaged(directory / name, f"{file} is {'not what was saved' if file in checksums else 'missing'}")
     named = _read_pointers(directory).get(pointer)
     if named != name:
         note(f"{directory}: the {pointer} checkpoint{f' {named}' if named else ''} is gone; {name} takes its place")
@@ -231,7 +231,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 
 def _checked(content: dict[str, Any]) -> dict[str, Any]:
-    """A record without its fingerprint; an error of _UNREADABLE if that is another's."""
+    """A record without its fingerprint; ValueError if the fingerprint does not match."""
     if content.pop("fingerprint", None) != fingerprint(**content):
         raise ValueError("was changed, or made by another version of learn-rank")
     return content

@@ -1,7 +1,7 @@
-"""Reads torch.distributed.checkpoint folders that others may have made, without running what they ask for.
+"""Reads torch.distributed.checkpoint folders from untrusted sources without running code from them.
 
-Their `.metadata` is a pickle, which is a program, and torch unpickles it whole, as it does every value that the
-metadata calls no tensor. Tensors themselves it reads by torch.load(weights_only=True).
+`.metadata` is a pickle and can run any code when torch unpickles it; so can every saved value that is not a tensor.
+Tensors are safe: torch reads them with torch.load(weights_only=True).
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ from learn_rank.errors import reason_of
 _METADATA = ".metadata"
 _METADATA_CLASSES = {
     "torch.distributed.checkpoint.metadata": (
-        "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties", "TensorStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
         "_MEM_FORMAT_ENCODING",
     ),
     "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
@@ -29,17 +34,17 @@ _METADATA_CLASSES = {
     "collections": ("OrderedDict",),
     "pathlib": ("PosixPath", "PurePosixPath"),
     "pathlib._local": ("PosixPath", "PurePosixPath"),  # from Python 3.13 on
-}  # fmt: skip
+}
 
 
 class CheckpointReader(FileSystemReader):
-    """Reads the tensors of a torch.distributed.checkpoint folder, and nothing but tensors.
+    """Reads the tensors of a torch.distributed.checkpoint folder, and only tensors.
 
-    stored: what its metadata says of each, by name.
+    stored: name -> metadata of the tensor.
     """
 
     def __init__(self, folder: Path, files: Collection[str]) -> None:
-        """files: names of those that a tensor may be in. ValueError: metadata is damaged, or says more than tensors."""
+        """files: names of those that may hold tensors. ValueError: damaged metadata, or values that are not tensors."""
         super().__init__(folder)
         self._metadata = _read_metadata(folder / _METADATA, files)
         self.stored: dict[str, TensorStorageMetadata] = self._metadata.state_dict_metadata  # type: ignore[assignment]
@@ -51,23 +56,23 @@ class CheckpointReader(FileSystemReader):
 def _read_metadata(path: Path, files: Collection[str]) -> Metadata:
     try:
         with path.open("rb") as stream:
-            found = _MetadataUnpickler(stream).load()
-        if not isinstance(found, Metadata):
-            raise TypeError(f"a {type(found).__name__}, expected Metadata")
-        tensors, places = found.state_dict_metadata.items(), found.storage_data.values()
-        strange = next((name for name, one in tensors if type(one) is not TensorStorageMetadata), None)
-        outside = next((one.relative_path for one in places if one.relative_path not in files), None)
-    except Exception as error:  # bytes that are anything raise anything
+            metadata = _MetadataUnpickler(stream).load()
+        if not isinstance(metadata, Metadata):
+            raise TypeError(f"a {type(metadata).__name__}, expected Metadata")
+        tensors, places = metadata.state_dict_metadata.items(), metadata.storage_data.values()
+        strange = next((name for name, tensor in tensors if type(tensor) is not TensorStorageMetadata), None)
+        outside = next((place.relative_path for place in places if place.relative_path not in files), None)
+    except Exception as error:  # arbitrary bytes can raise any exception
         raise ValueError(f"{path.name}: {reason_of(error)}")
-    if strange is not None:  # torch would unpickle it whole
+    if strange is not None:  # torch would unpickle it, code included
         raise ValueError(f"{path.name}: {strange!r} is no tensor")
     if outside is not None:
         raise ValueError(f"{path.name}: names {outside!r}, which is no file of this checkpoint")
-    return found
+    return metadata
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    """Makes the classes that torch.distributed.checkpoint describes tensors with, and refuses all others."""
+    """Allows the classes that torch.distributed.checkpoint describes tensors with and refuses all others."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name in _METADATA_CLASSES.get(module, ()) or (

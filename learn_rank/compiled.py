@@ -19,10 +19,10 @@ _NO_PLACE = "cannot cache function"
 
 
 def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """`numba.njit`, also where numba finds no folder for its cache: neither the package's nor the home may be written.
+    """`numba.njit` that also works where neither the package's folder nor the home can be written.
 
-    There, and only there, a folder of this user's in the system's temporary folder takes the machine code; where that
-    cannot be trusted or made, each process compiles anew. One note says which.
+    In that case, machine code goes to a private folder in the system's temporary folder. If that cannot be created or
+    trusted, each process compiles again. One note says which of the two happens.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
@@ -38,20 +38,20 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
         try:
             return numba.njit(**options)(function)
         finally:
-            config.CACHE_DIR = before  # what others compile in this process is not ours to place
+            config.CACHE_DIR = before  # other code compiled in this process keeps its own cache
 
     return decorate
 
 
 @cache
 def _temporary_cache() -> Path | None:
-    """A folder that is this user's alone: numba unpickles what lies there."""
+    """A folder that only this user can write, since numba unpickles its files."""
     try:
         folder = Path(tempfile.gettempdir()) / f"learn-rank-numba-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
+        status = folder.lstat()
         is_ours = (
-            stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not stat.S_IMODE(found.st_mode) & 0o077
+            stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not stat.S_IMODE(status.st_mode) & 0o077
         )
         if is_ours and os.access(folder, os.W_OK):
             note(f"no folder for compiled code may be written; it is kept in {folder} (NUMBA_CACHE_DIR names another)")

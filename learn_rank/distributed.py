@@ -1,4 +1,4 @@
-"""The processes of one training run: one alone, or N under torchrun. Every helper works on one process too."""
+"""The processes of one training run: a single one, or N under torchrun. Every helper also works on one process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _GROUP_TIMEOUT_SECONDS = 3600  # between ranks that write checkpoints of unequal
 
 @dataclass(frozen=True)
 class Process:
-    """This process among world_size, local_world_size of them on this host; device is where it computes.
+    """This process, one of world_size in the run and of local_world_size on this host; device is where it computes.
 
     Rank 0 logs and writes small files.
     """
@@ -44,10 +44,10 @@ class Process:
 
 @contextmanager
 def process_group(*, timeout_seconds: int = 600) -> Iterator[Process]:
-    """Joins the run: the group torchrun describes in the environment, or a group of one; left again at the end.
+    """Joins the process group that torchrun describes in the environment, or a group of one, and leaves it at the end.
 
-    NCCL where there is CUDA, Gloo otherwise. A group that the caller has already made is used and left alone. Models
-    made in the group must be out of scope when it is left.
+    NCCL with CUDA, Gloo otherwise. If a group already exists, it is used and not destroyed. Models created in the group
+    must be out of scope when the context ends.
     """
     device = compute_device()
     if dist.is_initialized():
@@ -75,7 +75,7 @@ def process_group(*, timeout_seconds: int = 600) -> Iterator[Process]:
 
 
 def compute_device() -> torch.device:
-    """This process's GPU where there is CUDA, else the CPU."""
+    """The GPU of this process if there is CUDA, else the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -84,10 +84,10 @@ def compute_device() -> torch.device:
 
 
 def seed_rank(process: Process, *numbers: int) -> None:
-    """Seeds what this rank draws next: given the same numbers again, a resumed run does what the first one did.
+    """Seeds this rank's random numbers; with the same `numbers`, a resumed run draws what the first one drew.
 
-    So a checkpoint needs no state of generators. torch.manual_seed formats a traceback for a CUDA that is not in use,
-    which is 3 % of a small step.
+    Checkpoints therefore need no generator state. torch.manual_seed is not used: where CUDA is not in use it formats a
+    traceback, which takes 3 % of a small step.
     """
     seed = int(np.random.SeedSequence((*numbers, process.rank)).generate_state(1)[0])
     torch.default_generator.manual_seed(seed)
@@ -96,18 +96,18 @@ def seed_rank(process: Process, *numbers: int) -> None:
 
 
 def new_group(*, timeout_seconds: float = _GROUP_TIMEOUT_SECONDS) -> dist.ProcessGroup:
-    """A further Gloo group of all ranks: for CPU tensors beside NCCL, or for a thread, whose collectives must not mix
+    """Another Gloo group of all ranks: for CPU tensors beside NCCL, or for a thread, whose collectives must not mix
     with those of training.
 
-    All ranks call it together; it is gone with the process group.
+    All ranks call it together. It ends with the process group.
     """
     return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
 
 
 def on_main(function: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
-    """Runs function on rank 0 and gives its (picklable) result to every rank; if it fails, every rank raises.
+    """Runs function on rank 0 and returns its (picklable) result on every rank; if it fails, every rank raises.
 
-    group: what the ranks talk over, here and below; the process group unless another one of all ranks is given.
+    group: the group of all ranks to communicate over, here and below; None takes the default group.
     """
     if num_ranks() == 1:
         return function()
@@ -138,14 +138,14 @@ def num_ranks() -> int:
 
 
 def sum_over_ranks(values: torch.Tensor, group: dist.ProcessGroup | None = None) -> torch.Tensor:
-    """Sum of a tensor over all ranks, in place; it lies on the process's device (on the CPU for a Gloo group)."""
+    """Sums a tensor over all ranks, in place. It must be on the process's device (on the CPU for a Gloo group)."""
     if num_ranks() > 1:
         dist.all_reduce(values, group=group)
     return values
 
 
 def gather_equal(array: npt.NDArray[np.float32], device: torch.device) -> list[npt.NDArray[np.float32]]:
-    """The arrays of all ranks in rank order; all must have one shape."""
+    """The arrays of all ranks in rank order; all must have the same shape."""
     if num_ranks() == 1:
         return [array]
     mine = torch.from_numpy(array).to(device)
@@ -155,9 +155,9 @@ def gather_equal(array: npt.NDArray[np.float32], device: torch.device) -> list[n
 
 
 def gather_with_gradient(mine: torch.Tensor) -> torch.Tensor:
-    """[N, ...] of every rank -> [ranks * N, ...] in rank order; all must have one shape.
+    """[N, ...] of every rank -> [ranks * N, ...] in rank order; all must have the same shape.
 
-    A rank's tensor gets the gradients that all ranks have of it, summed: in-batch negatives reach across ranks by it.
+    A rank's tensor receives the sum of all ranks' gradients, so in-batch negatives can come from other ranks.
     """
     gathered: torch.Tensor = _GatherWithGradient.apply(mine) if num_ranks() > 1 else mine
     return gathered
@@ -177,19 +177,21 @@ class _GatherWithGradient(torch.autograd.Function):
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Adds the gradients of all ranks, in place and in one message; a gradient that a rank lacks counts as zeros."""
-    trained = [one for one in parameters if one.requires_grad]
+    """Sums the gradients over all ranks, in place and in one message; a missing gradient counts as zeros."""
+    trained = [weight for weight in parameters if weight.requires_grad]
     if num_ranks() == 1 or not trained:
         return
-    flat = torch.cat([(torch.zeros_like(one) if one.grad is None else one.grad).flatten() for one in trained])
-    for one, summed in zip(trained, sum_over_ranks(flat).split([one.numel() for one in trained]), strict=True):
-        one.grad = summed.view_as(one)
+    flat = torch.cat(
+        [(torch.zeros_like(weight) if weight.grad is None else weight.grad).flatten() for weight in trained]
+    )
+    for weight, summed in zip(trained, sum_over_ranks(flat).split([weight.numel() for weight in trained]), strict=True):
+        weight.grad = summed.view_as(weight)
 
 
 def thread_advice(local_world_size: int, device: torch.device) -> str | None:
-    """What to set for CPU threads before starting Python, or None if all is well.
+    """Environment variables to set for CPU threads before starting Python; None if nothing needs to change.
 
-    Measured on a busy two-core machine: waiting OpenMP threads that spin made a step up to 20 times slower.
+    Measured on a busy two-core machine: OpenMP threads that spin while waiting made a step up to 20 times slower.
     """
     if device.type != "cpu":
         return None
@@ -216,5 +218,5 @@ def _store(rank: int, world_size: int) -> Store:
         world_size,
         is_master=rank == 0 and not is_agents,
     )
-    # torchrun keeps its store over a restart: without the prefix a restarted rank may read a dead peer's address
+    # torchrun keeps its store across restarts: without the prefix, a restarted rank may read a dead peer's address
     return PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

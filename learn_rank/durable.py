@@ -1,4 +1,4 @@
-"""Files that are whole or not there, after a kill or a crash too; and folders that one process writes at a time."""
+"""Files that are complete or absent, even after a kill or a crash, and locks that let one process write a folder."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_file` for text, in UTF-8 whatever the locale; what is no text (half of a surrogate pair) is escaped."""
+    """`write_file` for text, in UTF-8 whatever the locale; lone surrogates are escaped."""
     write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets write fill a temporary name, syncs it, then renames: whole or not there, after a kill or a crash too."""
+    """Calls write(temporary path), syncs the file and renames it: complete or absent, even after a kill or a crash."""
     temporary = path.with_name(f".{path.name}.tmp")
     write(temporary)
     fsync(temporary)
@@ -41,7 +41,7 @@ def remove_temporary(directory: Path) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Forces a file's bytes, or a folder's entries, to disk: a rename is safe only after it."""
+    """Forces a file's bytes, or a folder's entries, to disk; a rename is safe only after that."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -51,16 +51,16 @@ def fsync(path: Path) -> None:
 
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Holds a lock file, which is there for as long; InputError if another process holds it, or it is a link.
+    """Holds a lock file while the block runs; InputError if another process holds it or it is a link.
 
-    A process that dies lets go of its lock, and leaves the file to the next one.
+    A process that dies releases its lock and leaves the file to the next one.
     """
     descriptor = _locked(path)
     try:
         yield
     finally:
         try:
-            path.unlink(missing_ok=True)  # before the lock is let go of: whoever takes it looks what lies there
+            path.unlink(missing_ok=True)  # before the lock is released: the next holder checks which file is there
         finally:
             os.close(descriptor)
 
@@ -75,7 +75,7 @@ def _locked(path: Path) -> int:
             raise
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # the one who held it may have removed it between the two calls above: then this lock keeps nobody out
+            # the previous holder may have removed the file between the two calls above: then this lock protects nothing
             if _is_at(path, os.fstat(descriptor)):
                 return descriptor
         except BlockingIOError:
@@ -89,7 +89,7 @@ def _locked(path: Path) -> int:
 
 def _is_at(path: Path, held: os.stat_result) -> bool:
     try:
-        found = os.lstat(path)
+        status = os.lstat(path)
     except FileNotFoundError:
         return False
-    return (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino)
+    return (status.st_dev, status.st_ino) == (held.st_dev, held.st_ino)

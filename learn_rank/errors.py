@@ -1,4 +1,4 @@
-"""The one error type that means: the user can fix this."""
+"""The error type for what the user can fix, and helpers for one-line messages."""
 
 
 class InputError(ValueError):
@@ -10,17 +10,17 @@ class InputError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says first, maybe nothing."""
+    """The first line of another library's error message; may be empty."""
     return str(error).strip().partition("\n")[0]
 
 
 def reason_of(error: Exception) -> str:
-    """An error of another library in one line."""
+    """Another library's error in one line."""
     text = first_line(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def cut(text: str, limit: int = 200) -> str:
-    """A text of somebody else's for a message: one line, and not the whole of it where it is long."""
+    """Foreign text for a message: on one line, shortened if it is long."""
     line = text.replace("\n", " ")
     return line if len(line) <= limit else f"{line[:limit]}... ({len(line):,} characters)"

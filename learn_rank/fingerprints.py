@@ -1,4 +1,4 @@
-"""Which bytes are these? Fingerprints of inputs and options, and checksums of files, of every byte."""
+"""Fingerprints of inputs and options, and checksums of files; both cover every byte."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ import xxhash
 from learn_rank.progress import progress_bar
 
 _BUFFER_BYTES = 4 << 20
-_CACHED_BYTES = 4 << 20  # a smaller file is read sooner than it is looked up
+_CACHED_BYTES = 4 << 20  # reading a smaller file is faster than looking it up
 _CACHED_FILES = 1 << 17
-_SETTLED_SECONDS = 2.0  # a clock tick of any file system: a later change has another time
+_SETTLED_SECONDS = 2.0  # longer than the clock tick of any file system: a later change has another time
 _READERS = 4
 
 
 def fingerprint(**parts: Any) -> str:
-    """Hash of JSON-able parts; equal parts give equal fingerprints whatever their order."""
+    """Hash of JSON-able parts; their order does not matter."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -34,9 +34,9 @@ def fingerprint(**parts: Any) -> str:
 def file_fingerprint(path: Path, files: Iterable[Path] | None = None) -> str:
     """Hash of every byte of a file, or of all files below a folder and their relative paths.
 
-    files: what is read of the path, where that is not all of it; names are relative to the path. Files and folders
-    whose names begin with a dot are left out of a folder. What was read before and has not changed since (size, times
-    and place on the disk are as they were) is taken from a cache in the user's cache folder.
+    files: the files to read, if not all; their names are taken relative to the path. In a folder, files and folders
+    whose names begin with a dot are left out. Checksums of files that have not changed since they were last read (same
+    size, times and inode) come from a cache in the user's cache folder.
     """
     chosen = _files_below(path) if files is None else list(files)
     names = {_relative(file, path): file for file in chosen}
@@ -48,7 +48,7 @@ def file_fingerprint(path: Path, files: Iterable[Path] | None = None) -> str:
 
 
 def file_checksum(path: Path) -> str:
-    """XXH3 (128 bits) of all bytes of a file, read now: for what must be the bytes that were written."""
+    """XXH3 (128 bits) of all bytes of a file, which is read now, without a cache."""
     digest = xxhash.xxh3_128()
     buffer = memoryview(bytearray(_BUFFER_BYTES))
     with path.open("rb", buffering=0) as stream:
@@ -58,7 +58,7 @@ def file_checksum(path: Path) -> str:
 
 
 def known_checksum(path: Path) -> str:
-    """`file_checksum` of a file that a command asks for several times: read again only after a write to it."""
+    """`file_checksum`, kept in this process: the file is read again only after a write to it."""
     return _checksum_at(path, _Place.of(path))
 
 
@@ -68,7 +68,7 @@ def _checksum_at(path: Path, _: _Place) -> str:
 
 
 class _Place(NamedTuple):
-    """A file as the system knows it: any write changes one of these. Nobody can set the time of change back."""
+    """A file's identity: any write changes one of these fields, since ctime cannot be set back."""
 
     size: int
     mtime_ns: int
@@ -78,20 +78,20 @@ class _Place(NamedTuple):
 
     @classmethod
     def of(cls, path: Path) -> _Place:
-        found = path.stat()
-        return cls(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev)
+        status = path.stat()
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
 
     @property
     def is_settled(self) -> bool:
-        """Whether a write from now on would show in the times."""
+        """Whether any later write would change the times."""
         return time.time() - max(self.mtime_ns, self.ctime_ns) / 1e9 > _SETTLED_SECONDS
 
 
 def _files_below(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    found = (file for file in path.rglob("*") if not any(p.startswith(".") for p in file.relative_to(path).parts))
-    return sorted(file for file in found if file.is_file())
+    visible = (file for file in path.rglob("*") if not any(p.startswith(".") for p in file.relative_to(path).parts))
+    return sorted(file for file in visible if file.is_file())
 
 
 def _relative(file: Path, path: Path) -> str:
@@ -123,25 +123,25 @@ def _cache_file() -> Path:
 
 
 def _read_cache(files: list[Path], places: list[_Place]) -> list[str | None]:
-    """The checksum of each file that is as it was; None for the others. Without a cache that can be read: all None."""
-    found: list[str | None] = [None] * len(files)
+    """The checksum of each unchanged file, None for the others; all None if the cache cannot be read."""
+    checksums: list[str | None] = [None] * len(files)
     large = [at for at, place in enumerate(places) if place.size >= _CACHED_BYTES]
     try:
         cache = _cache_file()
         if not large or not cache.is_file():
-            return found
+            return checksums
         with closing(sqlite3.connect(cache)) as connection:
             for at in large:
                 query = "SELECT checksum FROM files WHERE path = ? AND place = ?"
                 row = connection.execute(query, (_key(files[at]), _text(places[at]))).fetchone()
-                found[at] = str(row[0]) if row else None
+                checksums[at] = str(row[0]) if row else None
     except (sqlite3.Error, OSError, RuntimeError, UnicodeError):  # RuntimeError: no home folder
         pass
-    return found
+    return checksums
 
 
 def _write_cache(read: list[tuple[Path, _Place, str]]) -> None:
-    """Keeps what was read; a folder that cannot be written, or a full disk, costs the next run the reading."""
+    """Stores checksums. If that fails (no permission, full disk), the next run reads the files again."""
     try:
         rows = [(_key(file), _text(place), checksum) for file, place, checksum in read if _Place.of(file) == place]
         if not rows:

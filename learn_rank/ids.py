@@ -1,15 +1,21 @@
-"""Ids in their one form: int64 or strings, never null, never through a float."""
+"""Ids in one form, int64 or strings: never null, never converted to floats."""
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from learn_rank.arrays import Int64Array
 from learn_rank.errors import InputError
 
 
 def canonical_ids(column: pa.ChunkedArray | pa.Array, where: str) -> pa.ChunkedArray | pa.Array:
-    """Ids as int64 or large_string, so that the same id compares equal whatever the writer chose."""
+    """Ids as int64 or large_string, so that equal ids compare equal whatever type a file gave them.
+
+    InputError, naming `where`: nulls, ids beyond int64, another type.
+    """
     refuse_nulls(column, where)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -24,7 +30,7 @@ def canonical_ids(column: pa.ChunkedArray | pa.Array, where: str) -> pa.ChunkedA
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """True for every way in which Arrow keeps strings."""
+    """True for each of Arrow's string types."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
@@ -33,3 +39,11 @@ def refuse_nulls(column: pa.ChunkedArray | pa.Array, where: str, *, first_row: i
     if column.null_count:
         row = first_row + pc.index(column.is_null(), True).as_py()
         raise InputError(f"{where} has nulls, the first in row {row}; fill or drop them")
+
+
+def positions_in(ascending: npt.NDArray[np.generic], values: npt.NDArray[np.generic]) -> Int64Array:
+    """[B] positions of [B] values among [K] ascending, distinct ones; -1 for a value that is not there."""
+    if not len(ascending):
+        return np.full(len(values), -1, np.int64)
+    nearest = np.searchsorted(ascending, values).clip(max=len(ascending) - 1)
+    return np.where(ascending[nearest] == values, nearest, -1)

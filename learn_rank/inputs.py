@@ -1,4 +1,4 @@
-"""Which files does a name mean, and what do their folders say? The one finder of what any command reads."""
+"""Finds the files that a name stands for, and the columns that their folders add. All commands use it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CONVERT = "import duckdb; duckdb.read_csv('FROM.csv').write_parquet('TO.parquet
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file, and the columns that its `key=value` folders below the named folder add to it."""
+    """One file, and the columns that `key=value` folders between the named folder and the file add."""
 
     path: Path
     folders: Mapping[str, pa.Scalar] = field(default_factory=dict)
@@ -34,10 +34,10 @@ class InputFile:
 
 @dataclass(frozen=True)
 class InputFiles:
-    """What a name means: one kind of files, in order of their names."""
+    """The files that a name stands for, all of one kind, sorted by name."""
 
     name: Path  # as the user gave it
-    folder: Path  # the one that was named, or holds the named file: what paths are relative to
+    folder: Path  # the named folder, or the folder of the named file; paths are relative to it
     kind: str
     files: tuple[InputFile, ...]
 
@@ -47,16 +47,16 @@ class InputFiles:
 
     @property
     def reads(self) -> list[Path]:
-        """What no output may be, hold or lie in: the folder or file that was named, and all files."""
+        """Paths that no output may be, contain or lie in: what the user named, and all files."""
         return [self.name, *self.paths] if os.path.exists(self.name) else self.paths
 
     @property
     def fingerprint(self) -> str:
-        """Of every byte of the files, and of their places below the named folder."""
+        """Covers every byte of the files, and their paths below the named folder."""
         return file_fingerprint(self.folder, self.paths)
 
     def relative(self, path: Path) -> Path:
-        """A file's place below the named folder: its identity, wherever the folder lies."""
+        """A file's path below the named folder, which does not depend on where the folder is."""
         return path.relative_to(self.folder)
 
 
@@ -68,23 +68,23 @@ def find_inputs(
     kinds: Sequence[str] = (PARQUET, CSV),
     advice: str = "",
 ) -> InputFiles:
-    """The file, or all data files of the folder, or what the pattern matches, below root; read nothing else.
+    """The file, all data files of the folder, or the matches of the pattern, below root.
 
-    A path that exists is never a pattern, nor is a part of a pattern that exists. Files and folders whose names begin
-    with a dot or an underscore are left out (copies of Jupyter, Spark's _temporary, Delta's _delta_log), unless the
-    name itself names them. A folder `key=value` below the named one (below the parts before the first * of a pattern)
-    adds a column, except where the file has it: integers if all its values are, else text; %-codes are decoded, and
-    __HIVE_DEFAULT_PARTITION__ is null.
+    An existing path is never taken as a pattern, nor is an existing part of a pattern. Files and folders whose names
+    begin with a dot or an underscore are left out (Jupyter's copies, Spark's _temporary, Delta's _delta_log), unless
+    the name itself contains them. A folder `key=value` below the named one (for a pattern, below the parts before its
+    first *) adds a column that the file does not have: integers if all values are integers, else text. %-codes are
+    decoded, and __HIVE_DEFAULT_PARTITION__ is null.
 
         find_inputs("log")    log/day=1/a.parquet, log/day=2/b.parquet        a column day of 1 and 2
         find_inputs("log/day=1")                                              no column day
 
-    InputError: nothing there, files of both kinds, or a key twice in one path.
+    InputError: no files, files of both kinds, or a key twice in one path.
     """
     path = Path(root or "", name)
     try:
-        named, found = _match(path, Path(root or ""), may_be_pattern)
-        listed = [one for place in found for one in _data_files(place, is_named=place == path)]
+        named, places = _match(path, Path(root or ""), may_be_pattern)
+        listed = [file for place in places for file in _data_files(place, is_named=place == path)]
     except OSError as error:
         raise InputError(f"{error.filename or path}: cannot be read ({error.strerror})")
     by_kind = {kind: sorted({file for its_kind, file in listed if its_kind == kind}) for kind in (PARQUET, CSV)}
@@ -99,7 +99,7 @@ def find_inputs(
 
 
 def _data_files(place: Path, *, is_named: bool) -> list[tuple[str, Path]]:
-    """(kind, file) of a file, or of all data files of a folder; a named file may have any name."""
+    """(kind, file) of a file, or of all data files of a folder; a file that the user named may have any suffix."""
     if place.is_dir():
         return [(kind, file) for file in _files_below(place) if (kind := _kind_of_name(file.name))]
     if not place.is_file():
@@ -109,8 +109,8 @@ def _data_files(place: Path, *, is_named: bool) -> list[tuple[str, Path]]:
 
 
 def _match(path: Path, root: Path, may_be_pattern: bool) -> tuple[Path, list[Path]]:
-    """(the folder or file that was named, what is there)."""
-    if os.path.exists(path) or not may_be_pattern:  # Path.exists raises for names that no file can have
+    """(the named folder or file, the matching paths)."""
+    if os.path.exists(path) or not may_be_pattern:  # Path.exists raises for invalid names
         return path, [path] if os.path.exists(path) else []
     start = root if path.is_relative_to(root) else Path(path.anchor)
     parts = path.parts[len(start.parts) :]
@@ -150,7 +150,7 @@ def _folders_below(folder: Path) -> Iterator[Path]:
 
 
 def _refuse(error: OSError) -> None:
-    raise error  # os.walk would leave the folder out
+    raise error  # by default, os.walk skips the folder
 
 
 def _is_hidden(name: str) -> bool:
@@ -169,15 +169,15 @@ def _kind_of_content(path: Path) -> str:
 def _with_folders(paths: Sequence[Path], folder: Path) -> tuple[InputFile, ...]:
     texts = [_folder_texts(path, folder) for path in paths]
     kinds = {}
-    for key in {key for one in texts for key in one}:
-        values = {value for one in texts if (value := one.get(key)) is not None}
+    for key in {key for folders in texts for key in folders}:
+        values = {value for folders in texts if (value := folders.get(key)) is not None}
         is_integer = all(_INTEGER.fullmatch(value) and -(1 << 63) <= int(value) < 1 << 63 for value in values)
         kinds[key] = pa.int64() if values and is_integer else pa.string()
     files = []
-    for path, one in zip(paths, texts, strict=True):
+    for path, folders in zip(paths, texts, strict=True):
         typed = {
             key: pa.scalar(None if text is None else int(text) if kinds[key] == pa.int64() else text, kinds[key])
-            for key, text in one.items()
+            for key, text in folders.items()
         }
         files.append(InputFile(path, typed))
     return tuple(files)
@@ -185,16 +185,16 @@ def _with_folders(paths: Sequence[Path], folder: Path) -> tuple[InputFile, ...]:
 
 def _folder_texts(path: Path, folder: Path) -> dict[str, str | None]:
     """Key -> value of the folders between `folder` and the file."""
-    found: dict[str, str | None] = {}
+    folders: dict[str, str | None] = {}
     for part in path.relative_to(folder).parts[:-1]:
         key, equals, value = part.partition("=")
         if not (key and equals):
             continue
         key = unquote(key)
-        if key in found:
+        if key in folders:
             raise InputError(f"{path}: its folders give '{key}' twice; rename one")
-        found[key] = None if value == _NO_VALUE else unquote(value)
-    return found
+        folders[key] = None if value == _NO_VALUE else unquote(value)
+    return folders
 
 
 def _nothing(path: Path, has: Sequence[str], kinds: Sequence[str], may_be_pattern: bool, advice: str) -> str:

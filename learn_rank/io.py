@@ -16,13 +16,13 @@ from learn_rank.errors import InputError, cut, first_line
 from learn_rank.ids import is_text
 from learn_rank.inputs import PARQUET, InputFile, find_inputs
 
-_STREAM_BYTES = 1 << 20  # read-ahead of a column: a row group of any size is streamed
+_STREAM_BYTES = 1 << 20  # read-ahead per column, so that row groups of any size are streamed
 _LISTED_COLUMNS, _NAME_LENGTH = 20, 100  # of a file, in an error
 UNREADABLE = (pa.ArrowException, OSError, UnicodeError)  # what pyarrow raises on a damaged file
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """The opened file; InputError if it is absent, empty or not whole."""
+    """The opened file; InputError if it is missing, empty or incomplete."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
@@ -32,9 +32,9 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 
 
 def read_table(path: Path, columns: Iterable[str] | None = None) -> pa.Table:
-    """Reads a Parquet file, or those of a folder one after another; a column list is checked before anything is read.
+    """Reads a Parquet file, or all those of a folder in turn; a column list is checked before anything is read.
 
-    InputError: nothing there, a file that is not whole, a missing column, files with different columns.
+    InputError: no file, an incomplete file, a missing column, files with different columns.
     """
     names = None if columns is None else list(columns)
     files = parquet_files(path)
@@ -46,13 +46,13 @@ def read_table(path: Path, columns: Iterable[str] | None = None) -> pa.Table:
 
 
 def parquet_files(path: Path) -> list[Path]:
-    """The file itself, or all *.parquet below a folder, by name, see `find_inputs`; InputError if there is none."""
+    """The file itself, or all *.parquet below a folder (see `find_inputs`); InputError if there is none."""
     return find_inputs(path, kinds=(PARQUET,)).paths
 
 
 @contextmanager
 def open_input(file: InputFile) -> Iterator[tuple[pq.ParquetFile, pa.Schema]]:
-    """An opened Parquet file; its columns, then those that its folders add. InputError for one that stands twice."""
+    """An opened Parquet file, and its columns with those of its folders. InputError: a column that occurs twice."""
     with open_parquet(file.path) as opened:
         schema = opened.schema_arrow
         require_distinct(schema.names, where=str(file.path))
@@ -72,16 +72,16 @@ def read_batches(
     folders: Mapping[str, pa.Scalar] | None = None,
     footer: pq.FileMetaData | None = None,
 ) -> Generator[pa.RecordBatch, None, None]:
-    """Streams row groups (None: all) of a Parquet file; InputError if it breaks off or a page has a wrong checksum.
+    """Streams row groups (None: all) of a Parquet file; InputError if it is cut off or a page has a wrong checksum.
 
-    folders: columns of one value that the file's folders add, where it has none of that name.
-    footer: the file's, where the caller has it; otherwise it is parsed.
+    folders: constant columns from the file's folders, used if the file has no column of that name.
+    footer: the file's metadata if the caller has already read it.
     """
     options: dict[str, Any] = {
         "buffer_size": _STREAM_BYTES,
         "pre_buffer": False,
         "read_dictionary": [name for name in coded if name not in (folders or ())],  # pyarrow refuses absent ones
-        "page_checksum_verification": True,  # if the writer made any: without, a flipped bit is another score
+        "page_checksum_verification": True,  # if the file has any: otherwise a flipped bit would be a wrong number
     }
     try:
         with pq.ParquetFile(path, metadata=footer, **options) as file:
@@ -104,7 +104,7 @@ def write_table(path: Path, table: pa.Table, schema: pa.Schema | None = None) ->
 
 
 def require_columns(present: Iterable[str], wanted: Iterable[str], *, where: str) -> None:
-    """InputError naming the first missing column and those that are there, the nearest first."""
+    """InputError naming the first missing column and the existing ones, most similar first."""
     from difflib import get_close_matches
 
     names = list(present)
@@ -119,7 +119,7 @@ def require_columns(present: Iterable[str], wanted: Iterable[str], *, where: str
 
 
 def require_distinct(names: Iterable[str], *, where: str, fold: Callable[[str], str] = str) -> None:
-    """InputError for a column that stands twice: which one is meant, nobody can tell. fold: what makes names equal."""
+    """InputError for a column that occurs twice. fold: maps names that count as equal to the same text."""
     seen: dict[str, str] = {}
     for name in names:
         first = seen.get(fold(name))
@@ -131,18 +131,18 @@ def require_distinct(names: Iterable[str], *, where: str, fold: Callable[[str], 
 
 
 def require_same_columns(schema: pa.Schema, first_schema: pa.Schema, *, where: Path, first: Path) -> None:
-    """InputError naming the file and column if a file has other columns, or of other types, than the first one."""
+    """InputError naming file and column if a file has other columns or types than the first one."""
     types, expected = ({field.name: field.type for field in fields} for fields in (schema, first_schema))
     for name in {**expected, **types}:
         if types.get(name) != expected.get(name):
-            found, wanted = (str(kinds.get(name, "missing")) for kinds in (types, expected))
-            raise InputError(f"{where}: column '{name}' is {found}, but {wanted} in {first}; write both alike")
+            actual, wanted = (str(kinds.get(name, "missing")) for kinds in (types, expected))
+            raise InputError(f"{where}: column '{name}' is {actual}, but {wanted} in {first}; write both alike")
 
 
 def require_same_kinds(kind: pa.DataType, expected: pa.DataType, *, column: str, where: Path, first: Path) -> None:
-    """InputError unless the column means the same in both files: integers of any width do, integers and floats do not.
+    """InputError unless the column is of the same kind in both files: all integer widths are, integers and floats not.
 
-    A column that is null throughout goes with any other.
+    A column of nulls only matches any other.
     """
     if pa.types.is_null(kind) or pa.types.is_null(expected):
         return
@@ -151,7 +151,7 @@ def require_same_kinds(kind: pa.DataType, expected: pa.DataType, *, column: str,
 
 
 def type_kind(kind: pa.DataType) -> str:
-    """Types that may stand for each other in one column of several files."""
+    """A name shared by the types that one column may have in several files."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if pa.types.is_integer(kind):
@@ -190,12 +190,12 @@ def _with_constants(batch: pa.RecordBatch, columns: Sequence[str], added: Mappin
 
 
 def _whole(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch; ArrowInvalid for text that is no UTF-8 or a code outside of its dictionary, which pyarrow reads."""
+    """The batch; ArrowInvalid for invalid UTF-8 or dictionary codes, which pyarrow reads without complaint."""
     for column in batch.columns:
         kind = column.type
         is_plain = pa.types.is_string(kind) or pa.types.is_large_string(kind)
         data = column.buffers()[-1] if is_plain else None
-        # ASCII, which ids and names mostly are, is told from the whole buffer ten times as fast
+        # ids and names are mostly ASCII, and testing the whole buffer for that is ten times as fast
         if is_plain and (data is None or np.frombuffer(data, np.uint8).max(initial=0) < 128):
             continue
         if is_plain or pa.types.is_dictionary(kind) or pa.types.is_string_view(kind):

@@ -1,4 +1,4 @@
-"""Layers shared by the adaptor, the towers and the rankers. Needs torch alone."""
+"""Layers shared by the adaptor, the towers and the rankers. Needs only torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory: sizes as a user writes them, what this host has left, and what a process keeps of what it has freed."""
+"""Memory: sizes as users write them, what is available, and whether freed memory is kept."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LARGE_BLOCK = 256 << 20
 def parse_bytes(text: str, *, name: str) -> int:
     """'2GiB' -> 2147483648; InputError for anything but a number with MB, MiB, GB, GiB, TB or TiB.
 
-    The one reader of every memory_limit; LIMIT_HELP says what each of them means.
+    Every memory_limit is read by it; LIMIT_HELP explains what they mean.
 
     >>> parse_bytes("1.5 GB", name="limit")
     1500000000
@@ -36,7 +36,7 @@ def parse_bytes(text: str, *, name: str) -> int:
 
 
 def format_bytes(size: float) -> str:
-    """A size for people.
+    """A size in readable form.
 
     >>> format_bytes(3 << 29), format_bytes(700)
     ('1.50 GiB', '700 B')
@@ -49,19 +49,19 @@ def format_bytes(size: float) -> str:
 
 
 def available_bytes() -> int:
-    """Memory that this process can still take: of the host, and of its control group where that has less (containers).
+    """Memory that this process can still use: the host's, or the control group's if that is less (containers).
 
-    Page cache that can be given back counts as available.
+    Page cache that can be reclaimed counts as available.
     """
     return min(_host_bytes(Path("/proc/meminfo").read_text(encoding="utf-8")), _cgroup_bytes(_CGROUP))
 
 
 def keep_freed_memory() -> bool:
-    """Has the C library keep freed blocks of up to 256 MiB for the next who asks; says whether it does.
+    """Makes glibc keep freed blocks of up to 256 MiB for later allocations; returns whether it does.
 
-    A training step frees what the next one asks for again, and a page that has been to the operating system and back
-    is cleared at its first touch. Left alone are other C libraries than glibc, and a process whose environment says
-    what it wants (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_).
+    A training step frees memory that the next one needs again, and pages that come back from the operating system must
+    be cleared at first touch. Nothing is changed with other C libraries, or if the environment sets
+    MALLOC_TRIM_THRESHOLD_ or MALLOC_MMAP_THRESHOLD_.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None or {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & os.environ.keys():
@@ -75,7 +75,7 @@ def _host_bytes(meminfo: str) -> int:
 
 
 def _cgroup_bytes(group: Path) -> int:
-    """What version 2 of the control groups leaves; unlimited where there is no limit."""
+    """What cgroup v2 leaves to this process; a huge number if there is no limit."""
     limit = group / "memory.max"
     if not limit.is_file() or (text := limit.read_text(encoding="utf-8").strip()) == "max":
         return 1 << 62

@@ -1,14 +1,14 @@
-"""What the options of several parts have in common; a config reader needs it, so nothing heavy is imported."""
+"""Checks shared by the options of several parts. The config reader needs it, so it imports nothing heavy."""
 
 from __future__ import annotations
 
 from learn_rank.errors import InputError
 
-_SEEDS = 1 << 32  # scikit-learn takes no others
+_SEEDS = 1 << 32  # scikit-learn accepts no others
 
 
 def check_seed(name: str, seed: int) -> None:
-    """InputError unless every library takes the seed.
+    """InputError unless every library accepts the seed.
 
     >>> check_seed("align.seed", 7)
     """

@@ -1,4 +1,4 @@
-"""One thread that makes items ahead of their use."""
+"""Makes items ahead of their use, in one thread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def prefetch(items: Iterator[T], depth: int) -> Generator[T, None, None]:
-    """The same items, made up to `depth` ahead by one thread; its exception is raised where the item was due."""
+    """The same items, made up to `depth` ahead in one thread; its exception is raised in place of the item."""
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
     is_stopped = threading.Event()
 

@@ -1,4 +1,4 @@
-"""Pretrained Hugging Face models: a folder, a hub id, or package:NAME of an installed package that holds one."""
+"""Pretrained Hugging Face models: a folder, a hub id, or package:NAME for an installed package that has one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LEAST_TOKENS = 2
 def locate_model(model: str, *, option: str) -> str:
     """A local folder for package:NAME (its `model` folder), else the folder or hub id as given.
 
-    `option` is what the user set, for the InputError where there is no such package.
+    option: name of the option that the user set, for errors. InputError: no such package.
     """
     if not model.startswith("package:"):
         return model
@@ -34,7 +34,7 @@ def locate_model(model: str, *, option: str) -> str:
 def model_fingerprint(model: str, *, option: str) -> str:
     """Identifies a model's weights: the files of a local folder, else the hub id.
 
-    InputError: a folder of other things, which may hold anything.
+    InputError: a folder that is not a Hugging Face model.
     """
     location = locate_model(model, option=option)
     if not Path(location).is_dir():
@@ -45,7 +45,7 @@ def model_fingerprint(model: str, *, option: str) -> str:
 
 
 def load_config(model: str, *, option: str, revision: str = "", trust_remote_code: bool = False) -> Any:
-    """The model's shape (transformers' AutoConfig), without its weights; InputError as in `load_model`."""
+    """The model's configuration (transformers' AutoConfig), without weights; InputError as in `load_model`."""
     from transformers import AutoConfig
 
     with _loading(model, option=option):
@@ -66,8 +66,8 @@ def load_model(
     """The network without a head (transformers' AutoModel) in evaluation mode, on the CPU unless device_map is given.
 
     revision: branch, tag or commit of a hub id. trust_remote_code: run the code that comes with the model. device_map:
-    how accelerate spreads the layers over devices. InputError: nothing there, no model, files that are not whole, code
-    that is not trusted, or weights of another architecture, which transformers would replace by random ones.
+    how accelerate spreads the layers over devices. InputError: no such model, incomplete files, code that is not
+    trusted, or weights of another architecture, which transformers would replace by random ones.
     """
     import torch
     from transformers import AutoModel
@@ -75,7 +75,7 @@ def load_model(
     if device_map and importlib.util.find_spec("accelerate") is None:
         raise InputError(f"{option} '{model}': a device_map needs the package accelerate; pip install accelerate")
     with _loading(model, option=option):
-        network, found = AutoModel.from_pretrained(
+        network, loading = AutoModel.from_pretrained(
             locate_model(model, option=option),
             dtype=getattr(torch, dtype),
             revision=revision or "main",
@@ -83,8 +83,8 @@ def load_model(
             device_map=device_map or None,
             output_loading_info=True,
         )
-    # models trained without a pooler get a new one, which nothing here reads
-    missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)
+    # models trained without a pooler get a new one, which is not used here
+    missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
     if missing:
         raise InputError(f"{option} '{model}': its files lack {len(missing)} of the weights, first {missing[0]}")
     return network.eval()
@@ -98,7 +98,7 @@ def load_tokenizer(model: str, *, option: str, revision: str = "", trust_remote_
         tokenizer = AutoTokenizer.from_pretrained(
             locate_model(model, option=option), revision=revision or "main", trust_remote_code=trust_remote_code
         )
-    # where the files are missing, transformers makes up tokenizers to which every word is unknown
+    # if the files are missing, transformers makes a tokenizer to which every word is unknown
     if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < _LEAST_TOKENS:
         raise InputError(f"{option} '{model}' has no tokenizer; copy tokenizer.json, vocab.txt or the like beside it")
     return tokenizer
@@ -111,7 +111,7 @@ def _loading(model: str, *, option: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # ImportError: a package that this model needs; and what tokenizers, in Rust, raises is of no further type
+        # ImportError: a package that this model needs; Exception itself: errors of tokenizers, which is written in Rust
         is_known = isinstance(error, OSError | ValueError | ImportError | SafetensorError) or type(error) is Exception
         if not is_known:
             raise

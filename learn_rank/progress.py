@@ -1,4 +1,4 @@
-"""Progress on stderr: a live bar in a terminal, a line now and then in a log file."""
+"""Progress on stderr: a live bar in a terminal, an occasional line in a log file."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _LOG_SECONDS = 15.0
 
 
 def note(text: str) -> None:
-    """One line on stderr, clear of any bar."""
+    """Prints one line on stderr without disturbing a bar."""
     if sys.stderr is not None:  # closed
         tqdm.write(f"learn-rank: {printable(text)}", file=sys.stderr)
 
 
 @contextmanager
 def progress_bar(*, total: int, description: str, unit: str, is_shown: bool = True) -> Iterator[Any]:
-    """A tqdm bar that is gone when its block ends; nothing is printed for work of under two seconds.
+    """A tqdm bar that disappears when its block ends; nothing is printed for work of less than two seconds.
 
-    A bar that an error leaves open would be closed by the garbage collector, which may run while tqdm walks its bars.
+    An error closes the bar too: left to the garbage collector, it could be closed while tqdm iterates over its bars.
     """
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
     bar = tqdm(

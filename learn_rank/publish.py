@@ -1,10 +1,10 @@
-"""Where may an output go, and how does it get there? Folders that appear under their name when they are whole.
+"""Publishes output folders: each appears under its name only when it is complete.
 
-Beside `out` lie, while it is made:  .out.lock  .out.partial (what is written)  .out.old (what it replaces)
+While `out` is made, three paths lie beside it:  .out.lock  .out.partial (the new output)  .out.old (the replaced one)
 
-A mount point, the working folder and one whose parent takes no files cannot be replaced by a rename: there the same
-three lie inside, and the contents are exchanged one by one. In both cases a killed process loses nothing, and the next
-one puts things in order before it does anything else.
+A mount point, the working folder and a folder whose parent is not writable cannot be replaced by a rename. There the
+three lie inside, and the files are exchanged one by one. Either way a killed process loses nothing, and the next one
+tidies up before it does anything else.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from learn_rank.errors import InputError
 from learn_rank.schema import MANIFEST
 
 _FULL_BYTES = 1 << 20
-_MARKER = ".fingerprint"  # in a folder that is being written: of what
-_INSIDE = ".learn-rank"  # names of the three where they lie inside
-_OF_THE_SYSTEM = ("lost+found",)  # in a mounted disk that holds nothing
+_MARKER = ".fingerprint"  # in a folder that is being written: the fingerprint of its manifest
+_INSIDE = ".learn-rank"  # prefix of the three if they lie inside
+_OF_THE_SYSTEM = ("lost+found",)  # on an empty mounted disk
 _SAME_KIND = {"experiment": "evaluate"}  # both are reports
 _LISTED = 3
 
 
 class _Places(NamedTuple):
-    """A target, after its links, and the three that lie beside or inside it."""
+    """A target with links resolved, and the three paths beside or inside it."""
 
     target: Path
     lock: Path
@@ -49,14 +49,14 @@ class _Places(NamedTuple):
 
     @property
     def own(self) -> set[str]:
-        """Names in the target that say nothing of what it holds."""
+        """Names in the target that are not part of its content."""
         return {path.name for path in (self.lock, self.work, self.old)} if self.is_inside else set()
 
 
 def check_target(directory: Path, stage: str, *, reads: Sequence[Path] = ()) -> None:
-    """InputError unless an output of this stage may take the folder's place: it is absent, empty, or holds another one.
+    """InputError unless the folder is absent, empty or an earlier output of this stage, and may thus be replaced.
 
-    reads: the command's inputs, none of which may be the folder, lie in it or hold it. Symbolic links are followed.
+    reads: the command's inputs. The folder may not be one of them, contain one or lie in one. Links are followed.
     """
     places = _Places.of(directory)
     _check_inputs(places.target, directory, reads)
@@ -74,11 +74,11 @@ def publish(
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yields (work folder, facts); on success the folder replaces `directory`, with manifest.json inside.
 
-    `facts` is an empty dict for what the stage learns; it goes into the manifest. If the block fails or the process is
-    killed, `directory` is as it was; a failure on a full disk becomes an InputError. A resumable stage finds its
-    unfinished work folder again as long as the fingerprint is the same, otherwise the work folder starts empty; with
-    keeps_refused=False, not after an InputError of the block, which the same command would only repeat. Files that
-    somebody else put into an output of ours stay in it. InputError: as in `check_target`.
+    `facts` is an empty dict that the stage fills; it goes into the manifest. If the block fails or the process is
+    killed, `directory` stays as it was; a failure on a full disk becomes an InputError. A resumable stage gets its
+    unfinished work folder back as long as the fingerprint is the same; otherwise the work folder is empty. With
+    keeps_refused=False the work is removed after an InputError, which the same command would only repeat. Files that
+    others put into an earlier output stay in it. InputError: as in `check_target`.
     """
     check_target(directory, manifest.stage, reads=reads)
     places = _Places.of(directory)
@@ -86,16 +86,16 @@ def publish(
     try:
         with lock(places.lock):
             _recover(places)
-            _check_content(places, directory, manifest.stage)  # a process that held the lock may have written it
+            _check_content(places, directory, manifest.stage)  # the previous holder of the lock may have written it
             work = _start(places, manifest, is_resumable=is_resumable)
             facts: dict[str, Any] = {}
             try:
                 yield work, facts
-                if not (work / _MARKER).is_file():  # what is there now was made after it was gone, and is not whole
+                if not (work / _MARKER).is_file():  # the folder was removed and made again, so it is incomplete
                     raise InputError(f"{directory}: {work} was removed while it was filled; run the same command again")
                 manifest.write(work, facts, unlisted=_MARKER)
             except BaseException as error:
-                # libraries say "no space left" in many ways; the disk itself says it in one
+                # libraries report a full disk in many ways, so ask the disk itself
                 is_unexplained = isinstance(error, Exception) and not isinstance(error, InputError)
                 is_full = is_unexplained and work.exists() and shutil.disk_usage(work).free < _FULL_BYTES
                 if not is_resumable or (isinstance(error, InputError) and not keeps_refused):
@@ -110,13 +110,13 @@ def publish(
             _exchange(places)
     except BaseException:
         for parent in made:
-            with suppress(OSError):  # not empty: what a resumable stage has done so far
+            with suppress(OSError):  # not empty: it holds the work of a resumable stage
                 parent.rmdir()
         raise
 
 
 def own_folder(directory: Path, stage: str) -> None:
-    """Makes a folder that grows in place, or finds it again; InputError if it holds something else."""
+    """Makes a folder that is filled in place, or reuses it; InputError if it holds something else."""
     check_target(directory, stage)
     directory.mkdir(parents=True, exist_ok=True)
     if read_record(directory) is None:
@@ -145,7 +145,7 @@ def _check_content(places: _Places, directory: Path, stage: str) -> None:
     if ancestor != target or not (names := _names_in(places)):
         return
     record = read_record(target)
-    if record is None and places.is_inside and places.work.is_dir():  # killed while the contents were exchanged
+    if record is None and places.is_inside and places.work.is_dir():  # killed during an exchange of files
         record = read_record(places.work)
     if record is not None and _kind(record["stage"]) == _kind(stage):
         return
@@ -167,14 +167,14 @@ def _names_in(places: _Places) -> list[str]:
 
 
 def _make_folders(parent: Path) -> list[Path]:
-    """Makes a folder with those above it; returns which of them are new, the innermost first."""
+    """Makes a folder and its parents; returns the new ones, innermost first."""
     made = list(itertools.takewhile(lambda path: not path.exists(), [parent, *parent.parents]))
     parent.mkdir(parents=True, exist_ok=True)
     return made
 
 
 def _start(places: _Places, manifest: Manifest, *, is_resumable: bool) -> Path:
-    """The work folder: empty, or as a killed run left it."""
+    """The work folder: empty, or as a killed run left it if it can be resumed."""
     work, marker = places.work, places.work / _MARKER
     if work.is_symlink() or work.exists():
         is_dir = work.is_dir() and not work.is_symlink()
@@ -185,13 +185,13 @@ def _start(places: _Places, manifest: Manifest, *, is_resumable: bool) -> Path:
         if not (is_resumable and begun == manifest.fingerprint):
             shutil.rmtree(work)
     work.mkdir(exist_ok=True)
-    remove_temporary(work)  # or the manifest would list them
+    remove_temporary(work)  # the manifest would list them
     marker.write_text(manifest.fingerprint)
     return work
 
 
 def _recover(places: _Places) -> None:
-    """Ends what a process was killed in: two renames, or an exchange one by one."""
+    """Completes the two renames, or the exchange of files, in which a process was killed."""
     old = places.old
     if not (old.is_symlink() or old.exists()):
         return
@@ -210,7 +210,7 @@ def _recover(places: _Places) -> None:
 
 
 def _exchange(places: _Places) -> None:
-    """Puts the finished work in the target's place."""
+    """Replaces the target by the finished work."""
     if places.is_inside:
         places.old.mkdir()
         _move_in(places)
@@ -226,10 +226,10 @@ def _exchange(places: _Places) -> None:
 
 
 def _move_in(places: _Places) -> None:
-    """Replaces what the earlier output wrote into the target by the work; can be killed and begun again at any step.
+    """Replaces the files of the earlier output in the target by the work; can be killed and repeated at any step.
 
-    The earlier manifest goes first: from then on nobody takes the folder for whole. It says what is to be removed, and
-    is removed after that. The new one comes last.
+    The earlier manifest is moved away first, so that the folder no longer counts as complete. It lists what to remove
+    and is removed after that. The new manifest comes last.
     """
     target, before, made = places.target, places.old / MANIFEST, list(files_of(places.work))
     if (target / MANIFEST).is_file():
@@ -251,9 +251,9 @@ def _move_in(places: _Places) -> None:
 
 
 def _retire(old: Path, target: Path) -> None:
-    """Removes an output that was replaced; what somebody else had put into it goes over into the new one."""
+    """Removes a replaced output; files that others had put into it move to the new one."""
     record = read_record(old)
-    if record is None:  # it was empty
+    if record is None:  # it was an empty folder
         old.rmdir()
         return
     for name in list(files_of(old)):
@@ -265,7 +265,7 @@ def _retire(old: Path, target: Path) -> None:
 
 
 def _make_room(path: Path) -> None:
-    """Moves what is not ours out of the way of a file, and makes its folder."""
+    """Makes the folder of a file, and moves away what others put in its place."""
     for parent in reversed(path.parents):
         if parent.is_symlink() or parent.is_file():
             parent.rename(_free_name(parent))
@@ -275,9 +275,9 @@ def _make_room(path: Path) -> None:
 
 
 def _free_name(path: Path) -> Path:
-    """The path itself, or with a number after it, where nothing lies."""
+    """The path itself, or the path with a number, whichever is free."""
     numbered = itertools.chain([path], (path.with_name(f"{path.name}.{n}") for n in itertools.count(1)))
-    return next(one for one in numbered if not (one.exists() or one.is_symlink()))
+    return next(candidate for candidate in numbered if not (candidate.exists() or candidate.is_symlink()))
 
 
 def _remove_empty(folder: Path, *, keep: set[str]) -> None:
@@ -289,22 +289,22 @@ def _remove_empty(folder: Path, *, keep: set[str]) -> None:
 
 
 def _stays_where_it_is(target: Path) -> bool:
-    """True for a folder that no rename can replace, or whose parent takes no files beside it."""
+    """True for a folder that no rename can replace, or whose parent is not writable."""
     is_mounted = os.path.ismount(target) or str(target) in _mount_points()
     return is_mounted or _real(Path.cwd()).is_relative_to(target) or not os.access(target.parent, os.W_OK)
 
 
 def _mount_points() -> set[str]:
-    """All of this process; folders of one file system that are bound to another place are among them."""
+    """All mount points of this process, bind mounts included."""
     try:
         lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
     except OSError:
         return set()
-    # blanks and the like are written as \\040; the rest are the bytes of the name
+    # spaces and the like are written as \\040; the rest are the bytes of the name
     names = (line.split()[4].decode("unicode_escape").encode("latin-1") for line in lines)
     return {os.fsdecode(name) for name in names}
 
 
 def _real(path: Path) -> Path:
-    """The absolute path without links; of what is not there yet, the path that it would get."""
+    """The absolute path without links, also for what does not exist yet."""
     return Path(os.path.realpath(path))

@@ -18,16 +18,16 @@ from learn_rank.progress import note
 
 
 class Scalars:
-    """An event file that cannot stop a run: what a full disk does not take is left out, and said once.
+    """An event file that cannot stop a run: on a full disk, scalars are left out and one note is printed.
 
-    torch's SummaryWriter writes in a thread, which on a full disk prints a traceback, dies, and makes the next call
-    raise; it leaves half a record, behind which TensorBoard reads nothing.
+    torch's SummaryWriter writes in a thread, which on a full disk prints a traceback, dies and makes the next call
+    raise. It leaves half a record, and TensorBoard reads nothing after it.
     """
 
     def __init__(self, directory: Path | None, *, first_step: int) -> None:
-        """A file in the directory, made when there is something to write; None: no file, for ranks other than 0.
+        """Writes to a file in the directory, created with the first scalars; None (ranks other than 0) writes nothing.
 
-        Scalars of earlier files from first_step on, made by a run that was killed, are to be forgotten.
+        TensorBoard drops scalars of earlier files from first_step on: they are from a run that was killed.
         """
         self._directory, self._first_step = directory, first_step
         self._file: io.FileIO | None = None
@@ -42,7 +42,7 @@ class Scalars:
             self._file.close()
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes the values, by name, of a step."""
+        """Writes a step's values, by name."""
         if self._directory is None:
             return
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
@@ -58,7 +58,7 @@ class Scalars:
             self._is_failing = False
         except OSError as error:
             if not self._is_failing:
-                note(f"{self._directory}: {error.strerror}; training goes on without scalars until they can be written")
+                note(f"{self._directory}: {error.strerror}; training continues without scalars for now")
             self._is_failing = True
 
     def _append(self, *events: Event) -> None:
@@ -68,7 +68,7 @@ class Scalars:
             event.wall_time = time.time()
             RecordWriter(records).write(event.SerializeToString())
         data = records.getvalue()
-        os.ftruncate(self._file.fileno(), self._size)  # half a record of a call that failed
+        os.ftruncate(self._file.fileno(), self._size)  # drops half a record left by a failed call
         self._file.seek(self._size)
         written = 0
         while written < len(data):

@@ -1,4 +1,4 @@
-"""Learning rate by step: a pure function of the steps done, so that a resumed run needs no state for it."""
+"""Learning rate by step: a pure function of the finished steps, so a resumed run needs no state for it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 
 
 def learning_rate_factor(step: int, *, schedule: str, warmup_steps: int, num_steps: int) -> float:
-    """What the learning rates are multiplied by in the step after `step` finished ones, of num_steps planned.
+    """Factor of the learning rates in the step that follows `step` finished ones, of num_steps planned.
 
     With w = warmup_steps and n = num_steps, linear warm-up: (step + 1) / (w + 1) for step < w. After it, with
     s = (step - w) / (n - w): 1 (constant), 1 - s (linear) or (1 + cos(pi s)) / 2 (cosine), which reach 0 after the last
-    step. A run on another number of ranks may have a step more than planned: it gets the 0.
+    step. On another number of ranks there may be one step more than planned, which gets 0.
 
     >>> [learning_rate_factor(step, schedule="linear", warmup_steps=1, num_steps=5) for step in range(6)]
     [0.5, 1.0, 0.75, 0.5, 0.25, 0.0]

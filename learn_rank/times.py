@@ -1,4 +1,4 @@
-"""Is a number a time, and in which unit? One rule for logs, snapshots and lookups."""
+"""Decides whether a number is a time and in which unit: one rule for logs, snapshots and lookups."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from learn_rank.errors import InputError
 
-UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}  # in a second
-STEP = "step"  # of a log without times, whose integers say only what came first: kept as they are, and not checked
+UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}  # per second
+STEP = "step"  # for logs without times: integers that only give an order, kept as they are and not checked
 EARLIEST = 631_152_000  # 1990-01-01 in unix seconds
 _YEAR = 31_556_952
 _YEARS_AHEAD = 5
@@ -27,7 +27,7 @@ def bounds(unit: str, *, now: float | None = None) -> tuple[int, int]:
 
 
 def plausible_unit(value: float, *, now: float | None = None) -> str | None:
-    """The unit in which a number is a time from 1990 to five years ahead; None if there is no such unit.
+    """The unit in which a number is a time from 1990 to five years ahead, or None.
 
     >>> [plausible_unit(value, now=1.7e9) for value in (1.7e9, 1.7e12, 1.7e15, 1.7e18, 20231114)]
     ['s', 'ms', 'us', 'ns', None]
@@ -47,9 +47,9 @@ def implausible(
     otherwise: str = "correct or drop such rows",
     now: float | None = None,
 ) -> str:
-    """What is wrong with a number that is no plausible time in this unit, and what to do: the end of an error.
+    """The end of an error about a number that is not a plausible time in this unit, with advice.
 
-    option: where the user names the unit; otherwise: what to do where no unit fits.
+    option: where the user sets the unit; otherwise: the advice if no unit fits.
 
     >>> implausible(1_700_000_000_000, "s", now=1.7e9)
     'is 1700000000000, the year 55840 in s, expected 1990 to 2028; as ms it is 2023-11-14: set timestamp_unit to ms'
@@ -91,9 +91,9 @@ def milliseconds_of(timestamps: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.in
 def column_milliseconds(
     column: pa.Array | pa.ChunkedArray, unit: str, where: str, *, option: str = "timestamp_unit", first_row: int = 0
 ) -> npt.NDArray[np.int64]:
-    """[B] unix milliseconds of timestamps, or of integers in `unit`; of STEP the integers themselves.
+    """[B] unix milliseconds of timestamps or of integers in `unit`; with STEP, the integers themselves.
 
-    InputError, naming `where`: nulls, a column of another type, times that are none in this unit.
+    InputError, naming `where`: nulls, another type, implausible times.
     """
     if column.null_count:
         raise InputError(f"{where} has nulls; every row needs its time")
@@ -111,7 +111,7 @@ def column_milliseconds(
 
 
 def iso_milliseconds(text: str, name: str) -> int:
-    """Unix milliseconds of an ISO time, UTC unless it says otherwise; InputError with the option's name.
+    """Unix milliseconds of an ISO time, in UTC unless it has a zone; InputError with the option's name.
 
     >>> iso_milliseconds("2022-05-01", "export.as_of")
     1651363200000
@@ -137,7 +137,7 @@ def _date(seconds: float) -> str:
 
 
 def _is_written_date(value: float) -> bool:
-    """True for 20231114 and the like, with hours, minutes and seconds or without."""
+    """True for dates written as digits, such as 20231114, with or without hours, minutes and seconds."""
     digits = f"{value:.0f}"
     try:
         return 1970 <= datetime.strptime(digits, _WRITTEN.get(len(digits), "never")).year <= 2100

@@ -1,4 +1,4 @@
-"""Scalars of a training run for MLflow and Weights & Biases, which are imported only where they are asked for."""
+"""Scalars of a training run for MLflow and Weights & Biases, which are imported only when used."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ _CLOSE_SECONDS = 60.0
 
 
 class Tracker:
-    """One tracker's run, written by a thread of its own: a server that is slow or gone costs training nothing.
+    """One tracker's run, written in a thread of its own, so a slow or absent server does not delay training.
 
-    What fails is said once, and the tracker is left alone from then on.
+    After a failure, one note is printed and the tracker is no longer used.
     """
 
     def __init__(self, name: str, id_file: Path, *, run_name: str, config: Mapping[str, Any]) -> None:
-        """id_file: holds the id of the tracker's run, by which a resumed training goes on with it."""
+        """id_file: keeps the id of the tracker's run, so that resumed training continues it."""
         self._name, self._id_file, self._run_name, self._config = name, id_file, run_name, config
         self._todo: queue.SimpleQueue[tuple[int, Mapping[str, float]] | bool] = queue.SimpleQueue()
-        # a daemon: a call that hangs does not keep the process from ending
+        # a daemon, so that a hanging call does not keep the process alive
         self._thread = threading.Thread(target=self._work, name=f"tracker-{name}", daemon=True)
         self._thread.start()
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Hands over the values, by name, of a step."""
+        """Queues a step's values, by name."""
         self._todo.put((step, dict(values)))
 
     def close(self, *, is_finished: bool) -> None:
-        """Marks the run as finished or failed, once all values are written; gives up on that after a minute."""
+        """Marks the run as finished or failed once all values are written; gives up after a minute."""
         self._todo.put(is_finished)
         self._thread.join(_CLOSE_SECONDS)
         if self._thread.is_alive():
@@ -54,17 +54,19 @@ class Tracker:
             while not isinstance(todo := self._todo.get(), bool):
                 run.add(*todo)
             run.close(todo)
-        except Exception as error:  # whatever a library or its server may raise
+        except Exception as error:  # a library or its server may raise anything
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            note(f"{self._name}: {reason[0]}; training goes on without it")
+            note(f"{self._name}: {reason[0]}; training continues without it")
 
 
 @contextmanager
 def open_trackers(
     names: Sequence[str], directory: Path, *, run_name: str, config: Mapping[str, Any]
 ) -> Iterator[list[Tracker]]:
-    """The trackers of TRACKERS that are named, each with a run of that name and config; server and project are theirs
-    to know, from MLFLOW_TRACKING_URI, WANDB_PROJECT and the like."""
+    """Starts a run of this name and config in each of the named trackers.
+
+    They take server and project from their own settings, such as MLFLOW_TRACKING_URI and WANDB_PROJECT.
+    """
     trackers = [Tracker(name, directory / f"{name}.id", run_name=run_name, config=config) for name in names]
     is_finished = False
     try:
@@ -76,14 +78,14 @@ def open_trackers(
 
 
 def require_trackers(names: Sequence[str]) -> None:
-    """InputError for one that is not installed."""
+    """InputError if a tracker is not installed."""
     for name in names:
         if find_spec(name) is None:
             raise InputError(f"trackers: {name} is not installed; pip install 'learn-rank[trackers]'")
 
 
 class _Run(NamedTuple):
-    """A run of a tracker. close is told whether training was finished."""
+    """A tracker's run. close takes whether training finished."""
 
     id: str
     add: Callable[[int, Mapping[str, float]], object]
@@ -92,7 +94,7 @@ class _Run(NamedTuple):
 
 def _start_mlflow(run_id: str | None, name: str, config: Mapping[str, Any]) -> _Run:
     mlflow = import_module(MLFLOW)
-    run = mlflow.start_run(run_id=run_id, run_name=None if run_id else name)  # active in this thread alone
+    run = mlflow.start_run(run_id=run_id, run_name=None if run_id else name)  # active in this thread only
     if run_id is None:
         mlflow.log_params(dict(config))
     return _Run(

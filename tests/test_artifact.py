@@ -29,9 +29,9 @@ def published(folder: Path, manifest: Manifest = ONE, **contents: str) -> Path:
 def test_a_published_folder_carries_what_made_it(tmp_path: Path) -> None:
     folder = published(tmp_path / "p", data="whole")
     assert (folder / "data").read_text() == "whole"
-    found = read_manifest(folder, stage="prepare")
-    assert (found.fingerprint, found.facts, found.inputs) == (ONE.fingerprint, {"rows": 3}, {"log": "a"})
-    assert "pyarrow" in found.versions
+    read_back = read_manifest(folder, stage="prepare")
+    assert (read_back.fingerprint, read_back.facts, read_back.inputs) == (ONE.fingerprint, {"rows": 3}, {"log": "a"})
+    assert "pyarrow" in read_back.versions
     assert is_current(folder, ONE)
     assert not is_current(folder, OTHER)
 
@@ -92,8 +92,12 @@ def test_no_flip_of_the_manifest_is_silent_or_a_traceback(tmp_path: Path) -> Non
         flipped[at] ^= 1 << int(generator.integers(8))
         path.write_bytes(flipped)
         with suppress(InputError):  # or what was flipped is white space
-            found = read_manifest(folder, stage="prepare")
-            assert (found.fingerprint, found.facts, found.inputs) == (ONE.fingerprint, {"rows": 3}, {"log": "a"})
+            read_back = read_manifest(folder, stage="prepare")
+            assert (read_back.fingerprint, read_back.facts, read_back.inputs) == (
+                ONE.fingerprint,
+                {"rows": 3},
+                {"log": "a"},
+            )
     path.write_bytes(whole)
     assert read_manifest(folder, stage="prepare").facts == {"rows": 3}
 

@@ -137,17 +137,17 @@ def test_torchrun_starts_two_ranks(tmp_path: Path) -> None:
 def test_two_ranks_agree_and_join_again_after_a_restart(tmp_path: Path) -> None:
     run_ranks(_RANK, tmp_path, max_restarts=1)
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    for found in ranks:
-        assert found["attempt"] == "1"
-        assert found["total"] == 3
-        assert found["from_main"] == ["rank", 0]
-        assert found["sums"] == list(range(0, 600, 2))
-        assert found["others"] == list(range(300))
-        assert found["num_ranks"] == 2
-        assert found["parts"] == [[0, 0], [1, 1]]
-        assert found["gathered"] == [1, 2]
-        assert found["summed"] == [33, 0]
-        assert found["input"] == "InputError: no such file"
-    assert [found["gradient"] for found in ranks] == [3, 30]  # what both ranks' losses say of it
+    for actual in ranks:
+        assert actual["attempt"] == "1"
+        assert actual["total"] == 3
+        assert actual["from_main"] == ["rank", 0]
+        assert actual["sums"] == list(range(0, 600, 2))
+        assert actual["others"] == list(range(300))
+        assert actual["num_ranks"] == 2
+        assert actual["parts"] == [[0, 0], [1, 1]]
+        assert actual["gathered"] == [1, 2]
+        assert actual["summed"] == [33, 0]
+        assert actual["input"] == "InputError: no such file"
+    assert [actual["gradient"] for actual in ranks] == [3, 30]  # what both ranks' losses say of it
     assert ranks[0]["bug"] == "ZeroDivisionError: division by zero"
     assert "rank 0 failed: ZeroDivisionError" in ranks[1]["bug"]

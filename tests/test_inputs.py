@@ -12,8 +12,20 @@ from learn_rank.errors import InputError
 from learn_rank.inputs import CSV, PARQUET, find_inputs
 from learn_rank.io import open_input, read_batches
 
-NAMES = ["log[1].parquet", "log1.parquet", "log*.parquet", "a?b.parquet", "back\\slash.parquet", "it's.parquet",
-         "é 日本.parquet", "{a,b}.parquet", "%41.parquet", "[!x].parquet", "~.parquet", "#$&;.parquet"]  # fmt: skip
+NAMES = [
+    "log[1].parquet",
+    "log1.parquet",
+    "log*.parquet",
+    "a?b.parquet",
+    "back\\slash.parquet",
+    "it's.parquet",
+    "é 日本.parquet",
+    "{a,b}.parquet",
+    "%41.parquet",
+    "[!x].parquet",
+    "~.parquet",
+    "#$&;.parquet",
+]
 
 
 def write(path: Path, **columns: list[object]) -> Path:
@@ -23,8 +35,8 @@ def write(path: Path, **columns: list[object]) -> Path:
 
 
 def folders_of(name: str | Path, **options: bool) -> list[dict[str, object]]:
-    found = find_inputs(name, may_be_pattern=True, **options)
-    return [{key: value.as_py() for key, value in file.folders.items()} for file in found.files]
+    matches = find_inputs(name, may_be_pattern=True, **options)
+    return [{key: value.as_py() for key, value in file.folders.items()} for file in matches.files]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -94,7 +106,7 @@ def test_values_of_folders_are_integers_only_if_all_are(
 ) -> None:
     for value in values:
         write(tmp_path / f"k={value}" / "a.parquet")
-    assert [one["k"] for one in folders_of(tmp_path)] == expected
+    assert [entry["k"] for entry in folders_of(tmp_path)] == expected
 
 
 def test_a_column_of_the_file_is_never_replaced(tmp_path: Path) -> None:

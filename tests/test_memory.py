@@ -30,10 +30,17 @@ def test_available_memory_is_what_the_host_says_unless_a_container_has_less(
 @pytest.mark.parametrize(
     ("text", "size"),
     [
-        ("1MiB", 2**20), ("2GiB", 2**31), ("1TiB", 2**40), ("3MB", 3 * 10**6), ("1.5GB", 1_500_000_000),
-        ("1TB", 10**12), (" 2 gib ", 2**31), ("512mib", 2**29), ("1e3MB", 10**9),
+        ("1MiB", 2**20),
+        ("2GiB", 2**31),
+        ("1TiB", 2**40),
+        ("3MB", 3 * 10**6),
+        ("1.5GB", 1_500_000_000),
+        ("1TB", 10**12),
+        (" 2 gib ", 2**31),
+        ("512mib", 2**29),
+        ("1e3MB", 10**9),
     ],
-)  # fmt: skip
+)
 def test_sizes_are_powers_of_1024_with_an_i_and_of_1000_without(text, size):
     assert parse_bytes(text, name="limit") == size
 

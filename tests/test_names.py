@@ -14,9 +14,31 @@ def test_letters_and_digits_of_any_script_are_plain(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", " ", ".", "..", "../x", "a/b", "/etc", "a\\b", "a\n", "a\0", ".a", "a.", "a ", "a'b", 'a"b', "-a",
-             "🦆", "x" * 101, "é" * 51, "a;b", "a*"],
-)  # fmt: skip
+    "name",
+    [
+        "",
+        " ",
+        ".",
+        "..",
+        "../x",
+        "a/b",
+        "/etc",
+        "a\\b",
+        "a\n",
+        "a\0",
+        ".a",
+        "a.",
+        "a ",
+        "a'b",
+        'a"b',
+        "-a",
+        "🦆",
+        "x" * 101,
+        "é" * 51,
+        "a;b",
+        "a*",
+    ],
+)
 def test_what_a_file_cannot_be_called_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=r"sparse: the name .* must be letters, digits") as error:
         require_plain(name, "sparse")

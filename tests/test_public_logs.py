@@ -76,9 +76,9 @@ def test_a_real_log_is_prepared_whole_and_in_order_of_time(name: str, prepared: 
 def test_leaving_the_last_two_purchases_out_is_the_published_split(prepared: Prepared) -> None:
     folder, splits = prepared("amazon_scientific")
     log = pq.read_table(raw_folder("amazon_scientific") / "interactions.parquet")
-    for theirs, found in zip(("train", "valid", "test"), splits, strict=True):
+    for theirs, actual in zip(("train", "valid", "test"), splits, strict=True):
         expected = log.filter(pc.equal(log["split"], theirs)).select(["user_id", "item_id", "position"])
-        rows = found.select(["user_id", "item_id", "timestamp"])
+        rows = actual.select(["user_id", "item_id", "timestamp"])
         assert sorted(zip(*rows.to_pydict().values(), strict=True)) == sorted(
             zip(*expected.to_pydict().values(), strict=True)
         )
@@ -112,11 +112,11 @@ def test_no_row_of_a_real_log_sees_its_own_time_or_later(name: str, prepared: Pr
             is_trained = row["fold"] >= 0
             seen = mine & (((folds >= 0) & (folds != row["fold"])) if is_trained else (times < row["timestamp"]))
             at = np.sort(times[seen])[-history.max_length :]
-            found = row[f"sequence.{history.name}"]
-            assert len(found) == len(at)
+            actual = row[f"sequence.{history.name}"]
+            assert len(actual) == len(at)
             # likes of one time may stand in any order, and at the oldest time some are beyond max_length
             later = zip(times[seen].tolist(), items[seen].tolist(), strict=True)
             expected = sorted(pair for pair in later if pair[0] > at[0])
-            assert sorted(zip(at.tolist(), found, strict=True))[-len(expected) or len(at) :] == expected
+            assert sorted(zip(at.tolist(), actual, strict=True))[-len(expected) or len(at) :] == expected
             num_compared += len(expected)
     assert num_compared > 500

@@ -23,9 +23,9 @@ def blocks(language: str, text: str = README) -> list[str]:
 
 def test_python_examples_run() -> None:
     pytest.importorskip("torch")
-    found = blocks("python")
-    assert len(found) >= 2
-    for block in found:
+    examples = blocks("python")
+    assert len(examples) >= 2
+    for block in examples:
         exec(compile(block, "README.md", "exec"), {})
 
 

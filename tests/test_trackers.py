@@ -21,9 +21,9 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def track(name: str, directory: Path, *values: tuple[int, float]) -> None:
-    with open_trackers([name], directory, run_name="learn", config={"backbone": "dcnv2", "hidden_dims": [8]}) as found:
+    with open_trackers([name], directory, run_name="learn", config={"backbone": "dcnv2", "hidden_dims": [8]}) as logged:
         for step, value in values:
-            found[0].add(step, {"train/loss": value})
+            logged[0].add(step, {"train/loss": value})
 
 
 def leveldb_records(log: bytes) -> Iterator[bytes]:
@@ -50,12 +50,12 @@ def test_mlflow_holds_the_options_and_the_scalars_of_a_run_that_was_resumed(
     track("mlflow", tmp_path / "train", (60, 0.125))
     assert "training goes on without" not in capsys.readouterr().err
     client = mlflow.MlflowClient()
-    found = client.get_run(run_id)
-    assert (found.info.run_name, found.info.status) == ("learn", "FINISHED")
-    assert found.data.params == {"backbone": "dcnv2", "hidden_dims": "[8]"}
+    logged = client.get_run(run_id)
+    assert (logged.info.run_name, logged.info.status) == ("learn", "FINISHED")
+    assert logged.data.params == {"backbone": "dcnv2", "hidden_dims": "[8]"}
     history = client.get_metric_history(run_id, "train/loss")
     assert [(metric.step, metric.value) for metric in history] == [(20, 0.5), (40, 0.25), (60, 0.125)]
-    assert len(client.search_runs([found.info.experiment_id])) == 1
+    assert len(client.search_runs([logged.info.experiment_id])) == 1
 
 
 def test_a_run_that_fails_is_marked_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,8 +86,11 @@ def test_wandb_holds_the_scalars_of_a_run_offline(tmp_path: Path, monkeypatch: p
     while "exit" not in {record.WhichOneof("record_type") for record in read()}:
         time.sleep(0.1)
     records = read()
-    rows = [{"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
-            for record in records if record.WhichOneof("record_type") == "history"]  # fmt: skip
+    rows = [
+        {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+        for record in records
+        if record.WhichOneof("record_type") == "history"
+    ]
     assert [(row["_step"], row["train/loss"]) for row in rows] == [("20", "0.5"), ("40", "0.25")]
     (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
     assert run.display_name == "learn"
@@ -101,7 +104,7 @@ def test_a_tracker_that_fails_is_said_once_and_stops_nothing(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     track("mlflow", tmp_path, *((step, 0.5) for step in range(50)))
-    said = [line for line in capsys.readouterr().err.splitlines() if "training goes on without it" in line]
+    said = [line for line in capsys.readouterr().err.splitlines() if "training continues without it" in line]
     assert len(said) == 1
     assert said[0].startswith("learn-rank: mlflow: ")
 

@@ -20,9 +20,9 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_what_was_saved_is_read(path: Path) -> None:
-    found = read_weights(path, remedy="")
-    assert found["width"] == 3
-    assert torch.equal(found["weights"]["w"], torch.arange(1000.0))
+    read_back = read_weights(path, remedy="")
+    assert read_back["width"] == 3
+    assert torch.equal(read_back["weights"]["w"], torch.arange(1000.0))
 
 
 def test_no_flipped_bit_gives_other_weights(path: Path) -> None:
@@ -32,11 +32,11 @@ def test_no_flipped_bit_gives_other_weights(path: Path) -> None:
         content[at] ^= 1 << at % 8
         path.write_bytes(content)
         try:
-            found = read_weights(path, remedy="")
+            read_back = read_weights(path, remedy="")
         except InputError:
             continue
-        assert torch.equal(found["weights"]["w"], torch.arange(1000.0))
-        assert found["width"] == 3
+        assert torch.equal(read_back["weights"]["w"], torch.arange(1000.0))
+        assert read_back["width"] == 3
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 3000, -1])

@@ -1,6 +1,7 @@
-"""LEARN-Adaptor for any ranker: fusion of frozen user and item vectors, trained by the CVR loss. Needs torch alone."""
+"""LEARN-Adaptor for any ranker: fusion of frozen user and item vectors, trained by the CVR loss. Needs only torch."""
 
-from learn_rank.adaptor.attach import Attached, attach
+from learn_rank.adaptor.attach import attach
+from learn_rank.adaptor.attached import Attached
 from learn_rank.adaptor.features import LearnFeatures, VectorTable
 from learn_rank.adaptor.fusion import AdaptorOutput, LearnAdaptor
 from learn_rank.adaptor.loss import cvr_loss

@@ -1,4 +1,4 @@
-"""Ids in, LEARN features out: frozen stores looked up without gradient, then the adaptor."""
+"""Ids in, LEARN features out: a lookup in frozen stores without gradient, then the adaptor."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class VectorStore(Protocol):
     def lookup(self, ids: Any, before: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Vectors [B, D] of [B] ids, and a mask [B] bool, False where there is none; on any device.
 
-        before [B], unix milliseconds: of vectors with times, the newest made strictly before. Others ignore it.
+        before [B], unix milliseconds: with snapshots by time, the newest one made strictly before. Others ignore it.
         """
 
 
 class VectorTable:
-    """Vectors by row number: a tensor that you hold yourself, on the device that it is on.
+    """Vectors by row number, from a tensor of your own, on its device.
 
-    vectors [N, D] of any float type; mask [N] bool, False for rows that hold none. A number outside 0 .. N - 1 has no
-    vector. InputError: a row that holds NaN or an infinity, which would spoil whatever batch it came in.
+    vectors [N, D] of any float type; mask [N] bool, False for rows without a vector. A number outside 0 .. N - 1 has no
+    vector. InputError: a row with NaN or an infinity, which would spoil any batch that contains it.
     """
 
     has_as_of = False
@@ -55,19 +55,19 @@ class VectorTable:
         rows = _integers(ids).to(self.vectors.device, torch.int64).reshape(-1)
         if not len(self.vectors):
             return self.vectors.new_zeros(len(rows), self.dim), torch.zeros_like(rows, dtype=torch.bool)
-        found = (rows >= 0) & (rows < len(self.vectors))
-        rows = rows.where(found, torch.zeros_like(rows))
+        is_present = (rows >= 0) & (rows < len(self.vectors))
+        rows = rows.where(is_present, torch.zeros_like(rows))
         if self.mask is not None:
-            found = found & self.mask[rows]
-        return self.vectors.index_select(0, rows), found
+            is_present = is_present & self.mask[rows]
+        return self.vectors.index_select(0, rows), is_present
 
 
 class LearnFeatures(nn.Module):
-    """User and item ids -> what LEARN says of them, inside any nn.Module.
+    """User and item ids -> LEARN features, inside any nn.Module.
 
-    The stores are no part of the module: their vectors are never parameters or buffers, in no state_dict, gradient or
-    optimizer; only the adaptor is trained. They stay where they are, in mapped files or on a device of their own, and
-    the vectors of a batch go to the adaptor's device. torch.compile leaves its graph for the lookup; torch.export,
+    The stores are not part of the module: their vectors are never parameters or buffers and appear in no state_dict,
+    gradient or optimizer; only the adaptor is trained. They stay in mapped files or on their own device, and the
+    vectors of a batch are moved to the adaptor's device. torch.compile breaks its graph for the lookup; torch.export,
     TorchScript and torch.fx take the `adaptor` alone, with vectors as inputs.
     """
 
@@ -84,13 +84,13 @@ class LearnFeatures(nn.Module):
         return self.adaptor.feature_dim
 
     def forward(self, user_ids: Any, item_ids: Any, before: Any = None) -> AdaptorOutput:
-        """[B] ids each, as their stores know them: int64 tensors, numpy or pyarrow arrays, lists of strings.
+        """[B] user and [B] item ids in any form that the stores take: int64 tensors, arrays, lists of strings.
 
-        before [B], unix milliseconds: when each row came up, for stores that hold snapshots.
+        before [B], unix milliseconds: the time of each row, for stores with snapshots.
         """
         lookup = self._lookup
         if torch.compiler.is_compiling():
-            lookup = torch.compiler.disable(lookup)  # as a decorator it would load the compiler with this file
+            lookup = torch.compiler.disable(lookup)  # as a decorator it would load the compiler at import
         output: AdaptorOutput = self.adaptor(*lookup(user_ids, item_ids, before))
         return output
 
@@ -118,19 +118,25 @@ def _integers(ids: Any) -> torch.Tensor:
 def _check_finite(vectors: torch.Tensor, mask: torch.Tensor | None) -> None:
     if vectors.device.type == "meta" or not vectors.numel():
         return
-    if all(torch.isfinite(end) for end in vectors.aminmax()):  # NaN is both ends; no copy of a large table
+    if all(
+        torch.isfinite(end) for end in vectors.aminmax()
+    ):  # aminmax gives NaN if there is one, without a copy of a large table
         return
     is_bad = ~torch.cat([rows.isfinite().all(1) for rows in vectors.split(_CHECKED_ROWS)])
     bad = (is_bad if mask is None else is_bad & mask).nonzero().flatten().tolist()
     if bad:
-        found = next(number for number in vectors[bad[0]].tolist() if not math.isfinite(number))
-        raise InputError(f"vectors: row {bad[0]} holds {found}, expected finite numbers ({len(bad)} of {len(vectors)} "
-                         "rows are not); drop them, or pass a mask that is False there")  # fmt: skip
+        number = next(number for number in vectors[bad[0]].tolist() if not math.isfinite(number))
+        raise InputError(
+            f"vectors: row {bad[0]} holds {number}, expected finite numbers ({len(bad)} of {len(vectors)} rows are "
+            "not finite); drop them, or pass a mask that is False there"
+        )
 
 
 def _check_store(name: str, store: VectorStore, dim: int) -> None:
     if isinstance(store, nn.Module) or not hasattr(store, "lookup"):
-        raise InputError(f"{name}_store is a {type(store).__name__}, expected a FrozenStore, its indexed_by(ids), a "
-                         "VectorTable, or an object of yours with `dim` and `lookup` that is no nn.Module")  # fmt: skip
+        raise InputError(
+            f"{name}_store is a {type(store).__name__}, expected a FrozenStore, its indexed_by(ids), a VectorTable, or "
+            "your own object with `dim` and `lookup` that is not an nn.Module"
+        )
     if store.dim != dim:
         raise InputError(f"{name} vectors have {store.dim} dimensions, the adaptor {dim}; set {name}_dim")

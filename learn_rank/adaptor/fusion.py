@@ -16,9 +16,9 @@ CONCATENATION, INTERACTIONS = FUSION_INPUTS = ("concatenation", "interactions")
 
 
 class AdaptorOutput(NamedTuple):
-    """What the adaptor gives for B rows.
+    """Output of the adaptor for B rows.
 
-    user [B, U] and item [B, I]: the frozen vectors, normalised, the learned missing vector where there is none.
+    user [B, U] and item [B, I]: the normalised frozen vectors, or the learned missing vector where there is none.
     fusion [B, E]: the fusion embedding. cvr_logit [B]: before the sigmoid, for `cvr_loss`.
     """
 
@@ -28,26 +28,26 @@ class AdaptorOutput(NamedTuple):
     cvr_logit: torch.Tensor
 
     def features(self) -> torch.Tensor:
-        """[B, U + I + E]: what is concatenated with the ranker's own features.
+        """[B, U + I + E], to be concatenated with the ranker's own features.
 
-        TorchScript has tuples without methods: there, torch.cat([output.user, output.item, output.fusion], 1).
+        TorchScript tuples have no methods; there, use torch.cat([output.user, output.item, output.fusion], 1).
         """
         return torch.cat([self.user, self.item, self.fusion], dim=1)
 
     def cvr_loss(self, label: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
-        """Scalar to be added to the ranker's loss; label and weight [B] as in `learn_rank.adaptor.cvr_loss`."""
+        """Scalar to add to the ranker's loss; label and weight [B] as in `learn_rank.adaptor.cvr_loss`."""
         return cvr_loss(self.cvr_logit, label.reshape(-1), None if weight is None else weight.reshape(-1))
 
 
 class LearnAdaptor(RawVectors):
     """Fusion module of two linear layers over [user, item], and an MLP on the fusion embedding that predicts CVR.
 
-    How the vectors are taken, and what masks, normalization, scale, vector_dropout and synchronise mean: RawVectors.
+    RawVectors describes masks, normalization, scale, vector_dropout and synchronise.
 
-    fusion_inputs: "concatenation" is the paper's; "interactions" adds the element-wise product of both and the cosine
-    of the vectors as they were aligned, which needs user_dim = item_dim. A row that lacks one of them has cosine 0.
-    stop_ranker_gradient: the fusion embedding reaches the ranker detached, so that the CVR loss alone trains the fusion
-    module; otherwise the ranker's loss trains it too.
+    fusion_inputs: "concatenation" as in the paper; "interactions" adds the element-wise product of both and the cosine
+    of the vectors before normalisation, and needs user_dim = item_dim. A row without one of them has cosine 0.
+    stop_ranker_gradient: the ranker gets the fusion embedding detached, so only the CVR loss trains the fusion module;
+    otherwise the ranker's loss trains it too.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class LearnAdaptor(RawVectors):
         x = torch.cat([taken.user, taken.item], dim=1)
         if self.has_interactions:
             cosine = F.cosine_similarity(user.to(x.dtype), item.to(x.dtype), dim=1)
-            cosine = torch.where(taken.has_both, cosine, torch.zeros_like(cosine))  # what is absent may be NaN
+            cosine = torch.where(taken.has_both, cosine, torch.zeros_like(cosine))  # an absent vector may hold NaN
             x = torch.cat([x, taken.user * taken.item, cosine.unsqueeze(1)], dim=1)
         fusion = self.fusion(x)
         cvr_logit = self.cvr(fusion).squeeze(1)

@@ -1,4 +1,4 @@
-"""The CVR loss: what trains the fusion embedding."""
+"""The CVR loss, which trains the fusion embedding."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def cvr_loss(
 
         loss = sum_i w_i * BCE(sigmoid(logit_i), label_i) / sum_i w_i        (paper, "Online A/B Experiments")
 
-    A row of weight 0 neither counts nor gets a gradient: pass the clicks as weights to train on clicked impressions
-    alone. When no row counts the loss is 0 and its gradients are zeros. total_weight replaces the divisor: with
-    several processes whose gradients are averaged, pass sum_of_all_weights / num_processes.
+    A row of weight 0 does not count and gets no gradient: pass the clicks as weights to train on clicked impressions
+    only. If no row counts, the loss and its gradients are 0. total_weight replaces the divisor: with several processes
+    whose gradients are averaged, pass sum_of_all_weights / num_processes.
     """
-    # a mean in bfloat16 is good to two digits
+    # a mean in bfloat16 has only two correct digits
     cvr_logit = cvr_logit.to(torch.promote_types(cvr_logit.dtype, torch.float32))
     if weight is None:
         weight = torch.ones_like(cvr_logit)
     is_counted = weight > 0
-    # a row that does not count may hold anything, even NaN: select before the loss, or its gradient is NaN too
+    # a row that does not count may hold NaN: select before the loss, or the gradient would be NaN too
     cvr_logit = torch.where(is_counted, cvr_logit, torch.zeros_like(cvr_logit))
     label = torch.where(is_counted, label.to(cvr_logit.dtype), torch.zeros_like(cvr_logit))
     loss = F.binary_cross_entropy_with_logits(cvr_logit, label, reduction="none") * weight

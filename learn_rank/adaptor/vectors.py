@@ -1,4 +1,4 @@
-"""Frozen user and item vectors as a ranker takes them: normalised, and a learned vector where there is none."""
+"""Frozen user and item vectors as input of a ranker: normalised, with a learned vector where there is none."""
 
 # annotations are types here and not strings: TorchScript reads them
 from collections.abc import Callable
@@ -15,7 +15,7 @@ NORMALIZATIONS = ("center", "layer", "batch", "none")
 
 
 class TakenVectors(NamedTuple):
-    """user [B, U] and item [B, I] as the ranker takes them; has_both [B] bool: neither is the missing vector."""
+    """user [B, U] and item [B, I], ready for the ranker; has_both [B] bool: neither is the missing vector."""
 
     user: torch.Tensor
     item: torch.Tensor
@@ -23,21 +23,22 @@ class TakenVectors(NamedTuple):
 
 
 class RawVectors(nn.Module):
-    """User and item vectors side by side, without a fusion: what LearnAdaptor is built on and compared with.
+    """User and item vectors side by side, without a fusion: the base of LearnAdaptor, and its comparison.
 
-    Vectors are inputs, never parameters: pass what the stores hold, without gradient. A row without a vector (mask
-    False) takes a learned missing vector instead, whatever its values, and so does one whose vector holds NaN or an
-    infinity: it would spoil the statistics of its batch and all that come after.
+    Vectors are inputs, never parameters: pass the stores' vectors, without gradient. A row without a vector (mask
+    False) takes a learned missing vector, whatever its values. So does a row with NaN or an infinity, which would spoil
+    the statistics of its batch and of all later ones.
 
-    normalization: unit-norm vectors of 64 dimensions are about 0.1 per dimension, too small beside id embeddings, and
-    most of that is often one direction that all of them share and that tells none from another. "center" takes the mean
-    of the present rows out (see PresentBatchNorm) and divides by one root mean square of all dimensions, which keep
-    their strengths beside each other; "batch" divides each dimension by its own, so that the faintest counts like the
-    strongest. "layer" standardises each vector by its own mean and variance and leaves what they share; "none" leaves
-    them as they are. scale multiplies them after that.
-    vector_dropout: share of rows that take the missing vector in training although they have one, for users and items
-    apart: the ranker cannot lean on a user's vector as on a second id, and meets missing ones before it serves them.
-    synchronise: batch statistics over all processes of the default group; every process must then call together.
+    normalization: unit-norm vectors of 64 dimensions have values of about 0.1, too small beside id embeddings, and much
+    of that is often one direction that all vectors share. "center" subtracts the mean of the present rows (see
+    PresentBatchNorm) and divides by one root mean square of all dimensions, which keeps their relative strengths.
+    "batch" divides each dimension by its own, so the weakest counts as much as the strongest. "layer" standardises each
+    vector by its own mean and variance and keeps the shared direction. "none" changes nothing. scale multiplies the
+    result.
+    vector_dropout: share of rows that take the missing vector in training although they have one, drawn separately for
+    users and items. The ranker then cannot use a user's vector as a second id, and has seen missing vectors before it
+    serves them.
+    synchronise: batch statistics over all processes of the default group; all processes must then call together.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class RawVectors(nn.Module):
 
     @property
     def feature_dim(self) -> int:
-        """Width of what the ranker gets."""
+        """Width of the output."""
         return self.user_dim + self.item_dim
 
     def forward(
@@ -79,9 +80,9 @@ class RawVectors(nn.Module):
     def take(
         self, user: torch.Tensor, item: torch.Tensor, user_mask: torch.Tensor | None, item_mask: torch.Tensor | None
     ) -> TakenVectors:
-        """Both, in the type of the weights; masks [B] (True: there is a vector), None where all rows have one."""
+        """Both, in the type of the weights; masks [B] (True: there is a vector), None if all rows have one."""
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            pass  # TorchScript compiles nothing of the other branches
+            pass  # TorchScript does not compile the other branches
         elif not is_fx_symbolic_tracing():
             _check_shapes(user, item, user_mask, item_mask, self.user_dim, self.item_dim)
         user_mask, item_mask = _finite(user, user_mask), _finite(item, item_mask)
@@ -93,13 +94,13 @@ class RawVectors(nn.Module):
         )
 
     def _kept(self, mask: torch.Tensor) -> torch.Tensor:
-        """[B] bool: the rows whose vector is there and, in training, not dropped."""
+        """[B] bool: rows that have a vector which, in training, is not dropped."""
         if self.training and self.vector_dropout > 0:
             mask = mask & (torch.rand_like(mask, dtype=torch.float32) >= self.vector_dropout)
         return mask
 
     def _fill(self, vectors: torch.Tensor, mask: torch.Tensor, missing: torch.Tensor) -> torch.Tensor:
-        """[B, D]: the scaled vectors that are kept, else the missing one."""
+        """[B, D]: the scaled vectors of kept rows, the missing vector of others."""
         vectors = vectors.to(missing.dtype)
         if self.scale != 1.0:
             vectors = vectors * self.scale
@@ -107,22 +108,22 @@ class RawVectors(nn.Module):
 
 
 class PresentBatchNorm(nn.Module):
-    """Standardises vectors with the statistics of the rows that have one: "batch" and "center" of RawVectors.
+    """Standardises vectors with the statistics of the present rows: "batch" and "center" of RawVectors.
 
-    by_dimension: each dimension by itself, as nn.BatchNorm1d without affine parameters. Otherwise all dimensions by
-    their mean variance, and with the running statistics in training too, which are those of all batches at first, then
-    an average over the last 1 / momentum of them: training and scoring see a vector alike, whatever it is batched with.
+    by_dimension: each dimension by itself, like nn.BatchNorm1d without affine parameters. Otherwise all dimensions by
+    their mean variance, with the running statistics in training too: the average of all batches at first, then of about
+    the last 1 / momentum of them. A vector then looks the same in training and scoring, whatever its batch.
 
-    Absent rows do not count, a batch with fewer than two present rows leaves the running statistics and uses them, and
-    no gradient goes through the statistics: the inputs are frozen. That makes statistics over several processes one
-    plain all-reduce, on CPU too. Statistics are float32 in a model of float16 or bfloat16 too: a running mean that
-    moves by a tenth of a difference would stand still there.
+    Absent rows do not count. A batch with fewer than two present rows uses the running statistics and does not change
+    them. The inputs are frozen, so no gradient goes through the statistics, and statistics over several processes take
+    one plain all-reduce, also on the CPU. In models of float16 or bfloat16 the statistics stay float32: small changes
+    of a running mean would be rounded away.
     """
 
     by_dimension: Final[bool]  # TorchScript leaves out the other branch
     running_mean: torch.Tensor
     running_variance: torch.Tensor
-    num_batches: torch.Tensor  # of "center" alone
+    num_batches: torch.Tensor  # of "center" only
 
     def __init__(
         self,
@@ -141,7 +142,7 @@ class PresentBatchNorm(nn.Module):
             self.register_buffer("num_batches", torch.zeros(1, dtype=torch.int64))
 
     def forward(self, vectors: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """[B, D] -> [B, D]; rows with mask False hold whatever the formula makes of them."""
+        """[B, D] -> [B, D]; rows with mask False hold arbitrary values."""
         mean, variance = self.running_mean, self.running_variance
         if self.training:
             of_batch = self._update(vectors.detach(), _present(vectors, mask))
@@ -151,7 +152,7 @@ class PresentBatchNorm(nn.Module):
 
     def _update(self, vectors: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and variance [D] of this batch; moves the running ones."""
-        # squares of small numbers: less cancellation in the variance
+        # smaller numbers: less cancellation in the variance
         shifted = vectors.to(self.running_mean.dtype) - self.running_mean
         shifted = shifted.masked_fill(~mask.unsqueeze(1), 0.0)
         count = mask.sum(dtype=shifted.dtype).reshape(1)
@@ -176,7 +177,7 @@ class PresentBatchNorm(nn.Module):
         return mean, variance
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
-        """What to(), half() and bfloat16() call."""
+        """Called by to(), half() and bfloat16(); keeps the statistics in float32."""
         before = self.running_mean, self.running_variance
         super()._apply(fn, recurse)
         if self.running_mean.dtype.itemsize < before[0].dtype.itemsize:
@@ -185,7 +186,7 @@ class PresentBatchNorm(nn.Module):
 
 
 class _RowNorm(nn.Module):
-    """Normalisation of each row by itself, or none; takes the mask that PresentBatchNorm needs."""
+    """Normalises each row by itself, or not at all; takes and ignores the mask that PresentBatchNorm needs."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
@@ -198,7 +199,7 @@ class _RowNorm(nn.Module):
 
 def _normalization(name: str, dim: int, synchronise: bool) -> nn.Module:
     if name == "center":
-        # one scale of all dimensions is near zero only where all vectors are the same
+        # the scale of all dimensions is near zero only if all vectors are equal
         return PresentBatchNorm(dim, by_dimension=False, momentum=0.01, eps=1e-9, synchronise=synchronise)
     if name == "batch":
         return PresentBatchNorm(dim, synchronise=synchronise)
@@ -215,12 +216,12 @@ def _present(vectors: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 
 
 def _finite(vectors: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """[B] bool: the present rows whose numbers are finite; one pass, since a sum is NaN or infinite if a number is."""
+    """[B] bool: the present rows whose numbers are finite; one pass: the sum is not finite if any number is not."""
     is_finite = vectors.sum(1, dtype=torch.float32).isfinite()
     return is_finite if mask is None else mask.to(torch.bool) & is_finite
 
 
-# leaves for torch.fx, which keeps what is made of buffers alone as a constant, and cannot follow conditions on shapes
+# torch.fx does not trace these: it would turn values made of buffers into constants, and cannot branch on shapes
 @torch.fx.wrap
 def _standardise(
     vectors: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, eps: float, by_dimension: bool

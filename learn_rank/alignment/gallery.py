@@ -12,6 +12,7 @@ import torch
 
 from learn_rank.arrays import Int64Array
 from learn_rank.errors import InputError
+from learn_rank.ids import positions_in
 from learn_rank.store.keys import key_type, to_keys
 from learn_rank.store.reader import FrozenStore
 
@@ -132,14 +133,11 @@ class _Catalogue:
     def __init__(self, ids: pa.Array) -> None:
         self._key_type = key_type(ids)
         keys = to_keys(ids)
-        self._order = np.argsort(keys)
-        self._keys = keys[self._order]
+        order = np.argsort(keys)
+        self._keys, self._places = keys[order], np.append(order, -1)  # position -1, an unknown id, is the last
 
     def rows_of(self, ids: pa.Array | pa.ChunkedArray) -> Int64Array:
         if key_type(ids) != self._key_type:
             raise InputError(f"items of the catalogue are {self._key_type}, but the ids asked for are {ids.type}")
-        if not len(self._keys):
-            return np.full(len(ids), -1, np.int64)
-        asked = to_keys(ids)
-        at = np.minimum(np.searchsorted(self._keys, asked), len(self._keys) - 1)
-        return np.where(self._keys[at] == asked, self._order[at], -1)
+        places: Int64Array = self._places[positions_in(self._keys, to_keys(ids))]
+        return places

@@ -49,7 +49,7 @@ def build(config: StoreBuildConfig) -> None:
 def info(config: StoreConfig) -> None:
     """What a store holds, version by version."""
     directory = _opened(config, "info")
-    from learn_rank.store.files import current_version, versions
+    from learn_rank.store.versions import current_version, versions
 
     used = current_version(directory)
     for version in versions(directory):
@@ -59,8 +59,8 @@ def info(config: StoreConfig) -> None:
 def verify(config: StoreConfig) -> None:
     """Reads every byte of every version and compares it with its checksum."""
     directory = _opened(config, "verify")
-    from learn_rank.store.files import current_version, versions
     from learn_rank.store.verify import verify_store
+    from learn_rank.store.versions import current_version, versions
 
     start, size = time.monotonic(), 0
     current_version(directory)  # refuses a damaged one
@@ -92,7 +92,7 @@ def refresh(config: StoreRefreshConfig) -> None:
 def use(config: StoreVersionConfig) -> None:
     """Makes another version the one in use."""
     directory = _opened(config, "use", "version")
-    from learn_rank.store.refresh import switch_version
+    from learn_rank.store.versions import switch_version
 
     switch_version(directory, config.version)
     _print_version(directory, config.version, is_used=True)
@@ -101,7 +101,7 @@ def use(config: StoreVersionConfig) -> None:
 def drop(config: StoreVersionConfig) -> None:
     """Removes a version that is not in use."""
     directory = _opened(config, "drop", "version")
-    from learn_rank.store.refresh import drop_version
+    from learn_rank.store.versions import drop_version
 
     is_there = drop_version(directory, config.version)
     print(f"{'dropped' if is_there else 'already dropped:'} {directory / config.version}")

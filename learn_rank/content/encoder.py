@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from learn_rank import __version__
 from learn_rank.content.text import TextOptions
 from learn_rank.errors import InputError
 from learn_rank.fingerprints import fingerprint
@@ -14,6 +13,7 @@ from learn_rank.pretrained import model_fingerprint
 
 OPTION = "encoder.model"
 TFIDF_SVD, HF = "tfidf_svd", "hf"
+_VECTORS_SINCE = "0.1.0"  # the release since which equal options give equal vectors
 _DTYPES = ("float32", "bfloat16", "float16")
 # what decides a vector; batch_tokens, device and device_map do not, and encoder_fingerprint says which model it is
 _DECIDING = {
@@ -77,4 +77,4 @@ def encoder_fingerprint(options: EncoderOptions) -> str:
 def vector_key(options: EncoderOptions) -> str:
     """Equal keys give equal vectors to equal texts, however the texts were made."""
     deciding = {name: value for name, value in options.of_vectors().items() if name != "text"}
-    return fingerprint(encoder=encoder_fingerprint(options), options=deciding, version=__version__)
+    return fingerprint(encoder=encoder_fingerprint(options), options=deciding, version=_VECTORS_SINCE)

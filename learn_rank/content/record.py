@@ -16,6 +16,7 @@ from learn_rank.arrays import BoolArray, Int64Array, UInt64Array
 from learn_rank.content.catalogue import Catalogue
 from learn_rank.durable import write_file
 from learn_rank.errors import InputError
+from learn_rank.ids import positions_in
 from learn_rank.io import open_parquet, read_table
 from learn_rank.progress import note
 from learn_rank.schema import ITEM_ID
@@ -39,8 +40,7 @@ class EncodedTexts:
 
     def positions_of(self, hashes: UInt64Array) -> Int64Array:
         """[T] positions of [T] texts among the K, -1 where it is not there."""
-        near = np.searchsorted(self.hashes, hashes).clip(max=len(self.hashes) - 1)
-        return np.where(self.hashes[near] == hashes, near, -1)
+        return positions_in(self.hashes, hashes)
 
     def vectors(self, positions: Int64Array) -> npt.NDArray[np.float32]:
         """[B] positions -> [B, D], the numbers that the store holds."""

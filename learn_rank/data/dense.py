@@ -1,4 +1,4 @@
-"""Dense features: what is learned of them in the training window, and the numbers a ranker gets for raw values."""
+"""Dense features: fitted on the training window, then applied to raw values to give a ranker its numbers."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class DenseFeature:
                    the tails (Gorishniy et al. 2021, arXiv 2106.11959)
         none       x
 
-    Missing values (and NaN, infinities and what float32 cannot hold) become `fill`: 0, which stands for the mean or
-    the median, and under `none` the mean. A feature that is constant or absent in training becomes 0 throughout
-    (under `none` it stays as it is): it can tell nothing.
+    Missing values (also NaN, infinities and values beyond float32) become `fill`: 0, which is the mean or the median,
+    or the mean under `none`. A feature that is constant or absent in training carries no information and becomes 0
+    everywhere (under `none` it stays as it is).
     """
 
     name: str
@@ -62,7 +62,7 @@ class DenseFeature:
 
 
 def fit(name: str, transform: str, values: npt.ArrayLike) -> DenseFeature:
-    """Learns a feature from the raw values of training rows; missing ones are left out, their order changes no bit."""
+    """Fits a feature to raw values of training rows, in any order with the same bits; missing ones are left out."""
     assert transform in TRANSFORMS
     raw = np.asarray(values, np.float64)
     x = np.sort(raw[is_finite(raw)])
@@ -77,17 +77,17 @@ def fit(name: str, transform: str, values: npt.ArrayLike) -> DenseFeature:
     mean, deviation = float(x.mean()), float(x.std())
     if transform == "none":
         return DenseFeature(name, transform, fill=mean)
-    # values that differ by less than a square can tell have no deviation
+    # the deviation is 0 if the squares of the differences underflow
     return DenseFeature(name, transform, mean=mean, deviation=deviation, is_constant=deviation == 0)
 
 
 def is_finite(values: Float64Array) -> npt.NDArray[np.bool_]:
-    """[B] True for the numbers that a float32 holds: no NaN, no infinity."""
+    """[B] bool: True for numbers within float32, False for NaN and infinities."""
     return np.abs(values) <= LARGEST
 
 
 def write_dense(path: Path, features: Sequence[DenseFeature]) -> None:
-    """Writes what was fitted; `read_dense` gives the same features, bit by bit."""
+    """Writes fitted features; `read_dense` returns the same, bit for bit."""
     path.write_text(
         json.dumps([asdict(feature) for feature in features], indent=2, allow_nan=False) + "\n", encoding="utf-8"
     )

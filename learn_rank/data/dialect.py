@@ -1,4 +1,4 @@
-"""How is a CSV file written: what separates its fields, how are they quoted, what are its columns called?"""
+"""Finds out how a CSV file is written: its separator, its quoting and its column names."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from learn_rank.errors import InputError, cut
 from learn_rank.io import require_distinct
 
 _SEPARATORS = (",", "\t", ";", "|")
-_QUOTINGS = (('"', '"'), ('"', "\\"), ("", ""))  # (quote, what stands before a quote within quotes)
+_QUOTINGS = (('"', '"'), ('"', "\\"), ("", ""))  # (quote, escape of a quote within quotes)
 _SAMPLE_BYTES = 1 << 18
 _SAMPLE_RECORDS = 200
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """What a CSV file's header and first records say; later records that say otherwise are errors, not read so."""
+    """How a CSV file is written, judged by its header and first records; later records that differ are errors."""
 
     columns: tuple[str, ...]
     separator: str
@@ -32,13 +32,13 @@ class Dialect:
 def read_dialect(path: Path) -> Dialect:
     """The dialect in which most of the first records have as many fields as the header.
 
-    InputError: no header, a column name that stands twice, a file that is not UTF-8 or not whole.
+    InputError: no header, a column name that occurs twice, a file that cannot be read.
     """
     is_compressed = path.name.lower().endswith(".gz")
     lines = _first_lines(path, is_compressed)
     if not lines.strip():
         raise InputError(f"{path}: no header line; the first line of a CSV file names its columns")
-    found = None
+    dialect = None
     for quote, escape in _QUOTINGS:
         if escape == "\\" and '\\"' not in lines:
             continue
@@ -52,16 +52,16 @@ def read_dialect(path: Path) -> Dialect:
             if its_score > score:
                 score, failed = its_score, has_failed
                 candidate = Dialect(tuple(records[0]), separator, quote, escape, is_compressed)
-        if score[1] and (found is None or not failed):
-            found = candidate
+        if score[1] and (dialect is None or not failed):
+            dialect = candidate
         if not failed:
             break
-    if found is None:
+    if dialect is None:
         raise InputError(
             f"{path}: its first line is not CSV; expected the names of the columns, such as user_id,item_id"
         )
-    require_distinct(found.columns, where=str(path))
-    return found
+    require_distinct(dialect.columns, where=str(path))
+    return dialect
 
 
 def _first_lines(path: Path, is_compressed: bool) -> str:
@@ -77,7 +77,7 @@ def _first_lines(path: Path, is_compressed: bool) -> str:
 
 
 def _records(lines: str, separator: str, quote: str, escape: str) -> tuple[list[list[str]], bool]:
-    """The first records that are there in this dialect, and whether they break off where more follow."""
+    """The first records in this dialect, and whether an error ends them before the end of the text."""
     stream = io.StringIO(lines, newline="")
     reader = csv.reader(
         stream,
@@ -88,9 +88,9 @@ def _records(lines: str, separator: str, quote: str, escape: str) -> tuple[list[
         quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE,
         strict=True,
     )
-    found: list[list[str]] = []
+    records: list[list[str]] = []
     try:
-        found.extend(record for record in islice(reader, _SAMPLE_RECORDS) if record)
+        records.extend(record for record in islice(reader, _SAMPLE_RECORDS) if record)
     except csv.Error:
-        return found, bool(stream.read(1))
-    return found, False
+        return records, bool(stream.read(1))
+    return records, False

@@ -26,20 +26,22 @@ def write_entity_features(
     directory: Path,
     types: Mapping[str, pa.DataType],
 ) -> None:
-    """Writes {user,item}_features.parquet: the features of users.NAME and items.NAME as prepared rows have them.
+    """Writes {user,item}_features.parquet: the features users.NAME and items.NAME as in the prepared rows.
 
-    Every user (item) of the file or the log has a row; where the file says nothing, features are unknown and numbers
-    are filled. Features of the log itself are not here: they differ from row to row, or are the ids.
+    Every user (item) of the file or the log has a row; if the file lacks it, features are unknown and numbers are
+    filled. Features of the log itself are left out: they differ from row to row, or are the ids.
     """
     for table, key, file in _ENTITIES:
-        sparse = [one for one in encoded if recipe.sparse[one.feature.name].column.startswith(f"{table}.")]
-        numbers = [one for one in dense if recipe.dense[one.name].column.startswith(f"{table}.")]
-        columns = [f"entities.{key}", *(sparse_column(one) for one in sparse)]
-        columns += [dense_column(one.name, recipe.dense[one.name]) for one in numbers]
-        joins = [f"LEFT JOIN {one.table} ON {one.table}.{one.key} = entities.{key}" for one in sparse]
+        sparse = [code for code in encoded if recipe.sparse[code.feature.name].column.startswith(f"{table}.")]
+        numbers = [feature for feature in dense if recipe.dense[feature.name].column.startswith(f"{table}.")]
+        columns = [f"entities.{key}", *map(sparse_column, sparse)]
+        columns += [dense_column(feature.name, recipe.dense[feature.name]) for feature in numbers]
+        joins = [f"LEFT JOIN {code.table} ON {code.table}.{code.key} = entities.{key}" for code in sparse]
         query = (
             f"SELECT {', '.join(columns)} FROM (SELECT {key} FROM {table} UNION SELECT {key} FROM interactions) "
             f"AS entities LEFT JOIN {table} ON {table}.{key} = entities.{key} {' '.join(joins)} ORDER BY entities.{key}"
         )
-        schema = entity_features_schema(key, types[key], [one.feature for one in sparse], [one.name for one in numbers])
+        schema = entity_features_schema(
+            key, types[key], [code.feature for code in sparse], [feature.name for feature in numbers]
+        )
         write_query(connection, query, directory / file, schema, _ROW_GROUP_ROWS, numbers)

@@ -1,4 +1,4 @@
-"""Is an entry of a recipe one SQL expression of a row, and of which columns?"""
+"""Checks that an entry of a recipe is one SQL expression over a row, and finds its columns."""
 
 from __future__ import annotations
 
@@ -19,33 +19,45 @@ _REFUSED = {
     "DEFAULT": "DEFAULT",
     "POSITIONAL_REFERENCE": "a position",
 }
-# they tell of the machine or the connection, not of the row, or change what the next row gets
+# their value depends on the machine or the connection, not on the row, or they change what the next row gets
 _REFUSED_FUNCTIONS = {
-    "current_setting", "current_query", "current_database", "current_schema", "current_schemas", "getenv",
-    "getvariable", "nextval", "currval", "setval", "setseed", "sleep_ms", "version", "write_log",
-}  # fmt: skip
+    "current_setting",
+    "current_query",
+    "current_database",
+    "current_schema",
+    "current_schemas",
+    "getenv",
+    "getvariable",
+    "nextval",
+    "currval",
+    "setval",
+    "setseed",
+    "sleep_ms",
+    "version",
+    "write_log",
+}
 _MANY_ROWS = {"unnest", "unlist", "generate_subscripts"}
 _TEXT_FUNCTIONS = {"||", "concat", "concat_ws", "lower", "upper", "trim", "ltrim", "rtrim", "replace"}
 
 
 @dataclass(frozen=True)
 class Expression:
-    """The checked text of one expression; columns: the names in it that are no lambda's parameters."""
+    """The checked text of one expression; columns: the names in it, without parameters of lambdas."""
 
     source: str
     columns: tuple[str, ...]
-    is_textual: bool  # puts texts together, and neither compares nor computes
+    is_textual: bool  # only concatenates or trims text, without comparisons or arithmetic
 
     @property
     def sql(self) -> str:
-        return f"(\n{self.source}\n)"  # a comment at its end eats no more than its line
+        return f"(\n{self.source}\n)"  # the line end limits a comment at the end
 
 
 def parse_expression(connection: duckdb.DuckDBPyConnection, source: str, *, where: str) -> Expression:
-    """What an entry says; it is read by DuckDB's own parser and not run.
+    """Parses an entry with DuckDB's own parser, without running it.
 
-    InputError: several expressions or statements, a text that leaves its parentheses, queries, windows, aggregates,
-    functions that ask for settings of the machine.
+    InputError: several expressions or statements, unbalanced parentheses, queries, windows, aggregates, functions that
+    read settings of the machine.
     """
     try:
         alone = _parse(connection, f"SELECT \n{source}\n", source, where)
@@ -72,7 +84,7 @@ def parse_expression(connection: duckdb.DuckDBPyConnection, source: str, *, wher
 
 
 def _parse(connection: duckdb.DuckDBPyConnection, query: str, source: str, where: str) -> Mapping[str, Any]:
-    """The one expression that the query selects."""
+    """The parsed expression that the query selects."""
     parsed = json.loads(connection.execute("SELECT json_serialize_sql(?)", [query]).fetchall()[0][0])
     if parsed["error"]:
         raise InputError(f"{where} = '{cut(source)}' is no SQL expression: {cut(parsed['error_message'])}")
@@ -84,7 +96,7 @@ def _parse(connection: duckdb.DuckDBPyConnection, query: str, source: str, where
 
 
 def _nodes(tree: Any) -> Iterator[Mapping[str, Any]]:
-    """The expressions that a parsed expression is made of, itself included."""
+    """All parts of a parsed expression that are expressions, itself included."""
     if isinstance(tree, Mapping):
         if "class" in tree:
             yield tree
@@ -96,7 +108,7 @@ def _nodes(tree: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _without_places(tree: Any) -> Any:
-    """The tree without where its parts stand in the text."""
+    """The tree without the positions of its parts in the text."""
     if isinstance(tree, Mapping):
         return {key: _without_places(part) for key, part in tree.items() if not key.startswith("query_location")}
     return [_without_places(part) for part in tree] if isinstance(tree, list) else tree

@@ -1,7 +1,7 @@
 """Raw files -> the DuckDB tables interactions, items and users: checked, with canonical ids.
 
-What a recipe names keeps out of the way of what we name: in these tables the files' columns are called raw.NAME, labels
-label.NAME and text fields text.NAME, and every expression was computed before, over the columns of its file alone.
+Names from a recipe cannot collide with ours: in these tables the files' columns are called raw.NAME, labels label.NAME
+and text fields text.NAME. Every expression is computed earlier, over the columns of its own file only.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _KEYS = {"items": ITEM_ID, "users": USER_ID}
 
 @dataclass
 class Source:
-    """The log, the items or the users: its files, and what the recipe names of them under our names."""
+    """The log, the items or the users: the files, and the columns and expressions of the recipe under our names."""
 
     raw: Raw
     columns: dict[str, str] = field(default_factory=dict)
     expressions: dict[str, Expression] = field(default_factory=dict)
-    said: dict[str, str] = field(default_factory=dict)  # our name -> what the recipe says, for errors
+    said: dict[str, str] = field(default_factory=dict)  # our name -> entry of the recipe, for errors
     where: Expression | None = None
-    kinds: dict[str, str] = field(default_factory=dict)  # SQL of a text -> what all its values are
+    kinds: dict[str, str] = field(default_factory=dict)  # SQL of a text -> type of all its values
     types: dict[str, str] = field(default_factory=dict)  # our name -> SQL type
 
     @property
@@ -44,7 +44,7 @@ class Source:
         return self._select(self.columns, self.expressions, self.where)
 
     def name(self, name: str, source: str, *, key: str) -> None:
-        """Takes a column, or an expression, in under our name. key: the recipe's."""
+        """Adds a column or an expression under our name. key: its key in the recipe, for errors."""
         self.said[name] = source
         if source in self.raw.types:
             self.raw.require({key: source})
@@ -53,19 +53,19 @@ class Source:
             self.expressions[name] = self.raw.parse(source, where=key)
 
     def name_column(self, name: str, column: str, *, key: str) -> None:
-        """Takes a column in under our name; InputError for anything else."""
+        """Adds a column under our name; InputError if there is no such column."""
         self.raw.require({key: column})
         self.columns[name] = self.said[name] = column
 
     def find_types(self) -> None:
-        """Looks at all values of CSV where their type matters, and asks DuckDB for the types of what was named."""
+        """Reads all CSV values whose type matters, and asks DuckDB for the types of columns and expressions."""
         texts = [quote(self.columns[key]) for key in (USER_ID, ITEM_ID, TIMESTAMP) if key in self.columns]
         if TIMESTAMP in self.expressions and self.expressions[TIMESTAMP].is_textual:
             texts.append(self.expressions[TIMESTAMP].sql)
-        computed = [one for one in self.expressions.values() if not one.is_textual]
+        computed = [expression for expression in self.expressions.values() if not expression.is_textual]
         computed += [self.where] if self.where else []
         if self.raw.is_text:
-            texts += [quote(column) for one in computed for column in self.raw.columns_of(one)]
+            texts += [quote(column) for expression in computed for column in self.raw.columns_of(expression)]
             self.kinds = self.raw.kinds(texts)
         for name, expression in self.expressions.items():  # one at a time, so that an error names it
             self._describe(self._select({}, {name: expression}, None), f"{name} = '{cut(expression.source)}'")
@@ -74,9 +74,9 @@ class Source:
         self.types = self._describe(self.query, "")
 
     def check(self, table: str, condition: str, raw_condition: str, name: str, told: str) -> None:
-        """InputError if a condition holds in one of our tables: the file and row come from the raw_condition.
+        """InputError if a condition holds in one of our tables; raw_condition is used to find file and row.
 
-        told: what is wrong, with {value} and {count}.
+        told: the message, with placeholders {value}, {count} and {row}.
         """
         connection = self.raw.engine.connection
         if not first_row(connection, f"SELECT count(*) FROM {table} WHERE {condition}")[0]:
@@ -100,7 +100,7 @@ class Source:
 
 
 def find_sources(recipe: DatasetRecipe) -> dict[str, InputFiles]:
-    """Table -> its files; InputError for one that is not there."""
+    """Table -> its files; InputError if there are none."""
     named = {"interactions": recipe.interactions.files, "items": recipe.items.files, "users": recipe.users.files}
     return {
         table: find_inputs(files, root=Path(recipe.root), may_be_pattern=True, advice="; check dataset.root")
@@ -110,8 +110,8 @@ def find_sources(recipe: DatasetRecipe) -> dict[str, InputFiles]:
 
 
 def open_sources(engine: Engine, recipe: DatasetRecipe, files: Mapping[str, InputFiles]) -> dict[str, Source]:
-    """Opens the log, the items and the users, and checks all that the recipe says of them; no table is made yet."""
-    sources = {table: Source(open_raw(engine, found)) for table, found in files.items()}
+    """Opens the log, the items and the users, and checks the recipe against them; no table is made yet."""
+    sources = {table: Source(open_raw(engine, inputs)) for table, inputs in files.items()}
     log, said = sources["interactions"], recipe.interactions
     log.name_column(USER_ID, said.user_id, key="interactions.user_id")
     log.name_column(ITEM_ID, said.item_id, key="interactions.item_id")
@@ -155,10 +155,10 @@ def load_tables(
 
 
 def _id_type(key: str, sources: Mapping[str, Source]) -> str:
-    """BIGINT or VARCHAR, one for all files: Parquet says it; CSV holds integers if all are, in all CSV files."""
-    found = {table: source for table, source in sources.items() if key in source.columns}
+    """BIGINT or VARCHAR, the same for all files: Parquet has types; CSV ids are integers if all of them are."""
+    holders = {table: source for table, source in sources.items() if key in source.columns}
     typed: dict[str, Source] = {}
-    for source in found.values():
+    for source in holders.values():
         if not source.raw.is_text:
             kind = id_type(source.types, key, where=source.raw.where, column=source.said[key])
             if typed and kind not in typed:
@@ -167,7 +167,7 @@ def _id_type(key: str, sources: Mapping[str, Source]) -> str:
                     f"{_ARROW_TYPES[next(iter(typed))]}; cast one of them"
                 )
             typed.setdefault(kind, source)
-    texts = [source for source in found.values() if source.raw.is_text]
+    texts = [source for source in holders.values() if source.raw.is_text]
     is_integer = all(source.kinds[quote(source.columns[key])] in ("BIGINT", "NULL") for source in texts)
     if "BIGINT" not in typed or is_integer:
         return next(iter(typed), "BIGINT" if is_integer else "VARCHAR")
@@ -262,7 +262,7 @@ def _load_entities(
 
 
 def _refuse_texts(table: str, name: str, source: Source, where: str) -> None:
-    """A text that is no number is no missing number."""
+    """Refuses text that is not a number; it would otherwise count as missing."""
     if source.types[name] == "VARCHAR":
         is_text = f"TRY_CAST({quote(name)} AS DOUBLE) IS NULL AND trim({quote(name)}) <> ''"
         told = f"{_escaped(where)} is {{value}} in row {{row}}, expected a number ({{count}} such rows); leave it empty"
@@ -270,7 +270,7 @@ def _refuse_texts(table: str, name: str, source: Source, where: str) -> None:
 
 
 def _number(name: str, source: Source) -> str:
-    """SQL of a label or value; true and false are numbers, and so are they where CSV spells them."""
+    """SQL of a label or value; true and false are 1 and 0, also when spelled in CSV."""
     text = quote(name)
     if not source.raw.is_text or source.types[name] != "VARCHAR":
         return f"TRY_CAST({text} AS DOUBLE)"
@@ -284,5 +284,5 @@ def _as_text(sql: str, kind: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """A text inside a format."""
+    """Text with its braces escaped for str.format."""
     return text.replace("{", "{{").replace("}", "}}")

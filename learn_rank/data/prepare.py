@@ -46,15 +46,15 @@ _READ_ROWS = 1 << 16
 
 @dataclass
 class PrepareOptions:
-    """Resources of `prepare`, and an earlier run to go on from."""
+    """Resources of `prepare`, and an earlier run to continue from."""
 
     memory_limit: str = field(default="8GB", metadata={"help": LIMIT_HELP})
     row_group_rows: int = field(default=65_536, metadata={"help": "rows per Parquet row group"})
     dense_from: str = field(
         default="",
         metadata={
-            "help": "run directory of an earlier log, such as yesterday's, whose fitted dense features are kept: what "
-            "a ranker that goes on from that run (ranker.init_from) has learned to read"
+            "help": "run directory of an earlier log, such as yesterday's, whose fit of dense features is kept, as a "
+            "ranker that continues from that run (ranker.init_from) needs it"
         },
     )
 
@@ -72,15 +72,15 @@ def raw_fingerprints(recipe: DatasetRecipe) -> dict[str, str]:
 def prepare(recipe: DatasetRecipe, directory: Path, options: PrepareOptions) -> dict[str, Any]:
     """Writes the canonical tables of schema.py into `directory` and returns the facts for its manifest.
 
-    Everything learned from data (vocabularies, counts, dense transforms) comes from the training window alone, but for
-    the dense features of options.dense_from; a row's sequences hold what came before it, see data.sequences. Training
-    rows are written in an order that depends on nothing but their position (a hash), later splits in order of time.
-    Under split.leave_one_out training rows are in order of time too: there the order of rows with equal times, which is
-    the log's, says which of them is the last, and users' histories must show the same.
+    Everything fitted to data (vocabularies, counts, dense transforms) comes from the training window only, except dense
+    features from options.dense_from. A row's sequences hold earlier events only, see data.sequences. Training rows are
+    written in the order of a hash of their position, later splits in order of time. Under split.leave_one_out training
+    rows are in order of time too: rows with equal times keep the log's order, which decides which row is the last, and
+    users' histories must show the same order.
     """
     kept = _earlier_dense(Path(options.dense_from), recipe) if options.dense_from else {}
     files = find_sources(recipe)
-    reads = [path for found in files.values() for path in found.paths]
+    reads = [path for inputs in files.values() for path in inputs.paths]
     num_steps = 4 + len(recipe.sparse) + len(recipe.sequence) + len(SPLITS)
     with (
         connect(directory / "scratch", memory_limit=options.memory_limit, reads=reads) as engine,
@@ -101,11 +101,11 @@ def prepare(recipe: DatasetRecipe, directory: Path, options: PrepareOptions) -> 
             steps.update()
         sequences = []
         for name, sequence in recipe.sequence.items():
-            of = next(one for one in encoded if one.feature.name == sequence.of)
+            of = next(code for code in encoded if code.feature.name == sequence.of)
             sequences.append(encode_sequence(connection, name, sequence, of, num_folds=recipe.split.num_folds))
             steps.update()
         features = FeatureSet(
-            sparse=tuple(one.feature for one in encoded),
+            sparse=tuple(code.feature for code in encoded),
             dense=tuple(recipe.dense),
             labels=tuple(recipe.interactions.labels),
             ranking_label=recipe.ranking_label,
@@ -113,7 +113,7 @@ def prepare(recipe: DatasetRecipe, directory: Path, options: PrepareOptions) -> 
             history_label=recipe.history_label,
             has_value=recipe.interactions.value is not None,
             num_folds=recipe.split.num_folds,
-            sequences=tuple(one.feature for one in sequences),
+            sequences=tuple(sequence.feature for sequence in sequences),
         )
         dense, facts["dense"] = _fit_dense(connection, recipe, kept)
         write_dense(directory / DENSE, dense)
@@ -129,30 +129,30 @@ def prepare(recipe: DatasetRecipe, directory: Path, options: PrepareOptions) -> 
         write_entity_features(connection, recipe, encoded, dense, directory, types)
         facts |= _write_items(connection, recipe, directory, types[ITEM_ID])
         if sequences:
-            facts["sequences"] = {one.feature.name: _sequence_facts(one, directory) for one in sequences}
-        facts["value_types"] = {one.feature.name: one.value_type for one in encoded}
+            facts["sequences"] = {sequence.feature.name: _sequence_facts(sequence, directory) for sequence in sequences}
+        facts["value_types"] = {code.feature.name: code.value_type for code in encoded}
         features.write(directory / FEATURES)
         steps.update()
     return facts
 
 
 def _earlier_dense(run: Path, recipe: DatasetRecipe) -> dict[str, DenseFeature]:
-    """Name -> the dense feature as an earlier run fitted it; InputError unless it has all of the recipe's, alike."""
-    found = {feature.name: feature for feature in read_dense(run / "prepare" / DENSE)}
+    """Name -> dense feature as an earlier run fitted it; InputError unless it has all of the recipe's features."""
+    fitted = {feature.name: feature for feature in read_dense(run / "prepare" / DENSE)}
     for name, source in recipe.dense.items():
-        transform = found[name].transform if name in found else "absent"
+        transform = fitted[name].transform if name in fitted else "absent"
         if transform != source.transform:
             raise InputError(
                 f"prepare.dense_from: dense.{name} is {source.transform} in the recipe and {transform} in {run}; "
                 "prepare both by one recipe, or leave prepare.dense_from out"
             )
-    return found
+    return fitted
 
 
 def _fit_dense(
     connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe, kept: dict[str, DenseFeature]
 ) -> tuple[list[DenseFeature], dict[str, dict[str, int]]]:
-    """The dense features, fitted unless they are kept, and what was missing of each, said in one note."""
+    """The dense features, fitted unless kept, and their counts of missing values; one note reports these."""
     fitted, facts = [], {}
     for name, source in recipe.dense.items():
         file = getattr(recipe, source.column.partition(".")[0]).files
@@ -171,7 +171,7 @@ def _fit_dense(
 def _note_constants(
     connection: duckdb.DuckDBPyConnection, encoded: Sequence[EncodedFeature], dense: Sequence[DenseFeature]
 ) -> None:
-    constant = [f"sparse.{one.feature.name}" for one in encoded if is_constant(connection, one)]
+    constant = [f"sparse.{code.feature.name}" for code in encoded if is_constant(connection, code)]
     constant += [f"dense.{feature.name}" for feature in dense if feature.is_constant]
     if constant:
         note(
@@ -191,11 +191,11 @@ def _split_query(
     columns = [f"interactions.{name}" for name in (USER_ID, ITEM_ID, TIMESTAMP, FOLD)]
     columns += [f"CAST({quote('label.' + label)} AS TINYINT) AS {quote(label)}" for label in recipe.interactions.labels]
     columns += [f"interactions.{VALUE}"] if recipe.interactions.value else []
-    columns += [sparse_column(one) for one in encoded]
-    columns += [one.column for one in sequences]
+    columns += map(sparse_column, encoded)
+    columns += [sequence.column for sequence in sequences]
     columns += [dense_column(name, source) for name, source in recipe.dense.items()]
-    joins = [f"LEFT JOIN {one.table} ON {one.table}.{one.key} = interactions.{one.key}" for one in encoded]
-    joins += [one.joins for one in sequences]
+    joins = [f"LEFT JOIN {code.table} ON {code.table}.{code.key} = interactions.{code.key}" for code in encoded]
+    joins += [sequence.joins for sequence in sequences]
     is_shuffled = split == "train" and not recipe.split.leave_one_out
     order = "md5_number_lower(CAST(interactions.row_id AS VARCHAR))" if is_shuffled else f"interactions.{TIMESTAMP}"
     return (
@@ -205,7 +205,7 @@ def _split_query(
 
 
 def _sequence_facts(sequence: EncodedSequence, directory: Path) -> dict[str, Any]:
-    """What is known of a sequence, and per split its mean length and the share of rows that have none."""
+    """Facts about a sequence, and per split its mean length and the share of empty ones."""
     facts = dict(sequence.facts)
     column = SEQUENCE_PREFIX + sequence.feature.name
     for split in SPLITS:
@@ -232,7 +232,7 @@ def _write_counts(connection: duckdb.DuckDBPyConnection, directory: Path, types:
 def _write_items(
     connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe, directory: Path, item_type: pa.DataType
 ) -> dict[str, Any]:
-    """Every item of the catalogue or the log with its text fields; null where the catalogue says nothing."""
+    """Every item of the catalogue or the log with its text fields; null where the catalogue has no text."""
     fields = {name: f"items.{quote(f'text.{name}')}" for name in recipe.items.fields()}
     schema = pa.schema([pa.field(ITEM_ID, item_type), *(pa.field(name, pa.string()) for name in fields)])
     columns = "".join(f", {source} AS {quote(name)}" for name, source in fields.items())

@@ -1,4 +1,4 @@
-"""Raw Parquet and CSV as a DuckDB relation: whose columns are whose, of which types, and which row is where."""
+"""Raw Parquet and CSV files as one DuckDB relation: columns, types, and the file and row of each of its rows."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from learn_rank.io import open_parquet, require_columns, require_distinct, requi
 
 _FILE_NUMBER = "file_index"
 _LOWER = str.maketrans({chr(upper): chr(upper + 32) for upper in range(65, 91)})
-ROW = "row_id"  # in what `select` gives: the number of the row, from 0, over all files in their order
-# what one text is; {x} is SQL of the text
+ROW = "row_id"  # in the result of `select`: the row number, from 0, over all files in their order
+# type -> SQL test of a text {x}
 _TESTS = {
     "BIGINT": "{x} = CAST(TRY_CAST({x} AS BIGINT) AS VARCHAR)",
     "DOUBLE": "TRY_CAST({x} AS DOUBLE) IS NOT NULL AND NOT regexp_matches({x}, '^[+-]?0[0-9]|_')",
@@ -32,7 +32,7 @@ _TESTS = {
 
 @dataclass(frozen=True)
 class Part:
-    """One file: its columns with those that its folders add, its rows (None: CSV does not say), its dialect if CSV."""
+    """One file: its columns with those of its folders, its number of rows (None for CSV), its dialect if CSV."""
 
     file: InputFile
     schema: pa.Schema
@@ -44,8 +44,8 @@ class Part:
 class Raw:
     """The rows of some files under the users' own column names.
 
-    Columns of CSV are text, exactly as it stands there; an empty field is null. In an expression they are what all
-    their values are: integers, numbers, true and false, ISO times, or text.
+    CSV columns are text, exactly as in the file; an empty field is null. In an expression they have the type of all
+    their values: integers, numbers, true and false, ISO times, or text.
     """
 
     engine: Engine
@@ -56,7 +56,7 @@ class Raw:
 
     @property
     def where(self) -> str:
-        """What errors call all of it."""
+        """Name of the files in errors."""
         return str(self.files.name)
 
     @property
@@ -64,11 +64,11 @@ class Raw:
         return self.files.kind != PARQUET
 
     def errors(self, where: str = "") -> AbstractContextManager[None]:
-        """DuckDB's complaints as InputErrors that say where."""
+        """Turns DuckDB's errors into InputErrors that name the place."""
         return self.engine.errors(f"{self.where}: {where}" if where else self.where)
 
     def require(self, columns: Mapping[str, str]) -> None:
-        """InputError unless each file has the columns, alike: what a command's key names, by key."""
+        """InputError unless each file has the columns, of the same kind. columns: key of the command -> column."""
         expected: dict[str, tuple[Path, pa.DataType]] = {}
         for part in self.parts:
             path = part.file.path
@@ -81,7 +81,7 @@ class Raw:
                     expected[column] = path, kind
 
     def parse(self, source: str, *, where: str) -> Expression:
-        """A recipe's entry that is no column's name; InputError unless it is one expression of this file's columns."""
+        """Parses a recipe's entry; InputError unless it is one expression over these files' columns."""
         parsed = parse_expression(self.engine.connection, source, where=f"{self.where}: {where}")
         known = {folded(name): name for name in self.types}
         for name in parsed.columns:
@@ -97,7 +97,7 @@ class Raw:
         where: Expression | None = None,
         types: Mapping[str, str] | None = None,
     ) -> str:
-        """SQL of ROW, the columns and the expressions under other names; types: of text columns in expressions."""
+        """SQL of ROW, and of columns and expressions by new name; types: those of text columns in expressions."""
         types = types or {}
         ours = "_"
         while any(name.startswith(ours) for name in self.types):
@@ -117,14 +117,14 @@ class Raw:
         return f"SELECT {', '.join(selected)} FROM {numbered}{f' WHERE {where.sql}' if where else ''}"
 
     def columns_of(self, expression: Expression) -> list[str]:
-        """The columns that an expression names; DuckDB does not tell upper from lower case."""
+        """The columns that an expression names; DuckDB ignores case."""
         known = {folded(name): name for name in self.types}
         return [known[folded(name)] for name in expression.columns]
 
     def kinds(self, texts: Sequence[str], relation: str = "") -> dict[str, str]:
-        """SQL of a text -> what all its values are: BIGINT, DOUBLE, BOOLEAN, TIMESTAMP or VARCHAR; "NULL" if none.
+        """SQL of a text -> type of its values: BIGINT, DOUBLE, BOOLEAN, TIMESTAMP or VARCHAR; "NULL" if all are null.
 
-        BIGINT is for integers in their one spelling, so that two texts are never one number.
+        BIGINT needs integers in canonical spelling, so that two texts are never the same number.
         """
         texts = list(dict.fromkeys(texts))
         if not texts:
@@ -143,7 +143,7 @@ class Raw:
         return {column: "BIGINT" if kinds[quote(column)] == "BIGINT" else "VARCHAR" for column in columns}
 
     def first(self, query: str, condition: str, value: str) -> tuple[int, str, int, Any] | None:
-        """(how many rows, file of the first, its row there, its value) of the rows that a condition holds for."""
+        """(number of rows, file of the first, its row there, its value) where a condition holds; None if nowhere."""
         count, row, example = first_row(
             self.engine.connection,
             f"SELECT count(*), min({ROW}), arg_min([{value}], {ROW}) FROM ({query}) WHERE {condition}",
@@ -168,13 +168,13 @@ class Raw:
 
 
 def _class(sql: str) -> str:
-    """SQL of the place in _TESTS of the first that a text passes, one more if it passes none, null for null."""
+    """SQL of the index of the first of _TESTS that a text passes, their number if it passes none, null for null."""
     cases = " ".join(f"WHEN {test.format(x=sql)} THEN {nth}" for nth, test in enumerate(_TESTS.values()))
     return f"CASE WHEN {sql} IS NULL THEN NULL {cases} ELSE {len(_TESTS)} END"
 
 
 def _kind(first: int | None, last: int | None) -> str:
-    """What texts are of which one passes the first-th test first, one the last-th: integers are numbers too."""
+    """Type of texts whose `_class` ranges from first to last; integers are also numbers."""
     if first is None or last is None:
         return "NULL"
     kinds = list(_TESTS)
@@ -182,12 +182,12 @@ def _kind(first: int | None, last: int | None) -> str:
 
 
 def is_integer_text(sql: str) -> str:
-    """SQL: a text is an integer in its one spelling (or null)."""
+    """SQL: whether a text is an integer in canonical spelling, or null."""
     return f"coalesce({_TESTS['BIGINT'].format(x=sql)}, {sql} IS NULL)"
 
 
 def as_type(text: str, kind: str) -> str:
-    """SQL of a text as what `Raw.kinds` found; what is none is null."""
+    """SQL that casts a text to a type of `Raw.kinds`; null if it cannot be cast."""
     if kind == "NULL":
         return "NULL"
     if kind == "BOOLEAN":
@@ -198,9 +198,9 @@ def as_type(text: str, kind: str) -> str:
 
 
 def open_raw(engine: Engine, files: InputFiles) -> Raw:
-    """Opens each file's footer or header. InputError for one that is not whole, or has a column twice.
+    """Opens each file's footer or header. InputError for an incomplete file, or one with a column twice.
 
-    DuckDB does not tell upper from lower case, so that columns which differ in nothing else are refused too.
+    DuckDB ignores case, so columns that differ only in case are refused too.
     """
     parts = [_open(file, files.kind) for file in files.files]
     spelled: dict[str, tuple[str, Path]] = {}
@@ -209,7 +209,9 @@ def open_raw(engine: Engine, files: InputFiles) -> Raw:
             first, path = spelled.setdefault(folded(name), (name, part.file.path))
             if first != name:
                 raise InputError(f"{part.file.path}: column '{name}' is '{first}' in {path}; write both alike")
-    added = {key: one.type for file in files.files for key, one in file.folders.items() if folded(key) not in spelled}
+    added = {
+        key: folder.type for file in files.files for key, folder in file.folders.items() if folded(key) not in spelled
+    }
     if files.kind != PARQUET:
         added = dict.fromkeys(added, pa.string())
     scan = _scan(engine, parts, added)
@@ -219,7 +221,7 @@ def open_raw(engine: Engine, files: InputFiles) -> Raw:
 
 
 def folded(name: str) -> str:
-    """Equal for the names that DuckDB takes for one: they differ in A-Z and a-z only."""
+    """Equal for names that are the same to DuckDB: those that differ only in A-Z and a-z."""
     return name.translate(_LOWER)
 
 
@@ -241,7 +243,7 @@ def _with_folders(part: Part, added: Mapping[str, pa.DataType]) -> Part:
 
 def _scan(engine: Engine, parts: Sequence[Part], added: Mapping[str, pa.DataType]) -> str:
     """SQL of the rows of all files in order, under the users' names; CSV files of one dialect are read together."""
-    # DuckDB's own number of a file, by which its folders' values are found, hides behind a column of that name
+    # DuckDB's file number, used to look up folder values, is hidden by a column of that name
     is_numbered = not any(folded(name) == _FILE_NUMBER for part in parts for name in part.schema.names)
     groups: list[list[Part]] = []
     for dialect, group in groupby(parts, key=lambda part: part.dialect):
@@ -263,7 +265,7 @@ def _scan(engine: Engine, parts: Sequence[Part], added: Mapping[str, pa.DataType
 
 
 def _of_folders(parts: Sequence[Part], key: str, kind: pa.DataType) -> str:
-    """SQL of the column that the folders of some files, read together, give."""
+    """SQL of the column that the folders add to some files that are read together."""
     sql_type = "BIGINT" if pa.types.is_integer(kind) else "VARCHAR"
     scalars = [part.file.folders.get(key) for part in parts]
     values = [None if scalar is None else scalar.as_py() for scalar in scalars]
@@ -274,11 +276,17 @@ def _of_folders(parts: Sequence[Part], key: str, kind: pa.DataType) -> str:
 
 
 def _read_csv(names: str, dialect: Dialect) -> str:
-    """Everything is said, so that DuckDB guesses nothing: no types, no comments, no lines to skip."""
+    """Sets every option, so that DuckDB guesses nothing: no types, no comments, no lines to skip."""
     columns = ", ".join(f"c{nth}: 'VARCHAR'" for nth in range(len(dialect.columns)))
     options = {
-        "columns": f"{{{columns}}}", "header": "true", "delim": literal(dialect.separator),
-        "quote": literal(dialect.quote), "escape": literal(dialect.escape), "skip": "0", "auto_detect": "false",
-        "compression": "'gzip'" if dialect.is_compressed else "'none'", "hive_partitioning": "false",
-    }  # fmt: skip
+        "columns": f"{{{columns}}}",
+        "header": "true",
+        "delim": literal(dialect.separator),
+        "quote": literal(dialect.quote),
+        "escape": literal(dialect.escape),
+        "skip": "0",
+        "auto_detect": "false",
+        "compression": "'gzip'" if dialect.is_compressed else "'none'",
+        "hive_partitioning": "false",
+    }
     return f"read_csv([{names}], {', '.join(f'{key} = {value}' for key, value in options.items())})"

@@ -1,4 +1,4 @@
-"""What a dataset recipe says: which files and columns are the log, the items, the users, the labels, the features."""
+"""A dataset recipe: which files and columns hold the log, the items, the users, the labels and the features."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class InteractionsSource:
     """The log: one row per impression (or rating). Labels, timestamp and value are columns or SQL expressions."""
 
     files: str = field(default="", metadata=_doc("Parquet or CSV: file, folder or pattern below root"))
-    user_id: str = field(default="user_id", metadata=_doc("column"))
-    item_id: str = field(default="item_id", metadata=_doc("column"))
+    user_id: str = field(default="user_id", metadata=_doc("name of the id column"))
+    item_id: str = field(default="item_id", metadata=_doc("name of the id column"))
     timestamp: str = field(default="timestamp", metadata=_doc("column or expression; numbers, dates or ISO times"))
     timestamp_unit: str = field(
-        default="s", metadata=_doc("unit of a timestamp that is a number: s, ms, us, ns, or step where it is no time")
+        default="s", metadata=_doc("unit of a numeric timestamp: s, ms, us, ns, or step if it is only an order")
     )
     timestamp_format: str = field(
-        default="", metadata=_doc("of a timestamp that is text, e.g. '%d/%m/%Y %H:%M:%S'; ISO times need none")
+        default="", metadata=_doc("format of a timestamp that is text, e.g. '%d/%m/%Y %H:%M:%S'; ISO times need none")
     )
     labels: dict[str, str] = field(default_factory=dict, metadata=_doc("name -> column or expression giving 0 or 1"))
     value: str | None = field(default=None, metadata=_doc("revenue of a conversion: column or expression"))
@@ -50,13 +50,13 @@ class InteractionsSource:
 
 @dataclass
 class ItemsSource:
-    """The catalogue: ids, the text fields that describe an item, and any columns the features name."""
+    """The catalogue: ids, the text fields that describe an item, and any columns that features use."""
 
     files: str = field(default="", metadata=_doc("Parquet or CSV: file, folder or pattern below root"))
-    item_id: str = field(default="item_id", metadata=_doc("column"))
+    item_id: str = field(default="item_id", metadata=_doc("name of the id column"))
     text: list[str] = field(
         default_factory=list,
-        metadata=_doc("text fields, most telling first: columns, or 'EXPRESSION AS NAME' in SQL"),
+        metadata=_doc("text fields, most informative first: columns, or 'EXPRESSION AS NAME' in SQL"),
     )
 
     def fields(self) -> dict[str, str]:
@@ -68,17 +68,13 @@ class ItemsSource:
         named = [_NAMED.fullmatch(entry) for entry in self.text]
         return {m[2] if m else entry: m[1] if m else entry for m, entry in zip(named, self.text, strict=True)}
 
-    def plain_fields(self) -> list[str]:
-        """The text fields that are columns."""
-        return [entry for entry in self.text if not _NAMED.fullmatch(entry)]
-
 
 @dataclass
 class UsersSource:
-    """User side information; leave files empty where there is none."""
+    """User side information; leave files empty if there is none."""
 
     files: str = field(default="", metadata=_doc("Parquet or CSV: file, folder or pattern below root; may be empty"))
-    user_id: str = field(default="user_id", metadata=_doc("column"))
+    user_id: str = field(default="user_id", metadata=_doc("name of the id column"))
 
 
 @dataclass
@@ -87,7 +83,7 @@ class SparseSource:
 
     column: str = field(default="", metadata=_doc("interactions.NAME, items.NAME or users.NAME"))
     separator: str = field(default="", metadata=_doc("split a string into several values, e.g. '|'"))
-    encoding: str = field(default="vocabulary", metadata=_doc("vocabulary (training values) or hash"))
+    encoding: str = field(default="vocabulary", metadata=_doc("vocabulary (values of the training rows) or hash"))
     min_count: int = field(default=1, metadata=_doc("values rarer than this in training share the unknown row"))
     num_buckets: int = field(default=0, metadata=_doc("table rows when encoding=hash"))
     embedding_dim: int = field(default=0, metadata=_doc("width of its table, a multiple of 4; 0: ranker.embedding_dim"))
@@ -223,7 +219,7 @@ class DatasetRecipe:
         """Recipe key -> the column it names, such as "sparse.genres" -> "items.genres"."""
         columns = {f"sparse.{name}": source.column for name, source in self.sparse.items()}
         columns |= {f"dense.{name}": source.column for name, source in self.dense.items()}
-        return columns | {f"sequence.{name}": one.column for name, one in self.sequence.items() if one.column}
+        return columns | {f"sequence.{name}": source.column for name, source in self.sequence.items() if source.column}
 
     def _check_sequence(self, where: str, sequence: SequenceSource) -> None:
         of = self.sparse.get(sequence.of)
@@ -251,7 +247,7 @@ def _dense_source(where: str, entry: Any) -> DenseSource:
     """The source of one entry of `dense`: a column's name, a mapping, or a source that is checked again."""
     source = DenseSource(column=entry) if isinstance(entry, str) else entry
     if isinstance(source, Mapping):
-        known = [one.name for one in fields(DenseSource)]
+        known = [option.name for option in fields(DenseSource)]
         for key in source:
             if key not in known:
                 near = get_close_matches(str(key), known, n=1)

@@ -1,4 +1,4 @@
-"""Behaviour sequences: what each row's user did before the row, or a list that the log carries, as table rows."""
+"""Behaviour sequences as table rows: what the user did before each row, or a list column of the log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PASS_VALUES = 4_000_000  # DuckDB cannot spill list aggregates: they are built 
 
 @dataclass(frozen=True)
 class EncodedSequence:
-    """A sequence, the joins to `interactions` that it needs, and the SQL that gives a row's list, null where empty."""
+    """A sequence, the joins to `interactions` that it needs, and the SQL of a row's list (null if empty)."""
 
     feature: SequenceFeature
     joins: str
@@ -29,7 +29,7 @@ class EncodedSequence:
 
     @property
     def column(self) -> str:
-        """SELECT item giving the sequence."""
+        """SELECT item of the sequence."""
         return f"coalesce({self.rows}, []::BIGINT[]) AS {quote(SEQUENCE_PREFIX + self.feature.name)}"
 
 
@@ -38,10 +38,9 @@ def encode_sequence(
 ) -> EncodedSequence:
     """Encodes one sequence in the table rows of the sparse feature `of`.
 
-    From the log: the user's rows with the label, strictly before the row's time, whatever split they are in; rows of
-    the same time see nothing of each other. With num_folds > 0 a training row's own time says nothing that may be
-    used: it gets the newest training rows of the other folds. InputError for a feature of lists, a column that is no
-    list, or a column of which no value is known.
+    From the log: the user's rows with the label, strictly before the row's time, in any split; rows of the same time do
+    not see each other. With num_folds > 0 a training row's time cannot be used, and it gets the newest training rows of
+    the other folds. InputError: a list feature, a column that is not a list, a column without a known value.
     """
     if of.feature.is_list:
         raise InputError(f"sequence.{name}.of is '{source.of}', which has several values a row; name one with a single")
@@ -59,7 +58,7 @@ def _from_log(
         max_length 3, events of a user   a b c | d e f | g        blocks 0, 1, 2
         a row after e: 5 events before   block 1, 2 of it         b c + d e, its last three: c d e
 
-    So a row costs max_length, however much its user did.
+    So the cost per row is max_length, however many events its user has.
     """
     length = feature.max_length
     events, before, blocks, folds = (
@@ -75,7 +74,7 @@ def _from_log(
         FROM interactions LEFT JOIN {of.table} ON {of.table}.{of.key} = interactions.{of.key} WHERE {is_event}
         """
     )
-    # fold < 0: a cross-fitted row's time says nothing
+    # fold < 0: the time of a cross-fitted row cannot be used
     connection.execute(
         f"""
         CREATE TEMP TABLE {before} AS
@@ -134,7 +133,7 @@ def _other_folds(
 def _from_column(
     connection: duckdb.DuckDBPyConnection, feature: SequenceFeature, source: SequenceSource, of: EncodedFeature
 ) -> EncodedSequence:
-    """Empty values of a list are no events; unknown ones take the unknown row."""
+    """Empty values of a list are not events; unknown values take the unknown row."""
     table, column = locate(source.column)
     key, where = KEYS[table], f"sequence.{feature.name}.column = '{source.column}'"
     values, lists = quote(f"lists_of_{feature.name}"), quote(f"sequence_{feature.name}")
@@ -182,7 +181,7 @@ def _from_column(
 def _make_lists(
     connection: duckdb.DuckDBPyConnection, table: str, query: Callable[[str], str], *, key: str, num_values: int
 ) -> None:
-    """Makes a table of query(condition), run for a part of the keys at a time, each of about _PASS_VALUES values."""
+    """Makes a table of query(condition), for some of the keys at a time: about _PASS_VALUES values per pass."""
     num_passes = 1 + num_values // _PASS_VALUES
     for number in range(num_passes):
         statement = f"INSERT INTO {table}" if number else f"CREATE TEMP TABLE {table} AS"

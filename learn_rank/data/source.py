@@ -1,4 +1,4 @@
-"""DuckDB that reads the found files and nothing else: connection, SQL of names, errors that say where."""
+"""DuckDB restricted to the input files: the connection, SQL of names, and errors that name the place."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _MAX_SAID = 400
 
 @dataclass(frozen=True)
 class Engine:
-    """A DuckDB connection, and under which names it knows the files that it may read."""
+    """A DuckDB connection, and the names under which it knows the files that it may read."""
 
     connection: duckdb.DuckDBPyConnection
     names: Mapping[Path, str]
 
     def errors(self, where: str) -> AbstractContextManager[None]:
-        """`sql_errors` that call the files by their own names."""
+        """`sql_errors` with the files' own names."""
         return sql_errors(where, self.names)
 
 
 @contextmanager
 def sql_errors(where: str, names: Mapping[Path, str] | None = None) -> Iterator[None]:
-    """Turns a DuckDB complaint about the user's file or expression into an InputError that says where."""
+    """Turns a DuckDB error about the user's file or expression into an InputError that names the place."""
     try:
         yield
     except (duckdb.OutOfMemoryException, duckdb.InternalException):
@@ -47,10 +47,10 @@ def sql_errors(where: str, names: Mapping[Path, str] | None = None) -> Iterator[
 
 
 def _said(message: str, where: str, names: Mapping[Path, str]) -> str:
-    """A complaint as one line; of a CSV file with its line."""
-    found = _LINE.search(message)
-    if found:
-        number, line, reason = found.groups()
+    """An error message in one line, with the line number for CSV."""
+    match = _LINE.search(message)
+    if match:
+        number, line, reason = match.groups()
         file = re.search(r"^\s*file = (.*)$", message, re.MULTILINE)
         path = next((str(path) for path, name in names.items() if file and name == file[1]), file[1] if file else where)
         fields = _FIELDS.search(reason)
@@ -74,16 +74,15 @@ def literal(value: str) -> str:
 
 @contextmanager
 def connect(scratch: Path, *, memory_limit: str, reads: Sequence[Path] = ()) -> Iterator[Engine]:
-    """DuckDB that reads the files `reads` and spills to `scratch`, and no more.
+    """DuckDB that can only read the files `reads` and spill to `scratch`.
 
-    scratch is made and removed. Whatever a recipe's expression asks for, no other file is opened, no setting is
-    changed and nothing is installed. InputError, from any query: what DuckDB cannot spill does not fit into
-    memory_limit (memory.parse_bytes).
+    scratch is created and removed. Expressions of a recipe cannot open other files, change settings or install
+    anything. InputError, from any query: memory_limit (memory.parse_bytes) is too small for what DuckDB cannot spill.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     aliases = _Aliases(scratch)
     place = aliases.of(scratch.resolve())
-    # DuckDB looks through links to where its database is; without one, tables spill to temp_directory as well
+    # DuckDB resolves links to its database file; without a file, tables spill to temp_directory too
     connection = duckdb.connect(f"{place}/scratch.duckdb" if place == str(scratch.resolve()) else ":memory:")
     try:
         names = {path: aliases.of(path) for path in reads}
@@ -110,7 +109,7 @@ def connect(scratch: Path, *, memory_limit: str, reads: Sequence[Path] = ()) -> 
 
 @contextmanager
 def folder_in(scratch: Path) -> Iterator[Path]:
-    """A new folder in scratch, gone at the end, and scratch with it unless it was there."""
+    """A new folder in scratch, removed at the end, with scratch itself unless that existed before."""
     was_there = scratch.exists()
     scratch.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=scratch))
@@ -121,13 +120,13 @@ def folder_in(scratch: Path) -> Iterator[Path]:
 
 
 def first_row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
-    """The first row that the query gives."""
+    """The first row of a query's result."""
     row: tuple[Any, ...] = connection.execute(query).fetchall()[0]
     return row
 
 
 def id_type(types: Mapping[str, str], name: str, *, where: str, column: str = "") -> str:
-    """BIGINT or VARCHAR for ids; InputError for any other type. column: what the file calls them, if not `name`."""
+    """BIGINT or VARCHAR for ids; InputError for any other type. column: their name in the file, if not `name`."""
     kind = types[name]
     if kind in INTEGER_TYPES:
         return "BIGINT"
@@ -137,7 +136,7 @@ def id_type(types: Mapping[str, str], name: str, *, where: str, column: str = ""
 
 
 class _Aliases:
-    """Links for files and folders whose names DuckDB would take for patterns, or could not spell."""
+    """Links to files and folders whose names DuckDB would take for patterns or cannot represent."""
 
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch.resolve()
@@ -164,6 +163,6 @@ class _Aliases:
 def _is_safe(path: str) -> bool:
     try:
         path.encode()
-    except UnicodeEncodeError:  # a name in bytes that are no UTF-8
+    except UnicodeEncodeError:  # a name that is not UTF-8
         return False
     return not _GLOBBED.search(path)

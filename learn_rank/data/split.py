@@ -1,4 +1,4 @@
-"""Which interactions are trained on and which are evaluated: the split, and the folds of training rows."""
+"""Splits interactions into training, validation and test rows, and training rows into folds."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ MIN_POSITIVES = 3  # of a user, to leave one out for the test and one for valida
 def split_rows(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe) -> dict[str, Any]:
     """Adds the columns split and fold to the table `interactions`; returns rows, times and positives of each split.
 
-    InputError for an empty split, and for one that starts before an earlier one ends: a row may not be trained on what
-    comes after it is evaluated. Under leave_one_out that holds within each user only.
+    InputError: an empty split, or one that starts before an earlier one ends, since training rows must not be later
+    than evaluated ones. Under leave_one_out that holds only within each user.
     """
     split = recipe.split
     facts: dict[str, Any] = {}
@@ -30,7 +30,7 @@ def split_rows(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe) -> 
         facts["users_too_short_to_evaluate"] = _leave_one_out(connection, recipe.history_label)
     else:
         _split_by_time(connection, recipe)
-    # one user's rows fall into the folds independently, and the same way in every run
+    # rows fall into folds independently of their user, and the same way in every run
     fold = (
         f"CAST(md5_number_lower(CAST(row_id AS VARCHAR)) % {split.num_folds} AS TINYINT)" if split.num_folds else "-1"
     )
@@ -88,10 +88,10 @@ def _split_by_time(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe)
 
 
 def _leave_one_out(connection: duckdb.DuckDBPyConnection, history_label: str) -> int:
-    """Splits each user's rows, in order of time and then of the log; returns how many users are too short for it.
+    """Splits each user's rows, ordered by time and then as in the log; returns how many users have too few positives.
 
-    The last positive row is test, the last but one validation. Another row goes by how many positives of the user come
-    at or after it:
+    The last positive row is test, the last but one validation. Other rows are assigned by the number of the user's
+    positives at or after them:
 
         positive      0  1  0  1  0  1  0          a user of fewer than 3 positives: train throughout
         at or after   3  3  2  2  1  1  0
@@ -134,13 +134,18 @@ def _split_facts(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe) -
             )
         latest = end
         facts[name] = {
-            "rows": rows, "users": users, "items": items, "start_ms": start, "end_ms": end, "positive_share": positives,
-        }  # fmt: skip
+            "rows": rows,
+            "users": users,
+            "items": items,
+            "start_ms": start,
+            "end_ms": end,
+            "positive_share": positives,
+        }
     return facts
 
 
 def _note_labels_of_one_class(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe) -> None:
-    """One line for each label that is 0, or 1, in every training row: said here, before any training."""
+    """Notes each label that is 0, or 1, in every training row, before any training starts."""
     for label in recipe.interactions.labels:
         column = quote("label." + label)
         low, high = first_row(

@@ -66,14 +66,18 @@ _PROFILE_SHARE = 0.85  # of the users who were there from the start
 class SyntheticOptions:
     """Size of the generated log."""
 
-    num_users: int = field(default=2500, metadata={"help": "users"})
-    num_items: int = field(default=2000, metadata={"help": "items"})
-    num_interactions: int = field(default=300_000, metadata={"help": "impressions"})
-    num_days: int = field(default=60, metadata={"help": "length of the log; the last 15 % of rows are the test window"})
+    num_users: int = field(default=2500, metadata={"help": "number of users"})
+    num_items: int = field(default=2000, metadata={"help": "number of items"})
+    num_interactions: int = field(default=300_000, metadata={"help": "number of impressions"})
+    num_days: int = field(
+        default=60, metadata={"help": "length of the log in days; the last 15 % of rows are the test window"}
+    )
     new_share: float = field(default=0.2, metadata={"help": "share of users and items that appear near the end"})
     taste_weight: float = field(default=1.5, metadata={"help": "strength of the planted content signal"})
-    shuffle_store: bool = field(default=False, metadata={"help": "permute the user and item vectors: no lift is left"})
-    seed: int = field(default=0, metadata={"help": "of the generated log"})
+    shuffle_store: bool = field(
+        default=False, metadata={"help": "permute the user and item vectors, so that no lift remains"}
+    )
+    seed: int = field(default=0, metadata={"help": "seed of the generated log"})
 
     def __post_init__(self) -> None:
         for name, least in (("num_users", 100), ("num_items", 100), ("num_interactions", 1000), ("num_days", 10)):
@@ -101,19 +105,21 @@ def write_synthetic(directory: Path, options: SyntheticOptions) -> dict[str, Any
     has_profile = (born_user == 0) & (generator.random(options.num_users) < _PROFILE_SHARE)
     write_table(
         directory / "users.parquet",
-        pa.table({
-            "user_id": np.arange(options.num_users) + 10_000,
-            "age_group": [f"{18 + 10 * group}-{27 + 10 * group}" for group in age_groups],
-            "interests": [
-                "|".join(names[liked > 0]) if is_known else None
-                for liked, is_known in zip(likes_topic, has_profile, strict=True)
-            ],
-            "style": [
-                list(_STYLES)[liked.argmax()] if is_known else None
-                for liked, is_known in zip(likes_style, has_profile, strict=True)
-            ],
-        }),
-    )  # fmt: skip
+        pa.table(
+            {
+                "user_id": np.arange(options.num_users) + 10_000,
+                "age_group": [f"{18 + 10 * group}-{27 + 10 * group}" for group in age_groups],
+                "interests": [
+                    "|".join(names[liked > 0]) if is_known else None
+                    for liked, is_known in zip(likes_topic, has_profile, strict=True)
+                ],
+                "style": [
+                    list(_STYLES)[liked.argmax()] if is_known else None
+                    for liked, is_known in zip(likes_style, has_profile, strict=True)
+                ],
+            }
+        ),
+    )
 
     born_item = _births(generator, options.num_items, options.new_share)
     users = _users_by_activity(generator, born_user, options)
@@ -129,14 +135,16 @@ def write_synthetic(directory: Path, options: SyntheticOptions) -> dict[str, Any
     conversions = clicks & (generator.random(len(users)) < _sigmoid(conversion_logit))
     order = np.argsort(times, kind="stable")
     seconds = _START + (times * options.num_days * _DAY).astype(np.int64)
-    interactions = pa.table({
-        "user_id": users + 10_000,
-        "item_id": items + 500_000,
-        "timestamp": seconds,
-        "click": clicks.astype(np.int8),
-        "conversion": conversions.astype(np.int8),
-        "revenue": np.where(conversions, prices[items], 0.0),
-    }).take(pa.array(order))  # fmt: skip
+    interactions = pa.table(
+        {
+            "user_id": users + 10_000,
+            "item_id": items + 500_000,
+            "timestamp": seconds,
+            "click": clicks.astype(np.int8),
+            "conversion": conversions.astype(np.int8),
+            "revenue": np.where(conversions, prices[items], 0.0),
+        }
+    ).take(pa.array(order))
     write_table(directory / "interactions.parquet", interactions)
     return {"interactions": interactions.num_rows, "click_share": clicks.mean(), "conversions": int(conversions.sum())}
 
@@ -168,9 +176,11 @@ def synthetic_recipe(directory: Path) -> DatasetRecipe:
         dense={"price": "items.price"},
         sequence={"history": SequenceSource(of="item_id")},
         split=SplitOptions(validation_fraction=0.1, test_fraction=0.15),
-        notes=["The data is generated, with a content signal planted in the item texts: it shows that the parts work "
-               "together, not what LEARN does on a real log."],
-    )  # fmt: skip
+        notes=[
+            "The data is generated, with a content signal planted in the item texts: it shows that the parts work "
+            "together, not what LEARN does on a real log."
+        ],
+    )
 
 
 def _items(
@@ -187,14 +197,16 @@ def _items(
         adjective = generator.choice(style_words[style], 2, replace=False)
         titles.append(f"{adjective[0]} {noun[0]} {noun[1]}")
         keywords.append(f"{noun[2]}, {adjective[1]}")
-    return pa.table({
-        "item_id": np.arange(len(topics)) + 500_000,
-        "title": titles,
-        "category": [list(_TOPICS)[topic] for topic in topics],
-        "brand": [f"brand {number}" for number in generator.integers(60, size=len(topics))],
-        "keywords": keywords,
-        "price": prices,
-    })  # fmt: skip
+    return pa.table(
+        {
+            "item_id": np.arange(len(topics)) + 500_000,
+            "title": titles,
+            "category": [list(_TOPICS)[topic] for topic in topics],
+            "brand": [f"brand {number}" for number in generator.integers(60, size=len(topics))],
+            "keywords": keywords,
+            "price": prices,
+        }
+    )
 
 
 def _births(generator: np.random.Generator, count: int, new_share: float) -> Float64Array:

@@ -1,4 +1,4 @@
-"""When was a row? What a recipe calls the timestamp as unix milliseconds, and the times that are refused."""
+"""A recipe's timestamp as unix milliseconds, and errors for times that are refused."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _FORMAT = "interactions.timestamp_format, such as '%d/%m/%Y %H:%M:%S'"
 
 
 def milliseconds(time: str, kind: str, log: InteractionsSource, *, text_kind: str, where: str) -> str:
-    """SQL of int64 unix milliseconds; null for a missing time and for one that is not from 1990 to a few years ahead.
+    """SQL of int64 unix milliseconds; null for a missing time and for one outside 1990 to a few years ahead.
 
-    time, kind: SQL of the timestamp, and its type; text_kind: what its texts are (`Raw.kinds`), if it is text. A
-    fraction of a second is kept, and cut to the millisecond before; a binary fraction's error is rounded away. Times
-    without a zone are UTC. InputError for a type that holds no time.
+    time, kind: SQL of the timestamp, and its type; text_kind: type of its values (`Raw.kinds`) if it is text. Fractions
+    of a second are rounded down to milliseconds, after rounding errors of binary fractions are removed. Times without a
+    zone are UTC. InputError: a type that cannot hold a time.
     """
     if log.timestamp_format:
         parsed = f"try_strptime(CAST({time} AS VARCHAR), {literal(log.timestamp_format)})"
         return _plausible(_whole_milliseconds(parsed), "ms", _whole_milliseconds(parsed))
     if kind == "VARCHAR" and text_kind in ("BIGINT", "DOUBLE"):
         time, kind = f"TRY_CAST({time} AS {text_kind})", text_kind
-    elif kind == "VARCHAR":  # ISO or null: what else a text may be is not guessed
+    elif kind == "VARCHAR":  # ISO or null: other formats are not guessed
         is_iso = f"regexp_matches({time}, {literal(_ISO)})"
         time, kind = f"CASE WHEN {is_iso} THEN TRY_CAST({time} AS TIMESTAMPTZ) END", "TIMESTAMPTZ"
     if kind.startswith(("TIMESTAMP", "DATE")):
@@ -50,7 +50,7 @@ _ISO = r"^\d{4}[-/]\d{1,2}[-/]\d{1,2}([ T]|$)"
 
 
 def refuse_time(value: object, log: InteractionsSource, where: str) -> InputError:
-    """What is wrong with a time that `milliseconds` made null; where names its row."""
+    """The error for a time that `milliseconds` made null; where names its row."""
     unit, fix = log.timestamp_unit, "correct or drop such rows"
     if value is None:
         return InputError(f"{where} is null; fill or filter such rows")
@@ -77,7 +77,7 @@ def refuse_time(value: object, log: InteractionsSource, where: str) -> InputErro
 
 
 def _whole_milliseconds(moment: str) -> str:
-    """SQL: epoch_ms and casts round, which would bring half of all moments into the future."""
+    """SQL that rounds down; epoch_ms and casts round to the nearest, which moves half of all times into the future."""
     return f"epoch_us(CAST({moment} AS TIMESTAMP)) // 1000"
 
 

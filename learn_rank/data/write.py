@@ -23,7 +23,7 @@ def write_query(
     *,
     compression: str = "snappy",
 ) -> None:
-    """Streams a query into a Parquet file of exactly this schema; dense columns come in raw and leave as fitted."""
+    """Streams a query into a Parquet file of exactly this schema; dense columns are transformed on the way."""
     reader = connection.sql(query).to_arrow_reader(row_group_rows)
     with pq.ParquetWriter(path, schema, compression=compression, write_page_checksum=True) as writer:
         for batch in reader:

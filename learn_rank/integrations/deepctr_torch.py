@@ -16,7 +16,7 @@ from torch import nn
 
 from learn_rank.adaptor import Attached, LearnFeatures
 from learn_rank.adaptor import attach as attach_to_layers
-from learn_rank.adaptor.attach import first_layers
+from learn_rank.adaptor.entry import first_layers
 from learn_rank.errors import InputError
 from learn_rank.integrations.deepctr_columns import EXACT, AtPlaces, Columns, is_by_place
 from learn_rank.integrations.host import host_module

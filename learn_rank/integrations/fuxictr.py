@@ -14,7 +14,7 @@ from torch import nn
 
 from learn_rank.adaptor import Attached, LearnFeatures
 from learn_rank.adaptor import attach as attach_to_layers
-from learn_rank.adaptor.attach import stack_heads
+from learn_rank.adaptor.entry import stack_heads
 from learn_rank.errors import InputError
 from learn_rank.integrations.host import host_module
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
-from learn_rank.adaptor.attach import Attached
 from learn_rank.adaptor.attach import attach as attach_to
+from learn_rank.adaptor.attached import Attached
 from learn_rank.adaptor.loss import cvr_loss
 from learn_rank.adaptor.vectors import PresentBatchNorm
 from learn_rank.distributed import num_ranks, sum_over_ranks

@@ -38,7 +38,7 @@ from torch import nn
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from learn_rank.adaptor import Attached, LearnAdaptor
-from learn_rank.adaptor.attach import NAME
+from learn_rank.adaptor.attached import NAME
 from learn_rank.errors import InputError
 from learn_rank.integrations.torchrec_dlrm import check_ranks_agree
 

@@ -1,4 +1,4 @@
-"""What a lookup is asked for, in any of the ways callers hold it -> Arrow ids, int64 times and positions."""
+"""The arguments of a lookup, in any form that callers hold -> Arrow ids, int64 times and positions."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ _EXPECTED = "expected int64 or strings: a tensor, an array or a list of them"
 
 
 def asked_ids(ids: Any) -> pa.Array | pa.ChunkedArray:
-    """[B] ids as an Arrow column: integer tensors on any device and of any shape, numpy arrays, pandas columns,
-    sequences of str or int; Arrow columns as they are, and without a copy what Arrow can take without one.
+    """[B] ids as an Arrow column, without a copy where Arrow needs none.
 
-    InputError for floats, which hold no integer above 2^53 (float32: 2^24) for sure, and for anything else. Nulls stay.
+    ids: integer tensors on any device and of any shape, numpy arrays, pandas columns, sequences of str or int, or Arrow
+    columns, which are returned as they are. Nulls stay. InputError: floats, which are inexact above 2^53 (float32:
+    2^24), and anything else.
     """
     if isinstance(ids, (pa.Array, pa.ChunkedArray)):
         return ids
     values = _array(ids)
     if isinstance(values, np.ndarray) and values.dtype.kind not in "iuUTO":
         raise InputError(f"ids are {values.dtype}, {_EXPECTED}")
-    if isinstance(values, (str, bytes)):  # which iterate, over their characters
+    if isinstance(values, (str, bytes)):  # they would be iterated by character
         raise InputError(f"ids are one {type(values).__name__}, {_EXPECTED}")
     try:
         return pa.array(values)
@@ -36,15 +37,15 @@ def asked_ids(ids: Any) -> pa.Array | pa.ChunkedArray:
 
 
 def asked_times(before: Any, num_rows: int) -> Int64Array:
-    """[B] unix milliseconds of as many rows: integers, or numpy, Arrow or pandas timestamps and datetimes of any unit.
+    """[B] unix milliseconds, from integers, datetimes, or numpy, Arrow or pandas timestamps of any unit.
 
-    InputError for another number of them, for what is neither, and for what is missing.
+    InputError: not num_rows of them, another type, missing times.
     """
     return _int64("before", _in_milliseconds(before), "unix milliseconds", num_rows)
 
 
 def asked_positions(positions: Any) -> Int64Array:
-    """[B] positions; InputError for what is not integers."""
+    """[B] positions; InputError if they are not integers."""
     return _int64("positions", positions, "row numbers of the vocabulary", None)
 
 
@@ -58,7 +59,7 @@ def _int64(name: str, values: Any, meaning: str, num_rows: int | None) -> Int64A
 
 
 def _in_milliseconds(before: Any) -> Any:
-    """Timestamps as unix milliseconds; anything else as it is."""
+    """Timestamps as unix milliseconds; anything else unchanged."""
     values = before if isinstance(before, (pa.Array, pa.ChunkedArray)) else _array(before)
     if not isinstance(values, (pa.Array, pa.ChunkedArray)):
         array = np.asarray(values)
@@ -81,7 +82,7 @@ def _refuse_missing(count: int) -> None:
 
 
 def _array(values: Any) -> Any:
-    """Tensors as numpy arrays, and arrays flat: [B]."""
+    """Tensors as numpy arrays; arrays are flattened to [B]."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
         values = (values.float() if values.is_floating_point() else values).numpy()  # numpy knows no bfloat16

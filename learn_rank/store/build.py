@@ -24,9 +24,9 @@ _PREFETCH_BATCHES = 4
 def build_store(source: VectorSource, directory: Path, options: StoreOptions) -> dict[str, Any]:
     """Writes the first version of a store into `directory` and returns facts for its manifest.
 
-    Every row group is read once, in order; `directory` may hold the unfinished work of a killed process with the same
-    source and options. InputError, naming file and row group: NaN, infinite or zero vectors, ids that come twice or
-    are null, vectors of another length; a disk too small for rows on their way and the store.
+    Every row group is read once, in order. `directory` may hold the unfinished work of a killed process with the same
+    source and options, which is continued. InputError, naming file and row group: NaN, infinite or zero vectors,
+    duplicate or null ids, vectors of another length; also a disk that is too small for the work and the store.
     """
     _check_disk(source, directory, options)
     facts = _write(source, directory, options)
@@ -53,10 +53,12 @@ def _write(source: VectorSource, directory: Path, options: StoreOptions) -> dict
         resume=True,
     )
     if writer.units_done:
-        note(f"an earlier build was cut off; going on after {writer.units_done} of {len(source.units)} row groups")
+        note(
+            f"an earlier build was interrupted; continuing after {writer.units_done} of {len(source.units)} row groups"
+        )
     with progress_bar(total=source.num_rows, description="read", unit="row") as bar:
         bar.update(sum(unit.num_rows for unit in source.units[: writer.units_done]))
-        # decoding takes as long as all the rest, and another core can do it
+        # decoding takes as long as everything else and can run on another core
         with closing(prefetch(_batches(source, writer.units_done), _PREFETCH_BATCHES)) as batches:
             for number, batch in batches:
                 if number > writer.units_done:
@@ -83,7 +85,9 @@ def _check_disk(source: VectorSource, directory: Path, options: StoreOptions) ->
     record = record_type(source.dim, options.dtype, has_as_of=bool(source.as_of)).itemsize
     on_disk = 2 if num_parts(source.num_rows * record, options.memory_bytes) > 1 else 1
     needed, free = source.num_rows * record * on_disk, shutil.disk_usage(directory).free
-    used = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())  # by a killed process
+    used = sum(
+        path.stat().st_size for path in directory.rglob("*") if path.is_file()
+    )  # by the work of a killed process
     if needed > free + used:
         raise InputError(
             f"{directory}: needs {format_bytes(needed)} while it is built, {format_bytes(free + used)} are free; free "

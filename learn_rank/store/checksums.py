@@ -1,8 +1,8 @@
-"""Are the bytes of a file those that were written? All of them, as they are read, or at some places when it is opened.
+"""Checks that the bytes of a store's files are those that were written: all of them, or samples when it is opened.
 
-A file has one checksum (XXH3-64) per SEGMENT_BYTES. One of more than WHOLE_BYTES has others of a few blocks spread over
-it, so that opening a store of any size takes milliseconds and still finds a disk or a copy that went wrong at large;
-a smaller one is read whole.
+A file has one checksum (XXH3-64) per SEGMENT_BYTES. A file of more than WHOLE_BYTES also has checksums of a few blocks
+spread over it, so that opening a store of any size takes milliseconds and still detects a bad disk or copy. Smaller
+files are read in full.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _ADVICE = "build the store again or use another version"
 
 
 def check_file(path: Path, recorded: dict[str, Any], report: Callable[[int], Any] = int) -> None:
-    """Reads all of a file. InputError naming it and the bytes that are not what was written.
+    """Reads a whole file. InputError naming the file and the range of damaged bytes.
 
-    report takes the number of bytes that were read.
+    report: called with the number of bytes of each read.
     """
     _check_size(path, recorded)
     with path.open("rb", buffering=0) as stream:
@@ -40,18 +40,18 @@ def check_file(path: Path, recorded: dict[str, Any], report: Callable[[int], Any
 
 
 def check_sample(path: Path, recorded: dict[str, Any]) -> None:
-    """Reads all of a small file and a few blocks of a large one. InputError as of `check_file`."""
+    """Reads all of a small file, or a few blocks of a large one. InputError as in `check_file`."""
     if recorded["size"] <= WHOLE_BYTES:
         check_file(path, recorded)
         return
     _check_size(path, recorded)
-    for (start, found), expected in zip(_blocks(path, recorded["size"]), recorded["blocks"], strict=True):
-        if found != expected:
+    for (start, checksum), expected in zip(_blocks(path, recorded["size"]), recorded["blocks"], strict=True):
+        if checksum != expected:
             _refuse(path, start, start + _BLOCK_BYTES)
 
 
 class CheckedReader:
-    """A file that is read front to back and checked on the way: what it gave counts once `finish` has returned."""
+    """A file that is checked while it is read front to back; its values are valid once `finish` has returned."""
 
     def __init__(self, path: Path, recorded: dict[str, Any]) -> None:
         _check_size(path, recorded)
@@ -71,7 +71,7 @@ class CheckedReader:
         return values
 
     def finish(self) -> None:
-        """InputError if any byte is not what was written."""
+        """InputError if any byte is damaged."""
         self.close()
         _check_segments(self._path, self._file.sums, self._recorded)
 
@@ -80,7 +80,7 @@ class CheckedReader:
 
 
 class SummedFile:
-    """A file written front to back, with a checksum per segment; its first `keep` bytes are there already."""
+    """A file written front to back, with a checksum per segment; its first `keep` bytes exist already and are kept."""
 
     def __init__(self, path: Path, *, keep: int) -> None:
         self._path, self._file = path, _Summed()
@@ -97,10 +97,10 @@ class SummedFile:
     @property
     def sums(self) -> dict[str, Any]:
         """Size and checksums, for StoreFacts.files."""
-        found: dict[str, Any] = {"size": self._file.size, "xxh3_64": self._file.sums}
+        sums: dict[str, Any] = {"size": self._file.size, "xxh3_64": self._file.sums}
         if self._file.size > WHOLE_BYTES:
-            found["blocks"] = [checksum for _, checksum in _blocks(self._path, self._file.size)]
-        return found
+            sums["blocks"] = [checksum for _, checksum in _blocks(self._path, self._file.size)]
+        return sums
 
     def write(self, array: npt.NDArray[Any]) -> None:
         if not array.size:
@@ -115,12 +115,12 @@ class SummedFile:
 
 
 def num_segments(size: int) -> int:
-    """Of a file: how many checksums it has."""
+    """Number of checksums of a file of this size."""
     return -(-size // SEGMENT_BYTES)
 
 
 class _Summed:
-    """The checksums of bytes that come one after another."""
+    """Checksums of a stream of bytes, one per segment."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -143,7 +143,7 @@ class _Summed:
 
 
 def _parts(stream: FileIO, start: int, size: int) -> Iterator[memoryview]:
-    """`size` bytes from a position on, fewer where the file ends, in one buffer that is used again."""
+    """`size` bytes from a position on, fewer at the end of the file, in one buffer that is reused."""
     stream.seek(start)
     buffer = memoryview(bytearray(min(_BUFFER_BYTES, size)))
     while size and (count := stream.readinto(buffer[:size])):
@@ -152,7 +152,7 @@ def _parts(stream: FileIO, start: int, size: int) -> Iterator[memoryview]:
 
 
 def _blocks(path: Path, size: int) -> Iterator[tuple[int, str]]:
-    """(first byte, checksum) of some blocks of a large file, its first and its last among them."""
+    """(first byte, checksum) of some blocks of a large file, the first and the last included."""
     with path.open("rb", buffering=0) as stream:
         for number in range(_NUM_BLOCKS):
             start = number * (size - _BLOCK_BYTES) // (_NUM_BLOCKS - 1)
@@ -168,10 +168,11 @@ def _check_size(path: Path, recorded: dict[str, Any]) -> None:
         raise InputError(f"{path}: {max(size, 0)} bytes, expected {recorded['size']}; the store is damaged, {_ADVICE}")
 
 
-def _check_segments(path: Path, found: list[str], recorded: dict[str, Any]) -> None:
+def _check_segments(path: Path, checksums: list[str], recorded: dict[str, Any]) -> None:
     expected = recorded["xxh3_64"]
-    if found != expected:
-        at = next((n for n, pair in enumerate(zip(found, expected, strict=False)) if pair[0] != pair[1]), len(found))
+    if checksums != expected:
+        pairs = enumerate(zip(checksums, expected, strict=False))
+        at = next((number for number, pair in pairs if pair[0] != pair[1]), len(checksums))
         _refuse(path, at * SEGMENT_BYTES, min((at + 1) * SEGMENT_BYTES, recorded["size"]))
 
 

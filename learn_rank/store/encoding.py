@@ -93,12 +93,12 @@ class EncodingError:
         if vectors.dtype == encoded.values.dtype:
             return
         exact = vectors.astype(np.float32, copy=False)
-        found = _row_errors(exact, encoded.decode(), keep)
-        self.squared_error += found[0]
-        self.squared += found[1]
-        self.largest = max(self.largest, found[2])
-        if found[3] > self.worst:
-            self.worst, self.worst_id = found[3], shortened(ids[found[4]].as_py())
+        errors = _row_errors(exact, encoded.decode(), keep)
+        self.squared_error += errors[0]
+        self.squared += errors[1]
+        self.largest = max(self.largest, errors[2])
+        if errors[3] > self.worst:
+            self.worst, self.worst_id = errors[3], shortened(ids[errors[4]].as_py())
 
     @property
     def notes(self) -> dict[str, Any]:

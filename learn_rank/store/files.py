@@ -1,4 +1,4 @@
-"""The files of a store, written once and front to back, with checksums; and its versions.
+"""The files of a store, each written once, front to back, with checksums.
 
 store/
   manifest.json    what made the folder
@@ -11,14 +11,13 @@ store/
     offsets.i64    with snapshots: the rows of key k are offsets[k] .. offsets[k + 1] - 1
     as_of.i64      with snapshots: unix milliseconds, ascending within a key
     store.json     StoreFacts
-  dropped          names of versions that were dropped, one a line: their numbers are not given again
+  dropped          names of dropped versions, one per line: their numbers are not used again
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,10 +35,9 @@ from learn_rank.store.checksums import SummedFile, num_segments
 from learn_rank.store.encoding import Encoded
 from learn_rank.store.options import DTYPES
 
-KEYS, BUCKETS, ROWS, SCALES, OFFSETS, AS_OF = (
-    "keys.u64", "buckets.u32", "rows.bin", "scales.f32", "offsets.i64", "as_of.i64",
-)  # fmt: skip
-CURRENT, DROPPED, FACTS = "current", "dropped", "store.json"
+KEYS, BUCKETS, ROWS, SCALES = "keys.u64", "buckets.u32", "rows.bin", "scales.f32"
+OFFSETS, AS_OF = "offsets.i64", "as_of.i64"
+FACTS = "store.json"
 KEY_TYPES = ("int64", "string")
 KEYS_PER_BUCKET = 3  # at most, on average
 _BLOCK_KEYS = 1 << 20
@@ -63,14 +61,14 @@ class StoreFacts:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the content alone: equal vectors under equal keys, wherever and whenever they were built."""
+        """Identifies the content: equal for equal vectors under equal keys, wherever and whenever they were built."""
         files = {name: {key: file[key] for key in ("size", "xxh3_64")} for name, file in self.files.items()}
         parts = [self.dim, self.dtype, self.key_type, self.has_as_of, self.num_ids, self.num_rows, files]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     @property
     def num_bytes(self) -> int:
-        """Of all files together."""
+        """Size of all files together."""
         return sum(file["size"] for file in self.files.values())
 
     def write(self, version: Path) -> None:
@@ -78,7 +76,7 @@ class StoreFacts:
 
     @staticmethod
     def read(version: Path) -> StoreFacts:
-        """The facts of a version's folder; InputError if they are absent, were changed or make no sense."""
+        """The facts of a version's folder; InputError if they are missing, edited or inconsistent."""
         path = version / FACTS
         if not path.is_file():
             raise InputError(f"{version}: no {FACTS}; the store is damaged or of an older format, build it again")
@@ -99,14 +97,14 @@ class StoreFacts:
 
     @property
     def _text(self) -> str:
-        """What store.json holds: with a checksum, since the fingerprint leaves out what does not decide the vectors."""
+        """The content of store.json. It has a checksum, since the fingerprint does not cover all fields."""
         fields = {**asdict(self), "fingerprint": self.fingerprint}
         fields["checksum"] = xxhash.xxh3_64_hexdigest(json.dumps(fields).encode())
         return json.dumps(fields, indent=2, allow_nan=False) + "\n"
 
     @property
     def _is_sound(self) -> bool:
-        """Whether lookups stay within the files, and all fields are what they are declared to be."""
+        """Whether all fields have their declared types and lookups stay within the files."""
         counts = (self.dim, self.num_ids, self.num_rows)
         if not all(type(count) is int and 0 <= count < 1 << 48 for count in counts):
             return False
@@ -132,63 +130,10 @@ def file_sizes(facts: StoreFacts) -> dict[str, int]:
     return sizes
 
 
-def version_folder(directory: Path, version: str) -> Path:
-    """The folder of a version of a store; InputError for what is none, such as a path."""
-    if version not in (known := versions(directory)):
-        raise InputError(f"{directory}: no version {version!r}; it has {', '.join(known) or 'none'}")
-    return directory / version
-
-
-def current_version(directory: Path) -> str:
-    """Name of the version in use, such as 'v2'; InputError naming the file that should say it and does not."""
-    path = directory / CURRENT
-    if not path.is_file():
-        raise InputError(f"{directory}: no version in use; the store is of an older format or damaged, build it again")
-    name, *rest = path.read_bytes().decode(errors="replace").split("\n")
-    if name not in (known := versions(directory)) or rest != [""]:  # "v1" may have been "v12" before its end was lost
-        raise InputError(
-            f"{path}: names {name[:40]!r}, expected one of the versions {', '.join(known) or '(there is none)'}; "
-            "choose one with `learn-rank store use`, or build the store again"
-        )
-    return name
-
-
-def use_version(directory: Path, version: str) -> None:
-    """Makes a version the one that new readers open."""
-    write_text(directory / CURRENT, version + "\n")
-
-
-def versions(directory: Path) -> list[str]:
-    """All versions of a store, oldest first."""
-    found = (path.name for path in directory.iterdir() if is_version(path.name) and (path / FACTS).is_file())
-    return sorted(found, key=number_of)
-
-
-def is_version(name: str) -> bool:
-    """Whether it is a name that a version can have: v1, v2, ..."""
-    return re.fullmatch(r"v[1-9][0-9]{0,8}", name) is not None
-
-
-def number_of(version: str) -> int:
-    """2 of 'v2'."""
-    return int(version[1:])
-
-
-def dropped_versions(directory: Path) -> list[str]:
-    """Versions that are gone, in the order in which they were dropped; InputError if the list is damaged."""
-    path = directory / DROPPED
-    if not path.is_file():
-        return []
-    names = path.read_bytes().decode(errors="replace").splitlines()
-    if not all(map(is_version, names)):
-        raise InputError(f"{path}: is damaged, expected a version such as v1 in each line; remove the file")
-    return names
-
-
 def map_file(path: Path, dtype: Any, count: int) -> npt.NDArray[Any]:
-    """A file of `count` values as a read-only array; InputError if it has another size.
+    """A file of `count` values as a read-only memory map; InputError if it has another size.
 
-    A private writable mapping would count as memory that the host must have.
+    A private writable mapping would count as memory that the host must have available.
     """
     size, expected = path.stat().st_size if path.is_file() else -1, count * np.dtype(dtype).itemsize
     if size != expected:
@@ -199,10 +144,9 @@ def map_file(path: Path, dtype: Any, count: int) -> npt.NDArray[Any]:
 
 
 class StoreFiles:
-    """Writes one version: rows in ascending order of (key, as_of), as many at a time as the caller likes.
+    """Writes one version: rows in ascending order of (key, as_of), in batches of any size.
 
-    A killed writer is continued by another one that is given its last recorded `position`: what was written after it
-    is cut off.
+    To continue after a kill, pass the last recorded `position`; anything written after it is cut off.
     """
 
     def __init__(
@@ -228,11 +172,11 @@ class StoreFiles:
 
     @property
     def position(self) -> dict[str, int]:
-        """Where the files end: enough to go on from in another process."""
+        """Where the files end; enough to continue in another process."""
         return {"num_rows": self.num_rows, "num_ids": self.num_ids, "last_key": self._last_key}
 
     def append(self, keys: UInt64Array, encoded: Encoded, as_of: Int64Array | None) -> None:
-        """[N] rows that follow all earlier ones. The caller has looked for duplicates."""
+        """Appends [N] rows that follow all earlier ones. The caller has checked for duplicates."""
         if not len(keys):
             return
         assert self._last_key <= int(keys[0])
@@ -251,7 +195,7 @@ class StoreFiles:
     def finish(
         self, *, parent: str | None = None, delta: str | None = None, notes: dict[str, Any] | None = None
     ) -> StoreFacts:
-        """Writes the buckets and store.json; the version is whole after it."""
+        """Writes the buckets and store.json, which completes the version."""
         if self.num_ids >= 1 << 32:
             raise InputError(f"{self.version}: {self.num_ids:,} ids, expected fewer than 2^32; split the store")
         if self.has_as_of:
@@ -281,7 +225,7 @@ class StoreFiles:
 
 
 def _bucket_starts(path: Path, num_keys: int, bits: int) -> Iterator[npt.NDArray[np.uint32]]:
-    """[2^bits + 1] in parts: position of the first key whose high bits are at least b; at last the number of keys."""
+    """[2^bits + 1] in parts: position of the first key whose high bits are at least b; finally the number of keys."""
     keys = map_file(path, np.uint64, num_keys)
     done = 0
     for start in range(0, num_keys, _BLOCK_KEYS):
@@ -294,7 +238,7 @@ def _bucket_starts(path: Path, num_keys: int, bits: int) -> Iterator[npt.NDArray
 
 @njit(nogil=True, cache=True)
 def _starts_in(keys: UInt64Array, shift: np.uint64, done: int, start: int) -> npt.NDArray[np.uint32]:
-    """The starts of buckets `done` to that of the last key, with keys[0] at position `start`."""
+    """Starts of the buckets from `done` to the last key's, where keys[0] is at position `start`."""
     size = np.int64(keys[-1] >> shift) + 1 - done
     out = np.empty(size if size > 0 else 0, np.uint32)
     bucket = 0

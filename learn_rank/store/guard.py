@@ -96,12 +96,12 @@ def _tables(model: nn.Module) -> Iterator[_Table]:
 
 def _fused(module: nn.Module) -> Iterator[tuple[str, str]]:
     """Names of the weights below a module of TorchRec that train in their backward, and how."""
-    found: Any = getattr(module, "fused_optimizer", None)
-    if callable(found):  # a Fused...Collection that is not sharded
+    fused: Any = getattr(module, "fused_optimizer", None)
+    if callable(fused):  # a Fused...Collection that is not sharded
         how = _kernel(module.optimizer_type().__name__, module.optimizer_kwargs()["lr"])  # type: ignore[operator]
         yield from ((name, how) for name, _ in module.named_parameters())
         return
-    optimizers = [found] if found is not None else []
+    optimizers = [fused] if fused is not None else []
     while optimizers:
         optimizer = optimizers.pop()
         if hasattr(optimizer, "optimizers"):

@@ -16,9 +16,9 @@ _WINDOW = 4
 def find_keys(keys: UInt64Array, buckets: npt.NDArray[np.uint32], bits: int, asked: UInt64Array) -> Int64Array:
     """[B] positions of [B] asked keys in the ascending keys, -1 where they are not there.
 
-    buckets[b] is the position of the first key whose `bits` high bits are at least b. Memory is touched for a block of
-    keys before any of them is compared, so that the waits for it overlap; _WINDOW keys are compared without a branch,
-    since which of a bucket's keys it is cannot be predicted.
+    buckets[b] is the position of the first key whose `bits` high bits are at least b. The memory for a block of keys is
+    touched before any of them is compared, so that the waits overlap. _WINDOW keys are compared without a branch, since
+    it cannot be predicted which key of a bucket matches.
     """
     out = np.empty(asked.size, np.int64)
     if keys.size < _WINDOW:
@@ -41,9 +41,9 @@ def find_keys(keys: UInt64Array, buckets: npt.NDArray[np.uint32], bits: int, ask
                 smaller += keys[at + j] < key
             at += smaller
             out[start + i] = at if smaller < _WINDOW and keys[at] == key else -1
-            if smaller == _WINDOW:  # a bucket with more keys than that
+            if smaller == _WINDOW:  # a bucket with more than _WINDOW keys
                 out[start + i] = _position(keys, at, key)
-    if touched == np.uint64(1):  # never mind: it keeps the touching from being optimised away
+    if touched == np.uint64(1):  # no effect: it keeps the reads above from being optimised away
         low[0] = 0
     return out
 
@@ -57,9 +57,9 @@ def _position(keys: UInt64Array, at: int, key: np.uint64) -> int:
 
 @njit(nogil=True, cache=True)
 def newest_before(as_of: Int64Array, offsets: Int64Array, positions: Int64Array, before: Int64Array) -> Int64Array:
-    """[B] rows: of the key at each position the last snapshot with as_of < before; -1 where there is none.
+    """[B] rows: for the key at each position, the last snapshot with as_of < before; -1 where there is none.
 
-    IndexError if an offset lies outside the snapshots: the file is damaged where nobody has looked yet.
+    IndexError if an offset lies outside the snapshots: the file is damaged in a part that was not sampled.
     """
     out = np.empty(positions.size, np.int64)
     for i in range(positions.size):

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from learn_rank.arrays import Int64Array
 from learn_rank.store.asked import asked_ids, asked_positions
+from learn_rank.store.rows import LookedUp
 
-if TYPE_CHECKING:
-    from learn_rank.store.reader import FrozenStore, Looked
+
+class StoreByPlace(Protocol):
+    """What IndexedStore needs of a store; `FrozenStore` describes the methods."""
+
+    dim: int
+    has_as_of: bool
+
+    def places_of(self, ids: Any) -> Int64Array: ...
+
+    def rows_at(self, places: Int64Array, before: Any = None) -> Int64Array: ...
+
+    def at(self, rows: torch.Tensor) -> LookedUp: ...
 
 
 class IndexedStore:
     """Vectors by position in a vocabulary, made by `FrozenStore.indexed_by`.
 
-    Its ids were looked up once; 8 bytes each are kept. Pickled with a model, it holds no vector.
+    The ids are looked up once, and 8 bytes are kept for each. Pickled with a model, it holds no vectors.
     """
 
-    def __init__(self, store: FrozenStore, ids: Any) -> None:
+    def __init__(self, store: StoreByPlace, ids: Any) -> None:
         self.store = store
         column = asked_ids(ids)
-        # -1, no vector, before the first position and behind the last one: where a clipped position lands
+        # -1, no vector, before the first position and after the last one: clipped positions end up there
         self._places = np.full(len(column) + 2, -1, np.int64)
         if column.null_count:
             self._places[1:-1][column.is_valid().to_numpy(zero_copy_only=False)] = store.places_of(column.drop_null())
@@ -41,7 +53,7 @@ class IndexedStore:
         """Number of ids in the vocabulary."""
         return len(self._places) - 2
 
-    def lookup(self, positions: Any, before: Any = None) -> Looked:
+    def lookup(self, positions: Any, before: Any = None) -> LookedUp:
         """Vectors and mask of [B] positions, a tensor, array or list of integers; before as in `FrozenStore.rows_of`.
 
         A position outside the vocabulary has no vector.

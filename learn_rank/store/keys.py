@@ -23,7 +23,7 @@ def key_type(ids: pa.Array | pa.ChunkedArray) -> str:
 def to_keys(ids: pa.Array | pa.ChunkedArray, where: str = "ids") -> UInt64Array:
     """[B] keys of [B] ids: integers by a bijection, strings by XXH64. InputError for nulls, naming `where`.
 
-    Keys are spread evenly over 64 bits, so that a few high bits find a key's place. Two strings share a key with
+    Keys are spread evenly over 64 bits, so a few high bits almost locate a key. Two strings share a key with
     probability 2^-64 per pair: 0.00003 expected pairs at 30 million ids. A store refuses them when it is built.
     """
     return hash_ids(canonical_ids(ids, where))

@@ -1,4 +1,4 @@
-"""What can be chosen about a store. Nothing heavy is imported here: a config reader needs it."""
+"""Options of a store. The config reader needs them, so nothing heavy is imported."""
 
 from __future__ import annotations
 
@@ -15,25 +15,31 @@ _MIN_MEMORY = 512 << 20
 
 @dataclass
 class StoreOptions:
-    """How vectors are read and kept."""
+    """How vectors are read and stored."""
 
-    key: str = field(default="item_id", metadata={"help": "id column: integers or strings"})
-    vector: str = field(default="embedding", metadata={"help": "column of float lists, all of one length"})
+    key: str = field(default="item_id", metadata={"help": "name of the id column, integers or strings"})
+    vector: str = field(
+        default="embedding", metadata={"help": "name of the column of vectors, float lists of equal length"}
+    )
     as_of: str = field(
         default="",
-        metadata={"help": "column of snapshot times, integers or timestamps; empty: one vector per id"},
+        metadata={"help": "name of the column of snapshot times, integers or timestamps; empty: one vector per id"},
     )
     as_of_unit: str = field(
         default="ms",
         metadata={
-            "help": "of an integer as_of: s, ms, us, ns, or step, of a log that has no times; kept as milliseconds"
+            "help": "unit of an integer as_of: s, ms, us, ns, or step for a log without times; stored as milliseconds"
         },
     )
     dtype: str = field(
-        default="float16", metadata={"help": "float16, float32, or int8 with one scale per row (its error is printed)"}
+        default="float16",
+        metadata={"help": "stored type: float16, float32, or int8 with one scale per row (the error is printed)"},
     )
     zero_vectors: str = field(
-        default="refuse", metadata={"help": "refuse, drop (their ids take the learned missing vector) or keep"}
+        default="refuse",
+        metadata={
+            "help": "what to do with zero vectors: refuse, drop (their ids take the learned missing vector) or keep"
+        },
     )
     memory_limit: str = field(default="2GiB", metadata={"help": LIMIT_HELP})
 

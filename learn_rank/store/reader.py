@@ -1,4 +1,4 @@
-"""Reads a frozen store: ids -> rows -> vectors, memory-mapped, shared by all processes of a host."""
+"""Reads a frozen store: ids -> rows -> vectors, memory-mapped and shared by all processes of a host."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,42 +20,26 @@ from learn_rank.errors import InputError
 from learn_rank.memory import available_bytes
 from learn_rank.store.asked import asked_ids, asked_times
 from learn_rank.store.checksums import check_sample
-from learn_rank.store.files import (
-    AS_OF,
-    BUCKETS,
-    KEYS,
-    OFFSETS,
-    ROWS,
-    SCALES,
-    StoreFacts,
-    current_version,
-    map_file,
-    version_folder,
-)
+from learn_rank.store.files import AS_OF, BUCKETS, KEYS, OFFSETS, ROWS, SCALES, StoreFacts, map_file
 from learn_rank.store.gather import gather_vectors
 from learn_rank.store.index import find_keys, newest_before
 from learn_rank.store.indexed import IndexedStore
 from learn_rank.store.keys import key_type, to_keys
-from learn_rank.store.rows import StoredRows
+from learn_rank.store.rows import LookedUp, StoredRows
+from learn_rank.store.versions import current_version, version_folder
 from learn_rank.times import bounds, plausible_unit
 
-# a table with more than this share of the memory that is left will not stay in the page cache
+# a larger share of the available memory will not stay in the page cache
 _CACHED_SHARE = 0.7
 NEWEST = np.iinfo(np.int64).max  # a time after every snapshot
-
-
-class Looked(NamedTuple):
-    """vectors [B, D] float32, zeros where there is none; mask [B] bool, True where there is one."""
-
-    vectors: torch.Tensor
-    mask: torch.Tensor
 
 
 class FrozenStore:
     """Vectors by id, outside every optimizer, state_dict and gradient.
 
-    dim is D; num_rows counts snapshots, num_ids ids; fingerprint identifies the content: checkpoints refuse another.
-    Copied or pickled, with a model say, it is a note of its folder and version, which are mapped again.
+    dim is D; num_rows counts snapshots and num_ids counts ids. fingerprint identifies the content; checkpoints refuse a
+    store with another one. A copy or pickle, such as that of a model, holds only folder and version and maps the files
+    again.
     """
 
     def __init__(
@@ -67,12 +51,12 @@ class FrozenStore:
         shuffle_seed: int | None = None,
         prefetch: bool | None = None,
     ) -> None:
-        """Opens a published folder of vectors, made by `stage`; the version in use unless another is named.
+        """Opens a published folder of vectors made by `stage`, at the version in use unless another is named.
 
-        Small files are compared with their checksums, of large ones a few blocks; `learn-rank store verify` reads all.
-        With shuffle_seed every id keeps its rows' positions but takes the vectors of another id: the control for any
-        claimed lift, since nothing but the meaning of the vectors is lost. prefetch: whether `prefetch` reads ahead;
-        None decides by the size of the table and the memory that is left.
+        Small files are compared with their checksums, and a few blocks of large ones; `learn-rank store verify` reads
+        everything. With shuffle_seed every id takes the vectors of another id. This is the control for any claimed
+        lift, since only the meaning of the vectors is lost. prefetch: whether `prefetch` reads ahead; None decides by
+        the size of the table and the available memory. InputError: no such store or version, damaged files.
         """
         directory = self.directory = Path(directory)
         self.manifest: Manifest = read_manifest(directory, stage=stage)
@@ -100,29 +84,29 @@ class FrozenStore:
         if shuffle_seed is not None:
             self._permuted_ids = np.random.default_rng(shuffle_seed).permutation(self.num_ids)
 
-    def lookup(self, ids: Any, before: Any = None) -> Looked:
+    def lookup(self, ids: Any, before: Any = None) -> LookedUp:
         """Vectors and mask of [B] ids; both arguments as in `rows_of`."""
         return self.at(torch.from_numpy(self.rows_of(ids, before)))
 
     def rows_of(self, ids: Any, before: Any = None) -> Int64Array:
         """[B] rows of [B] ids, -1 where there is none.
 
-        ids: a pyarrow or numpy array, an integer tensor on any device, a list of str or int. A store with snapshots
-        needs before [B] (unix milliseconds, or timestamps; int64's largest for the newest of all) and gives the newest
-        snapshot with as_of < before: never one that could hold the interaction at that time, or a later one. A store
-        without them ignores it. InputError for times in seconds, say, which would find none or all.
+        ids: a pyarrow or numpy array, an integer tensor on any device, a list of str or int. before [B]: unix
+        milliseconds or timestamps; NEWEST takes the newest snapshot. A store with snapshots needs it and gives the
+        newest one with as_of < before, which cannot know the interaction at that time or a later one. A store without
+        snapshots ignores it. InputError: ids of another type, implausible times, such as seconds.
         """
         return self.rows_at(self.places_of(ids), before)
 
     def indexed_by(self, ids: Any) -> IndexedStore:
-        """The same vectors by position in ids, a vocabulary: what models carry in place of ids.
+        """The same vectors by position in ids, a vocabulary, for models that carry positions in place of ids.
 
-        ids as in `rows_of`; a null stands for a position without an id (padding, "unknown"), which has no vector.
+        ids as in `rows_of`; a null is a position without an id (padding, "unknown") and has no vector.
         """
         return IndexedStore(self, ids)
 
     def places_of(self, ids: Any) -> Int64Array:
-        """[B] places of [B] ids among the store's num_ids, -1 where there is none; `rows_at` makes rows of them."""
+        """[B] places of [B] ids among the store's num_ids, -1 where there is none; `rows_at` turns them into rows."""
         ids = asked_ids(ids)
         if pa.types.is_null(ids.type):  # an empty list, or nothing but None
             ids = ids.cast(self.key_type)
@@ -145,9 +129,9 @@ class FrozenStore:
         return rows if self._permuted_ids is None else self._permuted(places, rows)
 
     def _refuse_other_units(self, times: Int64Array, places: Int64Array) -> None:
-        """InputError if a store of snapshots by date is asked for times that are none in milliseconds.
+        """InputError if the snapshots have dates and a time asked for is implausible in milliseconds.
 
-        What has no vector at any time may have any time: rows that fill up a batch.
+        Ids without a vector may have any time, such as rows that pad a batch.
         """
         if self._dates is None or not len(times):
             return
@@ -162,9 +146,9 @@ class FrozenStore:
                 f"{self.directory}: is asked for the time {wrong[0]}, expected unix milliseconds from 1990 on{advice}"
             )
 
-    def at(self, rows: torch.Tensor) -> Looked:
+    def at(self, rows: torch.Tensor) -> LookedUp:
         """Vectors and mask of [B] int64 rows."""
-        return Looked(self.vectors(rows), rows >= 0)
+        return LookedUp(self.vectors(rows), rows >= 0)
 
     def vectors(self, rows: torch.Tensor) -> torch.Tensor:
         """[B] int64 rows -> [B, D] float32; a row of -1 gives zeros (callers put their missing vector there)."""
@@ -178,21 +162,21 @@ class FrozenStore:
         return vectors
 
     def gather(self, rows: torch.Tensor) -> StoredRows:
-        """A copy of [B] rows, all of them there, as they are kept."""
+        """A copy of [B] rows in their stored type; -1 is not allowed."""
         # index_select is 3-5 times faster than advanced indexing here
         values, scales = self._rows
         return StoredRows(values.index_select(0, rows), None if scales is None else scales.index_select(0, rows))
 
     def stored(self, first: int, end: int) -> StoredRows:
-        """Rows first .. end - 1 as they are kept, without a copy: read-only memory, writing to it ends the process."""
+        """Rows first .. end - 1 in their stored type, without a copy; writing to this memory kills the process."""
         values, scales = self._rows
         return StoredRows(values[first:end], None if scales is None else scales[first:end])
 
     def prefetch(self, rows: Int64Array) -> None:
-        """Asks the system to read the pages of [B] rows, in the background; nothing where the table stays in memory.
+        """Asks the system to read the pages of [B] rows in the background; does nothing if the table stays in memory.
 
-        A batch's rows are known some batches before its vectors are needed: what would be one wait per row is one
-        queue of reads. Rows of -1 are passed over.
+        A batch's rows are known some batches before its vectors are needed, so one queue of reads replaces a wait per
+        row. Rows of -1 are skipped.
         """
         if not self.is_prefetching:
             return
@@ -207,7 +191,7 @@ class FrozenStore:
                 )
 
     def all_vectors(self) -> torch.Tensor:
-        """[num_rows, D] float32 copy of the rows in key order: for catalogues that fit in memory."""
+        """[num_rows, D] float32 copy of all rows in key order, for catalogues that fit into memory."""
         return self._rows.decode() if self.dtype != "float32" else self._rows.values.clone()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -219,7 +203,7 @@ class FrozenStore:
             os.close(self._file)
 
     def _permuted(self, places: Int64Array, rows: Int64Array) -> Int64Array:
-        """The row of another id, no later in its order than the one found."""
+        """The row of another id, at the same position among its snapshots or at its last one."""
         assert self._permuted_ids is not None
         if not self.num_ids:
             return rows
@@ -247,19 +231,19 @@ def _reopen(directory: Path, stage: str, version: str, shuffle_seed: int | None,
 
 
 def _dates_of(as_of: Int64Array | None) -> tuple[int, int] | None:
-    """What a time may be where snapshots are by date; None where their times count steps, or there are none."""
+    """Bounds of plausible times if snapshots have dates; None if their times are steps or there are no snapshots."""
     dates = bounds("ms")
     return dates if as_of is not None and len(as_of) and dates[0] <= as_of[0] <= dates[1] else None
 
 
 def _as_tensor(array: npt.NDArray[Any]) -> torch.Tensor:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that the array is read-only: it is meant to be
+        warnings.simplefilter("ignore", UserWarning)  # the array is read-only on purpose
         return torch.from_numpy(np.asarray(array))
 
 
 def _open_for_prefetch(path: Path, rows: npt.NDArray[Any]) -> int:
-    """A descriptor for read-ahead; the mapping itself no longer reads neighbours that nobody asked for."""
+    """A descriptor for read-ahead; also stops the mapping from reading neighbouring pages."""
     if isinstance(rows, np.memmap):
         rows._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
     return os.open(path, os.O_RDONLY)

@@ -1,10 +1,9 @@
-"""A new version of a store from the one in use and a delta: changed, added and removed ids."""
+"""Makes a new version of a store from the one in use and a delta: changed, added and removed ids."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,39 +13,32 @@ import pyarrow as pa
 
 from learn_rank.arrays import Int64Array, UInt64Array
 from learn_rank.compiled import njit
-from learn_rank.durable import fsync, lock, write_text
+from learn_rank.durable import fsync
 from learn_rank.errors import InputError
 from learn_rank.fingerprints import file_fingerprint, fingerprint
 from learn_rank.memory import format_bytes
 from learn_rank.progress import progress_bar
 from learn_rank.store.checksums import CheckedReader, check_file
 from learn_rank.store.encoding import Encoded, EncodingError, encode
-from learn_rank.store.files import (
-    AS_OF,
-    BUCKETS,
-    DROPPED,
-    KEYS,
-    OFFSETS,
-    ROWS,
-    SCALES,
-    StoreFacts,
-    StoreFiles,
-    current_version,
-    dropped_versions,
-    map_file,
-    number_of,
-    use_version,
-    version_folder,
-    versions,
-)
+from learn_rank.store.files import AS_OF, BUCKETS, KEYS, OFFSETS, ROWS, SCALES, StoreFacts, StoreFiles, map_file
 from learn_rank.store.keys import to_keys
 from learn_rank.store.options import StoreOptions
 from learn_rank.store.source import VectorSource
 from learn_rank.store.spill import KEY, Records, Spill, num_parts
+from learn_rank.store.versions import (
+    SPILL,
+    WORK,
+    current_version,
+    dropped_versions,
+    number_of,
+    remove,
+    use_version,
+    versions,
+    writing,
+)
 from learn_rank.store.writer import check_vectors, encoded_of, fill_records, record_type, refuse_duplicates
 
 REMOVED = "removed"
-_WORK, _SPILL, _GONE = ".refresh", ".spill", ".dropped"  # what is being made, its rows on their way, what goes
 
 
 class _Rows(NamedTuple):
@@ -58,7 +50,7 @@ class _Rows(NamedTuple):
 
 
 class Refreshed(NamedTuple):
-    """version: the one now in use. is_new: False where it was made from this delta before."""
+    """version: the one now in use. is_new: False if an earlier call made it from the same delta."""
 
     version: str
     facts: StoreFacts
@@ -66,16 +58,16 @@ class Refreshed(NamedTuple):
 
 
 def refresh_store(directory: Path, source: VectorSource, options: StoreOptions) -> Refreshed:
-    """Makes the next version and uses it; its notes count what changed.
+    """Makes the next version and switches to it; its notes count what changed.
 
-    A row of the delta with a vector adds its id or replaces its vector; one whose vector is null removes it. In a store
-    with snapshots that holds for each (id, as_of). The version in use before stays until `drop_version`, and whoever
-    has it open reads on undisturbed. dtype is that of the store: untouched rows keep their bits, which are compared
-    with their checksums as they are copied. A killed refresh leaves the store as it was, or with a version that the
-    same call then uses; called again with the delta that made the version in use, it makes no other. InputError: as in
-    `build_store`; another key type, dimension or kind of store; a removed id that is not there; damaged files.
+    A delta row with a vector adds its id or replaces its vector; a row whose vector is null removes the id. In a store
+    with snapshots this applies to each (id, as_of). The previous version stays until `drop_version` and can still be
+    read. dtype is the store's: unchanged rows keep their bits, which are compared with their checksums while they are
+    copied. A killed refresh leaves the store as it was, or with a version that the same call then uses. A repeated call
+    with the delta of the version in use makes no new version. InputError: as in `build_store`; another key type,
+    dimension or kind of store; a removed id that does not exist; damaged files.
     """
-    with _writing(directory):
+    with writing(directory):
         old = directory / current_version(directory)
         facts = StoreFacts.read(old)
         _check_fits(source, facts, directory)
@@ -86,17 +78,17 @@ def refresh_store(directory: Path, source: VectorSource, options: StoreOptions) 
                 use_version(directory, known)
             return Refreshed(known, StoreFacts.read(directory / known), is_new=False)
         _check_disk(source, facts, directory)
-        work, spill = directory / _WORK, directory / _SPILL
+        work, spill = directory / WORK, directory / SPILL
         work.mkdir()
         try:
             made = _merge(old, facts, source, delta, work=work, spill_folder=spill, options=options)
             for path in [*work.iterdir(), work]:
                 fsync(path)
         except BaseException:
-            _remove(work)
+            remove(work)
             raise
         finally:
-            _remove(spill)
+            remove(spill)
         name = f"v{1 + max(map(number_of, versions(directory) + dropped_versions(directory)))}"
         work.rename(directory / name)
         fsync(directory)
@@ -104,60 +96,15 @@ def refresh_store(directory: Path, source: VectorSource, options: StoreOptions) 
         return Refreshed(name, made, is_new=True)
 
 
-def drop_version(directory: Path, version: str) -> bool:
-    """Removes a version that is not in use; processes that have it open keep it until they close it.
-
-    Returns False where it is gone already: a killed drop is gone on with by the same call. InputError: the version is
-    in use, or there never was one of that name.
-    """
-    with _writing(directory):
-        dropped = dropped_versions(directory)
-        if version in dropped and version not in versions(directory):
-            return False
-        folder = version_folder(directory, version)
-        if version == current_version(directory):
-            raise InputError(f"{directory}: {version} is in use; `learn-rank store use` another version first")
-        if version not in dropped:
-            write_text(directory / DROPPED, "".join(f"{name}\n" for name in [*dropped, version]))
-        folder.rename(directory / _GONE)
-        fsync(directory)
-        _remove(directory / _GONE)
-        return True
-
-
-def switch_version(directory: Path, version: str) -> None:
-    """Makes a kept version the one that new readers open."""
-    with _writing(directory):
-        version_folder(directory, version)
-        use_version(directory, version)
-
-
-@contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-    """Holds the lock that building the store takes as well, and removes what a killed process left."""
-    with lock(directory.with_name(f".{directory.name}.lock")):
-        for name in (_WORK, _SPILL, _GONE):
-            _remove(directory / name)
-        yield
-
-
-def _remove(path: Path) -> None:
-    """A folder of ours; or a link under its name, not what it points to."""
-    if path.is_symlink():
-        path.unlink()
-    elif path.exists():
-        shutil.rmtree(path)
-
-
 def _delta_fingerprint(source: VectorSource, options: StoreOptions) -> str:
-    """Of every byte of a delta and of how it is read; where it lies does not matter."""
+    """Covers every byte of a delta and how it is read, but not its path."""
     files = [file_fingerprint(path) for path in dict.fromkeys(unit.path for unit in source.units)]
     columns = [source.key, source.vector, source.as_of, source.as_of_unit]
     return fingerprint(files=files, columns=columns, zero_vectors=options.zero_vectors)
 
 
 def _made_before(directory: Path, current: str, facts: StoreFacts, delta: str) -> str | None:
-    """The version that this delta made: the one in use, or one that was made of it (and a kill kept from use)."""
+    """The version that this delta made: the one in use, or a later one that a kill kept from use; None if neither."""
     if facts.delta == delta:
         return current
     for name in reversed(versions(directory)):
@@ -249,9 +196,9 @@ def _read_delta(source: VectorSource, facts: StoreFacts, delta: Spill, options: 
 
 
 class _OldRows:
-    """The rows of a version, front to back, compared with their checksums on the way.
+    """The rows of a version, front to back, compared with their checksums while they are read.
 
-    What says where they lie is checked before anything is read by it.
+    Keys and offsets are checked before they are used.
     """
 
     def __init__(self, version: Path, facts: StoreFacts) -> None:
@@ -267,7 +214,7 @@ class _OldRows:
         }
 
     def up_to(self, end_key: int) -> _Rows:
-        """The rows after those given before, with keys below end_key (up to 2^64)."""
+        """The next rows, up to the keys below end_key (at most 2^64)."""
         first, end = self._num_ids, self._facts.num_ids
         if end_key < 1 << 64:
             end = int(np.searchsorted(self._keys, np.uint64(end_key)))
@@ -283,7 +230,7 @@ class _OldRows:
         )
 
     def finish(self) -> None:
-        """InputError if any byte that was given is not the one that was written."""
+        """InputError if any byte that was read is damaged."""
         for file in self._files.values():
             file.finish()
 
@@ -296,7 +243,7 @@ class _OldRows:
 
 
 def _merge_part(old: _Rows, delta: Records, source: VectorSource, notes: dict[str, Any]) -> _Rows:
-    """Old rows without those that the delta names, and the delta's rows that have a vector, in order."""
+    """Old rows that the delta does not name, and the delta's rows with a vector, in order."""
     has_as_of = old.as_of is not None
     old_times = old.as_of if has_as_of else np.zeros(len(old.keys), np.int64)
     times = delta["as_of"] if has_as_of else np.zeros(len(delta), np.int64)

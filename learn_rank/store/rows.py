@@ -1,4 +1,4 @@
-"""Rows of a store as tensors, in the type they are kept in."""
+"""Rows of a store as tensors: as they are kept, and as a lookup returns them."""
 
 from __future__ import annotations
 
@@ -17,3 +17,10 @@ class StoredRows(NamedTuple):
         """[B, D] float32."""
         vectors = self.values.float()
         return vectors if self.scales is None else vectors.mul_(self.scales.unsqueeze(1))
+
+
+class LookedUp(NamedTuple):
+    """vectors [B, D] float32, zeros where there is none; mask [B] bool, True where there is one."""
+
+    vectors: torch.Tensor
+    mask: torch.Tensor

@@ -1,4 +1,4 @@
-"""A frozen store larger than a host: each rank reads a range of its rows, a lookup exchanges the distinct ones."""
+"""A frozen store larger than one host: each rank reads a range of rows, and lookups exchange distinct rows."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _cpu_groups: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDi
 
 
 class ShardedStore:
-    """Looks up vectors like FrozenStore, except that every rank reads its own rows alone.
+    """Looks up vectors like FrozenStore, but every rank reads only the rows that it owns.
 
-    Ids are looked up in the store itself, by every rank. Of the rows a host keeps in its page cache what its ranks own,
-    so that all hosts together need the memory that one host would. A lookup is collective: every rank calls it as often
-    as the others, with as many rows as it likes, none included. What is sent are distinct rows as they are stored.
+    Every rank looks up ids in the store itself. A host's page cache holds only the rows of its ranks, so all hosts
+    together need as much memory as one host would. A lookup is collective: all ranks call it equally often, each with
+    any number of rows, even none. Distinct rows are sent in their stored type.
     """
 
     def __init__(self, store: FrozenStore, group: dist.ProcessGroup | None = None) -> None:
@@ -32,19 +32,19 @@ class ShardedStore:
         check_same_store(store, self._group)
 
     def vectors(self, rows: torch.Tensor) -> torch.Tensor:
-        """[B] int64 CPU rows -> [B, D] float32, the bits of FrozenStore.vectors; a row of -1 gives zeros.
+        """[B] int64 CPU rows -> [B, D] float32, bit for bit as FrozenStore.vectors; a row of -1 gives zeros.
 
-        If a rank fails or does not call, the others raise at the latest when the group's time is out.
+        If a rank fails or does not call, the others raise when the group's timeout expires at the latest.
         """
         with torch.no_grad():
             known = (rows >= 0).nonzero().squeeze(1)
             distinct, position = torch.unique(rows.index_select(0, known), return_inverse=True)
-            found = self._fetch(distinct).decode()  # [U, D]
+            vectors_of_distinct = self._fetch(distinct).decode()  # [U, D]
             vectors = torch.zeros(len(rows), self.store.dim)
-            return vectors.index_copy_(0, known, found.index_select(0, position))
+            return vectors.index_copy_(0, known, vectors_of_distinct.index_select(0, position))
 
     def _fetch(self, rows: torch.Tensor) -> StoredRows:
-        """[U] ascending rows as they are stored, each read by its owner.
+        """[U] ascending rows in their stored type, each read by its owner.
 
         Two ranks, six rows; rank 0 owns rows 0 .. 2. Rank 0 wants 1, 4, 5 and rank 1 wants 0, 1:
 
@@ -61,9 +61,9 @@ class ShardedStore:
         dist.all_to_all_single(wanted_rows, rows, wanted, asked, group=self._group)
         self.store.prefetch(wanted_rows.numpy())
         answer = to_bytes(self.store.gather(wanted_rows))
-        found = torch.empty(len(rows), answer.shape[1], dtype=torch.uint8)
-        dist.all_to_all_single(found, answer, asked, wanted, group=self._group)
-        return from_bytes(found, self.store)
+        received = torch.empty(len(rows), answer.shape[1], dtype=torch.uint8)
+        dist.all_to_all_single(received, answer, asked, wanted, group=self._group)
+        return from_bytes(received, self.store)
 
 
 def owners(rows: torch.Tensor, num_rows: int, world_size: int) -> torch.Tensor:
@@ -74,7 +74,7 @@ def owners(rows: torch.Tensor, num_rows: int, world_size: int) -> torch.Tensor:
 def cpu_group(*, timeout_seconds: float = _TIMEOUT_SECONDS) -> dist.ProcessGroup | None:
     """A Gloo group of all ranks, for exchanges of CPU tensors beside NCCL; None on one process.
 
-    It is made once, at the first call, which all ranks make together, and ends with the default group.
+    It is created by the first call, which all ranks make together, and ends with the default group.
     """
     if num_ranks() == 1:
         return None
@@ -113,6 +113,6 @@ def from_bytes(rows: torch.Tensor, store: FrozenStore) -> StoredRows:
     scales, values = rows.split([rows.shape[1] - store.dim * dtype.itemsize, store.dim * dtype.itemsize], dim=1)
     if not scales.shape[1]:
         return StoredRows(values.contiguous().view(dtype), None)
-    # a copy even of one row, which counts as contiguous whatever its stride
+    # copies even a single row, which counts as contiguous whatever its stride
     aligned = scales.clone(memory_format=torch.contiguous_format)
     return StoredRows(values.view(dtype), aligned.view(torch.float32).squeeze(1))

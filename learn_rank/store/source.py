@@ -80,11 +80,11 @@ class VectorSource:
 
     def ids_of(self, number: int, key: int) -> list[Any]:
         """The distinct ids of a unit that have this key: what an error should call it."""
-        unit, found = self.units[number], set()
+        unit, ids_of_key = self.units[number], set()
         for batch in read_batches(unit.path, [self.key], [unit.row_group], _BATCH_ROWS, folders=unit.folders):
             ids = batch.column(self.key)
-            found |= set(ids.filter(pa.array(to_keys(ids) == np.uint64(key))).to_pylist())
-        return sorted(found)
+            ids_of_key |= set(ids.filter(pa.array(to_keys(ids) == np.uint64(key))).to_pylist())
+        return sorted(ids_of_key)
 
     def _vectors(self, column: pa.Array, unit: Unit, row: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
         has_vector = np.asarray(column.is_valid())
@@ -115,9 +115,9 @@ def open_source(path: Path, *, key: str, vector: str, as_of: str = "", as_of_uni
     schema: pa.Schema | None = None
     files = find_inputs(path, kinds=(PARQUET,))
     for file in files.files:
-        with open_input(file) as (opened, found):
-            require_columns(found.names, [key, vector, *([as_of] if as_of else [])], where=str(file.path))
-            mine = pa.schema([found.field(name) for name in dict.fromkeys((key, vector))])
+        with open_input(file) as (opened, file_schema):
+            require_columns(file_schema.names, [key, vector, *([as_of] if as_of else [])], where=str(file.path))
+            mine = pa.schema([file_schema.field(name) for name in dict.fromkeys((key, vector))])
             schema = mine if schema is None else schema
             require_same_columns(mine, schema, where=file.path, first=files.files[0].path)
             for group in range(opened.metadata.num_row_groups):

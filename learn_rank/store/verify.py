@@ -1,4 +1,4 @@
-"""Is every byte of a store still what was written, and does it hang together?"""
+"""Checks every byte of a store and the order of its keys and snapshots."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BLOCK_KEYS = 1 << 22
 
 
 def verify_store(version: Path) -> StoreFacts:
-    """Reads all files of a version once. InputError naming the file and the bytes that are not what was written."""
+    """Reads all files of a version once. InputError naming a damaged file and the range of bytes."""
     facts = StoreFacts.read(version)
     with progress_bar(total=facts.num_bytes, description=f"verify {version.name}", unit="B") as bar:
         for name, recorded in facts.files.items():
@@ -26,7 +26,7 @@ def verify_store(version: Path) -> StoreFacts:
 
 
 def _check_order(version: Path, facts: StoreFacts) -> None:
-    """Keys ascend, and so do the snapshots of each: what every lookup relies on."""
+    """Keys ascend, and so do the snapshots of each key; every lookup relies on that."""
     for keys in _blocks(version / KEYS, "u8", facts.num_ids):
         if (keys[1:] <= keys[:-1]).any():
             raise InputError(f"{version / KEYS}: keys do not ascend; build the store again")
@@ -41,7 +41,7 @@ def _check_order(version: Path, facts: StoreFacts) -> None:
 
 
 def _blocks(path: Path, kind: str, count: int) -> Iterator[np.ndarray]:
-    """The values of a file in blocks that share one value with the next."""
+    """The values of a file in blocks, each of which shares one value with the next."""
     if not count:
         return
     values = np.memmap(path, kind, "r")

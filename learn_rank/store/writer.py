@@ -1,4 +1,4 @@
-"""Rows in any order -> one version of a store, within a bound of memory; a killed process is gone on from."""
+"""Rows in any order -> one version of a store, within a memory limit; continues the work of a killed process."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from learn_rank.errors import InputError
 from learn_rank.hashing import unhash_int64
 from learn_rank.progress import progress_bar
 from learn_rank.store.encoding import Encoded, EncodingError, encode, flags, shortened
-from learn_rank.store.files import StoreFacts, StoreFiles, use_version
+from learn_rank.store.files import StoreFacts, StoreFiles
 from learn_rank.store.keys import key_type, to_keys
 from learn_rank.store.options import DTYPES
 from learn_rank.store.spill import KEY, Records, Spill, num_parts
+from learn_rank.store.versions import use_version
 
 FIRST_VERSION = "v1"
 _SPILL, _JOURNAL = "spill", "journal.json"
@@ -50,7 +51,7 @@ def write_store(
                                as_of    4, 9, 5        ascending within a key
                                rows     vectors of (3,4), (3,9), (7,5)
 
-    InputError: a NaN or infinite vector, one that float16 cannot hold, a duplicate id (or id and as_of).
+    InputError: a NaN or infinite vector, one beyond the range of float16, a duplicate id (or id and as_of).
     """
     if vectors.ndim != 2 or len(ids) != len(vectors):
         raise InputError(f"{directory}: {len(ids)} ids but vectors of shape {vectors.shape}, expected [N, D]")
@@ -83,7 +84,7 @@ def write_batches(
     expected_rows: int,
     dtype: str = "float16",
 ) -> dict[str, Any]:
-    """As `write_store`, from batches that are made one at a time; called again only to name an id in an error."""
+    """Like `write_store`, from batches made one at a time; batches() is called again only to name an id in an error."""
     writer = StoreWriter(
         directory, key_type=key_type, dim=dim, dtype=dtype, has_as_of=has_as_of, expected_rows=expected_rows
     )
@@ -91,10 +92,10 @@ def write_batches(
         writer.add(batch.ids, batch.vectors, batch.as_of, where=str(directory))
 
     def ids_of(_unit: int, key: int) -> list[Any]:
-        found: set[Any] = set()
+        ids_of_key: set[Any] = set()
         for batch in batches():
-            found |= set(batch.ids.filter(pa.array(to_keys(batch.ids) == np.uint64(key))).to_pylist())
-        return sorted(found)
+            ids_of_key |= set(batch.ids.filter(pa.array(to_keys(batch.ids) == np.uint64(key))).to_pylist())
+        return sorted(ids_of_key)
 
     return writer.finish(where=lambda _unit: str(directory), ids_of=ids_of)
 
@@ -102,9 +103,9 @@ def write_batches(
 class StoreWriter:
     """Takes batches of rows in any order; `finish` sorts them and makes the first version of a store.
 
-    expected_rows decides whether rows wait in memory or in files; more may come than that, at the price of memory.
-    With `resume`, the work of a killed process in the same folder is gone on with from `units_done`, which counts what
-    `end_unit` closed; nothing of it is used after a crash of the machine, which may lose what was not synced.
+    expected_rows decides whether rows are kept in memory or in files until then; more rows may come but take more
+    memory. With `resume`, the work of a killed process in the same folder is continued after `units_done` units, as
+    counted by `end_unit`. After a crash of the machine it is not used, since unsynced data may be lost.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class StoreWriter:
 
     @property
     def units_done(self) -> int:
-        """Units that need not be added again."""
+        """Number of units that need not be added again."""
         return int(self._journal["units"])
 
     def add(
@@ -149,7 +150,7 @@ class StoreWriter:
         *,
         where: str,
     ) -> None:
-        """Adds [B] ids with [B, D] vectors. InputError, naming `where`: vectors that cannot be kept; nulls."""
+        """Adds [B] ids with [B, D] vectors. InputError, naming `where`: vectors that cannot be stored; nulls."""
         keys = to_keys(ids, f"{where}: ids")
         encoded = encode(vectors, self._dtype)
         keep = check_vectors(ids, vectors, encoded, where=where, zero_vectors=self._zero_vectors)
@@ -160,7 +161,7 @@ class StoreWriter:
         self._spill.add(fill_records(self._record, keys, encoded, as_of, unit=self.units_done)[keep])
 
     def end_unit(self) -> None:
-        """Says that the next rows belong to another unit; what came so far survives a kill."""
+        """Ends a unit: later rows belong to the next one, and the rows so far survive a kill."""
         self._journal["units"] += 1
         if time.monotonic() - self._written > _JOURNAL_SECONDS:
             self._record_progress()
@@ -210,13 +211,13 @@ class StoreWriter:
 
 
 def manifest_facts(facts: StoreFacts) -> dict[str, Any]:
-    """What the manifest of the folder says about its first version."""
+    """Facts about the first version for the folder's manifest."""
     names = ("num_ids", "num_rows", "dim", "dtype", "key_type", "has_as_of", "fingerprint", "notes")
     return {name: getattr(facts, name) for name in names}
 
 
 def record_type(dim: int, dtype: str, *, has_as_of: bool) -> np.dtype[Any]:
-    """One row on its way to its place: key, unit it came from, as_of, vector and scale."""
+    """Type of a row before it is sorted: key, unit that it came from, as_of, vector and scale."""
     fields: list[Any] = [(KEY, np.uint64), ("unit", np.uint32), ("values", np.dtype(dtype), (dim,))]
     fields += [("as_of", np.int64)] if has_as_of else []
     fields += [("scale", np.float32)] if dtype == "int8" else []
@@ -226,7 +227,7 @@ def record_type(dim: int, dtype: str, *, has_as_of: bool) -> np.dtype[Any]:
 def fill_records(
     record: np.dtype[Any], keys: UInt64Array, encoded: Encoded, as_of: Int64Array | None, *, unit: int
 ) -> Records:
-    """[B] records of [B] rows; fields that only the caller knows are left zero."""
+    """[B] records of [B] rows; further fields of the record are zero."""
     records = np.zeros(len(keys), record)
     records[KEY], records["unit"], records["values"] = keys, unit, encoded.values
     if as_of is not None:
@@ -245,30 +246,30 @@ def encoded_of(records: Records) -> Encoded:
 def check_vectors(
     ids: pa.Array | pa.ChunkedArray, vectors: npt.NDArray[Any], encoded: Encoded, *, where: str, zero_vectors: str
 ) -> npt.NDArray[np.bool_]:
-    """[B] bool: the rows to keep. InputError for NaN, infinity, what float16 cannot hold, and zeros unless allowed."""
+    """[B] bool: the rows to keep. InputError: NaN, infinity, values beyond float16, zeros unless allowed."""
     kept = encoded.values if encoded.scales is None else vectors.astype(np.float32, copy=False)
-    found = flags(kept)
-    bad = np.flatnonzero(found.is_not_finite)
+    flagged = flags(kept)
+    bad = np.flatnonzero(flagged.is_not_finite)
     if len(bad):
         raise InputError(
             f"{where}: {len(bad)} vectors are NaN, infinite or beyond {kept.dtype}, "
             f"first id {ids[int(bad[0])].as_py()!r}"
         )
-    zeros = np.flatnonzero(found.is_zero)
+    zeros = np.flatnonzero(flagged.is_zero)
     if len(zeros) and zero_vectors == "refuse":
         raise InputError(
             f"{where}: {len(zeros)} vectors are zero, first id {ids[int(zeros[0])].as_py()!r}; zero_vectors=drop "
             "leaves them out (their ids then take the learned missing vector), zero_vectors=keep keeps them"
         )
-    return ~found.is_zero if zero_vectors == "drop" else np.ones(len(vectors), bool)
+    return ~flagged.is_zero if zero_vectors == "drop" else np.ones(len(vectors), bool)
 
 
 def refuse_duplicates(
     records: Records, key_type: str, where: Callable[[int], str], ids_of: Callable[[int, int], list[Any]]
 ) -> None:
-    """InputError if two of the sorted records have one key (and as_of): one id twice, or two strings that share a hash.
+    """InputError if two sorted records have the same key (and as_of): a duplicate id, or two strings with one hash.
 
-    In a store with snapshots two such strings are found only where they share a time as well.
+    With snapshots, two such strings are detected only if they also share a time.
     """
     is_repeated = records[KEY][1:] == records[KEY][:-1]
     if "as_of" in (records.dtype.names or ()):
@@ -276,8 +277,8 @@ def refuse_duplicates(
     repeated = np.flatnonzero(is_repeated)
     if not len(repeated):
         return
-    one, other = records[repeated[0]], records[repeated[0] + 1]
-    key, units = int(one[KEY]), sorted({int(one["unit"]), int(other["unit"])})
+    first, second = records[repeated[0]], records[repeated[0] + 1]
+    key, units = int(first[KEY]), sorted({int(first["unit"]), int(second["unit"])})
     places = " and ".join(where(unit) for unit in units)
     names = [unhash_int64(key)]
     if key_type == "string":
@@ -288,7 +289,7 @@ def refuse_duplicates(
 
 
 def examples_of(ids: pa.Array | pa.ChunkedArray) -> list[Any]:
-    """A few ids as people know them: a store keeps hashes."""
+    """A few ids in readable form, since a store keeps only hashes."""
     return [shortened(name) for name in ids[:_NUM_EXAMPLES].to_pylist()]
 
 
@@ -297,6 +298,6 @@ def _read_journal(path: Path) -> dict[str, Any] | None:
 
 
 def _boot_id() -> str:
-    """Changes when the machine starts: what a killed process wrote is in the page cache, a dead machine may lose it."""
+    """Changes at every boot: the page cache keeps what a killed process wrote, but a crashed machine may lose it."""
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text(encoding="utf-8").strip() if path.is_file() else ""

@@ -104,8 +104,8 @@ def main() -> None:
         mine = tuple(column[rank::2] for column in (*arguments, label, weight))
         for wrap in (DistributedDataParallel, compiled_under_ddp):
             copied = copy.deepcopy(model)
-            found = steps(wrap(copied), list(copied.parameters()), logits, mine, 3)
-            torch.testing.assert_close(found, gradients, rtol=1e-4, atol=1e-6)
+            actual = steps(wrap(copied), list(copied.parameters()), logits, mine, 3)
+            torch.testing.assert_close(actual, gradients, rtol=1e-4, atol=1e-6)
             torch.testing.assert_close(copied.state_dict(), alone.state_dict(), rtol=1e-4, atol=1e-6)
     norm, apart = PresentBatchNorm(8), PresentBatchNorm(8)
     apart(vectors[0][rank::2], None)

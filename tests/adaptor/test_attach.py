@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from learn_rank.adaptor import Attached, LearnAdaptor, attach
-from learn_rank.adaptor.attach import first_layers
+from learn_rank.adaptor.entry import first_layers
 from learn_rank.errors import InputError
 
 ROWS, DIM = 8, 4
@@ -64,10 +64,10 @@ def test_an_entry_is_the_first_layer_over_a_longer_input(batch: tuple[torch.Tens
     with torch.no_grad():
         wide.weight.copy_(torch.cat([first.weight, learn.entries[0].weight], dim=1))
         wide.bias.copy_(first.bias)
-        found = host(*batch)
+        actual = host(*batch)
         features = learn.features(*batch[1:]).features()
         expected = host.mlp[2](torch.relu(wide(torch.cat([batch[0], features], dim=1)))).squeeze(1)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
 
 
 def test_a_host_over_the_concatenation_learns_the_same_from_the_same_start(batch: tuple[torch.Tensor, ...]) -> None:
@@ -112,12 +112,14 @@ class Named(nn.Module):
     [
         (nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), ["0"]),
         (Named(fc1=nn.Linear(2, 3), fc2=nn.Linear(3, 3), out=nn.Linear(3, 1)), ["fc1"]),
-        (Named(experts=nn.ModuleList(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3)) for _ in range(2))),
-         ["experts.0.0", "experts.1.0"]),
+        (
+            Named(experts=nn.ModuleList(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3)) for _ in range(2))),
+            ["experts.0.0", "experts.1.0"],
+        ),
         (Named(deep=nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3)), wide=nn.Linear(2, 1)), ["deep.0"]),
         (Named(wide=nn.Linear(2, 1)), ["wide"]),
     ],
-)  # fmt: skip
+)
 def test_the_first_layer_of_every_stack_is_found(host: nn.Module, names: list[str]) -> None:
     assert first_layers(host) == names
 
@@ -153,8 +155,8 @@ def test_a_layer_that_is_not_linear_gets_a_linear_function_beside_it() -> None:
     fill_entries(learn)
     assert learn.output is not None
     host.eval()
-    found = host(fields, *vectors)
-    torch.testing.assert_close(found, alone + learn.output.features() @ learn.entries[0].weight.T)
+    actual = host(fields, *vectors)
+    torch.testing.assert_close(actual, alone + learn.output.features() @ learn.entries[0].weight.T)
 
 
 def test_a_layer_over_sequences_gets_the_rows_features_at_every_place(batch: tuple[torch.Tensor, ...]) -> None:
@@ -209,8 +211,8 @@ def test_a_host_that_gives_its_loss_gives_the_cvr_loss_with_it(makes: type, batc
     name = "loss" if makes is dict else 0
     alone = host(*batch, labels)[name]
     learn = attached(host, inputs=vectors, cvr_label=label_of, cvr_weight=0.25)
-    found = host(*batch, labels)[name]
-    torch.testing.assert_close(found, alone + 0.25 * learn.cvr_loss(labels))
+    actual = host(*batch, labels)[name]
+    torch.testing.assert_close(actual, alone + 0.25 * learn.cvr_loss(labels))
     assert ("loss" not in host(*batch)) if makes is dict else len(host(*batch)) == 1
 
 

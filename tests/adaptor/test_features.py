@@ -73,8 +73,8 @@ def test_ids_become_what_the_adaptor_makes_of_their_vectors(stores: tuple[Frozen
     expected = copy.deepcopy(features.adaptor)(user, item, user_mask, item_mask)
     output = features(user_ids, item_ids)
     assert output.features().shape == (4, features.feature_dim) == (4, 15)
-    for found, known in zip(output, expected, strict=True):
-        assert torch.equal(found, known)
+    for actual, known in zip(output, expected, strict=True):
+        assert torch.equal(actual, known)
     assert torch.equal(output.user[1], features.adaptor.user_missing)
 
 
@@ -171,14 +171,14 @@ def test_a_compiled_host_equals_the_plain_one(stores: tuple[FrozenStore, FrozenS
         dense = torch.randn(num_rows, 2)
         plain.zero_grad()
         mine.zero_grad()
-        found = compiled(dense, torch.from_numpy(user_ids), item_ids)
+        actual = compiled(dense, torch.from_numpy(user_ids), item_ids)
         expected = plain(dense, torch.from_numpy(user_ids), item_ids)
-        torch.testing.assert_close(found, expected)
-        found.square().sum().backward()
+        torch.testing.assert_close(actual, expected)
+        actual.square().sum().backward()
         expected.square().sum().backward()
-        for one, other in zip(mine.parameters(), plain.parameters(), strict=True):
+        for weight, other in zip(mine.parameters(), plain.parameters(), strict=True):
             unused = torch.zeros_like(other)  # by this loss: None in one, zeros in the other
-            torch.testing.assert_close(*(unused if given is None else given for given in (one.grad, other.grad)))
+            torch.testing.assert_close(*(unused if given is None else given for given in (weight.grad, other.grad)))
     torch.testing.assert_close(mine.state_dict(), plain.state_dict())
 
 
@@ -221,9 +221,9 @@ def test_weights_saved_with_one_store_load_beside_another(stores: tuple[FrozenSt
     control = make_features(shuffled, stores[1])
     control.load_state_dict(trained.state_dict())
     user_ids, item_ids = as_asked()
-    found, same = control.eval()(user_ids, item_ids), trained.eval()(user_ids, item_ids)
-    assert torch.equal(found.item, same.item)
-    assert not torch.equal(found.user, same.user)
+    actual, same = control.eval()(user_ids, item_ids), trained.eval()(user_ids, item_ids)
+    assert torch.equal(actual.item, same.item)
+    assert not torch.equal(actual.user, same.user)
 
 
 def test_vectors_come_to_the_adaptors_device_and_type() -> None:
@@ -239,9 +239,9 @@ def test_on_a_gpu_ids_and_features_are_there_and_stores_are_not(stores: tuple[Fr
     host = Host(make_features(stores[0], stores[1].indexed_by(ITEM_IDS))).eval()
     dense, user_ids, items = torch.randn(4, 2), torch.from_numpy(USER_IDS[USERS]), torch.from_numpy(ITEMS)
     expected = host(dense, user_ids, items)
-    found = host.cuda()(dense.cuda(), user_ids.cuda(), items.cuda())
-    assert found.is_cuda
-    torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-3)
+    actual = host.cuda()(dense.cuda(), user_ids.cuda(), items.cuda())
+    assert actual.is_cuda
+    torch.testing.assert_close(actual.cpu(), expected, rtol=1e-3, atol=1e-3)
     table = VectorTable(torch.randn(3, 4, device="cuda"))
     assert table.lookup(torch.tensor([0, 5]))[1].tolist() == [True, False]
 

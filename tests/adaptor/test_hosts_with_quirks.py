@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from learn_rank.adaptor import LearnAdaptor, LearnFeatures, VectorTable, attach
-from learn_rank.adaptor.attach import first_layers
+from learn_rank.adaptor.entry import first_layers
 from learn_rank.distributed import process_group
 from learn_rank.errors import InputError
 
@@ -167,9 +167,9 @@ def test_a_batch_of_no_rows_gives_what_the_host_alone_gives(is_training: bool) -
         host, alone = make().train(is_training), make().train(is_training)
         learn = attach(host, features())
         empty = {name: ids[:0] for name, ids in IDS.items()}
-        found = host(X[:0], **empty)
-        assert found.shape == alone(X[:0]).shape == (0,)
-        (found.sum() + learn.cvr_loss(LABEL[:0])).backward()
+        actual = host(X[:0], **empty)
+        assert actual.shape == alone(X[:0]).shape == (0,)
+        (actual.sum() + learn.cvr_loss(LABEL[:0])).backward()
         before = learn.features.adaptor.user_norm.running_mean.clone()
         assert torch.equal(learn.features.adaptor.user_norm.running_mean, before)
         assert host(X, **IDS).isfinite().all()

@@ -37,14 +37,14 @@ SCHEDULES: dict[str, Schedule] = {
     "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler(
         [lr_scheduler.ConstantLR(o, 0.1, 2), lr_scheduler.ExponentialLR(o, 0.9)]
     ),
-}  # fmt: skip
+}
 ABSTRACT = {"LRScheduler", "_LRScheduler", "Optimizer"}
 # of sparse gradients alone; of matrices alone; with a memory of gradients of one length
 NOT_FOR_ALL_WEIGHTS = {"SparseAdam", "Muon", "LBFGS"}
 OPTIMIZERS = [
     name
-    for name, one in inspect.getmembers(torch.optim, inspect.isclass)
-    if issubclass(one, torch.optim.Optimizer) and name not in ABSTRACT | NOT_FOR_ALL_WEIGHTS
+    for name, kind in inspect.getmembers(torch.optim, inspect.isclass)
+    if issubclass(kind, torch.optim.Optimizer) and name not in ABSTRACT | NOT_FOR_ALL_WEIGHTS
 ]
 
 
@@ -71,12 +71,12 @@ def advance(schedule: Any) -> None:
 
 
 def test_every_schedule_of_torch_is_tried() -> None:
-    found = {
+    actual = {
         name
-        for name, one in inspect.getmembers(lr_scheduler, inspect.isclass)
-        if issubclass(one, (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau))
+        for name, kind in inspect.getmembers(lr_scheduler, inspect.isclass)
+        if issubclass(kind, (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau))
     }
-    assert found - ABSTRACT == SCHEDULES.keys()
+    assert actual - ABSTRACT == SCHEDULES.keys()
 
 
 @pytest.mark.parametrize("when", ["before", "midway", "after"])
@@ -101,12 +101,14 @@ def test_learn_follows_the_schedule_of_the_hosts_first_group(name: str, num_grou
             advance(schedule)
             rates.append([group["lr"] for group in optimizer.param_groups])
         if learn is not None:
-            assert {id(one) for one in learn.parameters()} <= {id(one) for one in optimizer.param_groups[0]["params"]}
+            assert {id(parameter) for parameter in learn.parameters()} <= {
+                id(parameter) for parameter in optimizer.param_groups[0]["params"]
+            }
         return rates, learn
 
-    (alone, _), (found, learn) = run(False), run(True)
-    assert found == alone
-    assert len({tuple(rates) for rates in found}) > 1
+    (alone, _), (actual, learn) = run(False), run(True)
+    assert actual == alone
+    assert len({tuple(rates) for rates in actual}) > 1
     assert learn is not None
     assert learn.entries[0].weight.abs().max() > 0
 

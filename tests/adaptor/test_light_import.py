@@ -29,8 +29,25 @@ attach(host, features, inputs=lambda x: (torch.arange(6), torch.arange(6)))
 host(torch.randn(6, 2)).sum().backward()
 print(learned.features().shape[1], *sorted(set(sys.modules) & set({blocked})))
 """
-_HEAVY = ["numpy", "pyarrow", "numba", "llvmlite", "xxhash", "duckdb", "pandas", "sklearn", "scipy", "tqdm", "hydra",
-          "omegaconf", "jinja2", "torchrec", "fbgemm_gpu", "transformers", "tensorboard"]  # fmt: skip
+_HEAVY = [
+    "numpy",
+    "pyarrow",
+    "numba",
+    "llvmlite",
+    "xxhash",
+    "duckdb",
+    "pandas",
+    "sklearn",
+    "scipy",
+    "tqdm",
+    "hydra",
+    "omegaconf",
+    "jinja2",
+    "torchrec",
+    "fbgemm_gpu",
+    "transformers",
+    "tensorboard",
+]
 _LOADED = """
 import json, sys
 import torch

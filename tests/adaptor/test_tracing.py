@@ -94,8 +94,8 @@ def test_a_traced_adaptor_equals_the_plain_one(trace: Trace, is_training: bool, 
     run = trace(copy.deepcopy(plain), inputs(12, with_masks=with_masks))
     for num_rows in (12, 5, 30):
         example = inputs(num_rows, with_masks=with_masks)
-        for found, expected in zip(outcome(run, example), outcome(plain, example), strict=True):
-            torch.testing.assert_close(found, expected)
+        for actual, expected in zip(outcome(run, example), outcome(plain, example), strict=True):
+            torch.testing.assert_close(actual, expected)
     moved = plain.get_buffer("user_norm.running_mean").abs().sum() > 0
     assert moved == is_training
 
@@ -108,8 +108,8 @@ def test_weights_and_statistics_loaded_after_tracing_are_those_that_count(trace:
     run = trace(LearnAdaptor(8, 4, normalization="batch").eval(), example)
     assert isinstance(run, nn.Module)
     run.load_state_dict(trained.state_dict())
-    for found, expected in zip(run(*example), trained.eval()(*example), strict=True):
-        torch.testing.assert_close(found, expected)
+    for actual, expected in zip(run(*example), trained.eval()(*example), strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize(
@@ -127,8 +127,8 @@ def test_every_normalization_and_input_of_the_fusion_traces(trace: Trace, option
     plain = LearnAdaptor(*dims, **options)
     many, example = (inputs(rows, with_masks=True, dims=dims) for rows in (12, 5))
     run = trace(copy.deepcopy(plain), many)
-    for found, expected in zip(outcome(run, example), outcome(plain, example), strict=True):
-        torch.testing.assert_close(found, expected)
+    for actual, expected in zip(outcome(run, example), outcome(plain, example), strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("trace", TRACERS)
@@ -147,8 +147,8 @@ def test_the_default_compiler_gives_the_same_in_training() -> None:
     torch.manual_seed(0)
     plain = LearnAdaptor(8, 4, fusion_dim=6, hidden_dim=16, cvr_hidden_dims=[5])
     run, example = torch.compile(copy.deepcopy(plain), fullgraph=True), inputs(12, with_masks=True)
-    for found, expected in zip(outcome(run, example), outcome(plain, example), strict=True):
-        torch.testing.assert_close(found, expected)
+    for actual, expected in zip(outcome(run, example), outcome(plain, example), strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 def test_no_gradient_reaches_vectors_through_the_statistics_even_if_they_want_one() -> None:
@@ -189,12 +189,12 @@ def test_a_bfloat16_adaptor_keeps_its_statistics_in_float32() -> None:
     for step in range(20):
         example = inputs(100 + step, with_masks=True)
         expected = plain(*example)
-        found = half(*example)  # float32 vectors, as stores give them
+        actual = half(*example)  # float32 vectors, as stores give them
     for name in ("user_norm.running_mean", "item_norm.running_variance"):
         torch.testing.assert_close(half.get_buffer(name), plain.get_buffer(name), rtol=0, atol=0)
-    assert {tensor.dtype for tensor in found} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in actual} == {torch.bfloat16}
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
-    for mine, exact in zip(found, expected, strict=True):
+    for mine, exact in zip(actual, expected, strict=True):
         torch.testing.assert_close(mine.float(), exact, rtol=0.03, atol=0.03)
     assert half.float().get_buffer("user_norm.running_mean").dtype == torch.float32
     assert plain.double().get_buffer("user_norm.running_mean").dtype == torch.float64

@@ -20,8 +20,8 @@ def vectors(seed: int = 0, dim: int = 64) -> torch.Tensor:
 def test_raw_vectors_are_what_the_adaptor_gives_beside_its_fusion() -> None:
     raw, adaptor = (made(8, 4, normalization="batch", scale=2.0) for made in (RawVectors, LearnAdaptor))
     assert raw.feature_dim == 12
-    found = raw(vectors(0, 8), vectors(1, 4))
-    assert torch.equal(found, adaptor(vectors(0, 8), vectors(1, 4)).features()[:, :12])
+    actual = raw(vectors(0, 8), vectors(1, 4))
+    assert torch.equal(actual, adaptor(vectors(0, 8), vectors(1, 4)).features()[:, :12])
     assert set(raw.state_dict()) == {name for name in adaptor.state_dict() if "norm" in name or "missing" in name}
 
 
@@ -47,9 +47,9 @@ def test_absent_rows_do_not_count_in_the_statistics(by_dimension: bool) -> None:
 def test_by_default_vectors_are_centred_and_divided_by_one_root_mean_square() -> None:
     strengths = torch.tensor([4.0, 1.0, 0.5])
     batch = vectors(dim=3) * strengths + 7.0
-    found = RawVectors(3, 3)(batch, batch)[:, :3]
+    actual = RawVectors(3, 3)(batch, batch)[:, :3]
     spread = batch.var(0).mean().sqrt()
-    torch.testing.assert_close(found, (batch - batch.mean(0)) / spread)
+    torch.testing.assert_close(actual, (batch - batch.mean(0)) / spread)
 
 
 def test_what_all_vectors_share_and_their_common_length_change_nothing() -> None:
@@ -57,8 +57,8 @@ def test_what_all_vectors_share_and_their_common_length_change_nothing() -> None
     for seed in range(3):
         batch = vectors(seed)
         shared = torch.linspace(-5, 5, 64)  # a hundred times what tells vectors apart
-        found = norms[1](0.01 * batch + shared, None)
-        torch.testing.assert_close(found, norms[0](batch, None), atol=1e-3, rtol=1e-3)
+        actual = norms[1](0.01 * batch + shared, None)
+        torch.testing.assert_close(actual, norms[0](batch, None), atol=1e-3, rtol=1e-3)
 
 
 def test_centred_vectors_are_the_same_in_training_and_scoring() -> None:
@@ -127,8 +127,8 @@ def test_no_mask_is_a_mask_of_all() -> None:
     everyone = torch.ones(B, dtype=torch.bool)
     for adaptor, masks in ((masked, (everyone, everyone)), (plain, ())):
         adaptor(vectors(), vectors(1), *masks).features().sum().backward()
-    for one, other in zip(masked.parameters(), plain.parameters(), strict=True):
-        assert torch.equal(one.grad, other.grad) if one.grad is not None else other.grad is None
+    for weight, other in zip(masked.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(weight.grad, other.grad) if weight.grad is not None else other.grad is None
     assert torch.equal(masked.get_buffer("user_norm.running_variance"), plain.get_buffer("user_norm.running_variance"))
 
 
@@ -144,10 +144,10 @@ def test_frozen_vectors_are_not_in_the_state(normalization: str, statistics: set
 def test_by_layer_each_vector_is_standardised_by_itself() -> None:
     unit = nn.functional.normalize(vectors(), dim=1)
     raw = RawVectors(normalization="layer")
-    found = raw(unit, 3 * unit)[:, :64]
+    actual = raw(unit, 3 * unit)[:, :64]
     expected = (unit - unit.mean(1, keepdim=True)) / unit.std(1, correction=0, keepdim=True)
-    torch.testing.assert_close(found, expected, atol=0, rtol=1e-3)
-    assert torch.equal(raw(unit[:5], unit[:5])[:, :64], found[:5])  # of other rows nothing is taken
+    torch.testing.assert_close(actual, expected, atol=0, rtol=1e-3)
+    assert torch.equal(raw(unit[:5], unit[:5])[:, :64], actual[:5])  # of other rows nothing is taken
 
 
 def test_vector_dropout_replaces_whole_vectors_in_training_alone() -> None:
@@ -158,10 +158,10 @@ def test_vector_dropout_replaces_whole_vectors_in_training_alone() -> None:
         adaptor.item_missing.fill_(9.0)
     vectors = torch.randn(4000, 4)
     output = adaptor(vectors, vectors)
-    for found in (output.user, output.item):
-        is_dropped = (found == 9.0).all(1)
+    for actual in (output.user, output.item):
+        is_dropped = (actual == 9.0).all(1)
         assert is_dropped.float().mean().item() == pytest.approx(0.3, abs=0.03)
-        assert torch.equal(found[~is_dropped], vectors[~is_dropped])
+        assert torch.equal(actual[~is_dropped], vectors[~is_dropped])
     both = (output.user == 9.0).all(1) & (output.item == 9.0).all(1)
     assert both.float().mean().item() == pytest.approx(0.09, abs=0.02)  # users and items apart
     assert torch.equal(adaptor.eval()(vectors, vectors).user, vectors)
@@ -195,11 +195,11 @@ def test_a_vector_that_is_not_finite_counts_as_missing(normalization: str, bad: 
     spoiled[3, 1] = bad
     mask = torch.arange(16) != 3
     for dtype in (torch.float32, torch.float16, torch.float64):
-        found, expected = (LearnAdaptor(4, 4, normalization=normalization).train() for _ in range(2))
-        found.load_state_dict(expected.state_dict())
-        outputs = found(spoiled.to(dtype), item.to(dtype)), expected(user.to(dtype), item.to(dtype), mask, None)
-        for one, other in zip(*outputs, strict=True):
-            torch.testing.assert_close(one, other)
-        assert all(value.isfinite().all() for value in found.state_dict().values())
+        actual, expected = (LearnAdaptor(4, 4, normalization=normalization).train() for _ in range(2))
+        actual.load_state_dict(expected.state_dict())
+        outputs = actual(spoiled.to(dtype), item.to(dtype)), expected(user.to(dtype), item.to(dtype), mask, None)
+        for value, other in zip(*outputs, strict=True):
+            torch.testing.assert_close(value, other)
+        assert all(value.isfinite().all() for value in actual.state_dict().values())
         outputs[0].features().sum().backward()
-        assert all(weight.grad is None or weight.grad.isfinite().all() for weight in found.parameters())
+        assert all(weight.grad is None or weight.grad.isfinite().all() for weight in actual.parameters())

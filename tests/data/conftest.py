@@ -27,23 +27,27 @@ def raw(tmp_path: Path) -> Path:
     folder.mkdir()
     rows = range(NUM_ROWS)
     pq.write_table(
-        pa.table({
-            "uid": [1 + i % 3 if i < 18 else 4 for i in rows],
-            "iid": [10 + i % 4 if i < 18 else 14 for i in rows],
-            "at": [100 + i for i in rows],
-            "stars": [5 if i % 2 else 1 for i in rows],
-        }),
+        pa.table(
+            {
+                "uid": [1 + i % 3 if i < 18 else 4 for i in rows],
+                "iid": [10 + i % 4 if i < 18 else 14 for i in rows],
+                "at": [100 + i for i in rows],
+                "stars": [5 if i % 2 else 1 for i in rows],
+            }
+        ),
         folder / "log.parquet",
-    )  # fmt: skip
+    )
     pq.write_table(
-        pa.table({
-            "iid": [10, 11, 12, 13, 14],
-            "title": ["Heat", "Alien", None, "Up", "Jaws"],
-            "genres": ["crime|drama", "horror", "", "family|drama", "western"],
-            "year": [1995.0, 1979.0, None, 2009.0, 1975.0],
-        }),
+        pa.table(
+            {
+                "iid": [10, 11, 12, 13, 14],
+                "title": ["Heat", "Alien", None, "Up", "Jaws"],
+                "genres": ["crime|drama", "horror", "", "family|drama", "western"],
+                "year": [1995.0, 1979.0, None, 2009.0, 1975.0],
+            }
+        ),
         folder / "items.parquet",
-    )  # fmt: skip
+    )
     pq.write_table(pa.table({"uid": [1, 2, 3], "gender": ["f", "m", "f"]}), folder / "users.parquet")
     return folder
 

@@ -130,7 +130,7 @@ def test_prepared_columns_are_what_the_written_features_make_of_raw_values(
     stars_at = {row["at"]: row["stars"] for row in pq.read_table(raw / "log.parquet").to_pylist()}
     train = pq.read_table(out / "interactions" / "train.parquet").to_pylist()
     assert stars == fit("stars", transform, [stars_at[row["timestamp"]] for row in train])
-    of_item = [np.nan if one is None else float(one) for one in years]
+    of_item = [np.nan if given_year is None else float(given_year) for given_year in years]
     assert year == fit("year", transform, [of_item[row["item_id"] - 10] for row in train])
     for name in SPLITS:
         rows = pq.read_table(out / "interactions" / f"{name}.parquet").to_pydict()
@@ -157,8 +157,8 @@ def test_an_earlier_run_s_fit_is_kept_and_missing_values_are_counted_anew(
     facts = prepare(recipe_of(raw), out, PrepareOptions(dense_from=str(yesterday)))
     assert (out / "dense.json").read_bytes() == (yesterday / "prepare" / "dense.json").read_bytes()
     (feature,) = read_dense(yesterday / "prepare" / "dense.json")
-    found = pq.read_table(out / "interactions" / "train.parquet", columns=["item_id", "dense.year"]).to_pylist()
-    years = {row["item_id"]: row["dense.year"] for row in found}
+    actual = pq.read_table(out / "interactions" / "train.parquet", columns=["item_id", "dense.year"]).to_pylist()
+    years = {row["item_id"]: row["dense.year"] for row in actual}
     assert years[10] == feature.apply([2995.0])[0] > 10
     assert years[12] == 0
     assert facts["dense"]["year"]["missing"] == pq.read_table(raw / "log.parquet")["iid"].to_pylist().count(12)

@@ -22,8 +22,8 @@ def dialect(path: Path, content: str | bytes) -> Dialect:
 def test_the_separator_is_the_one_that_the_records_agree_on(tmp_path: Path, separator: str) -> None:
     lines = ["id" + separator + '"a, b; c"' + separator + "t", *(row.replace(",", separator) for row in ROWS)]
     lines[17] += separator + "one too many"
-    found = dialect(tmp_path / "log.csv", "\n".join(lines))
-    assert (found.columns, found.separator, found.quote) == (("id", "a, b; c", "t"), separator, '"')
+    detected = dialect(tmp_path / "log.csv", "\n".join(lines))
+    assert (detected.columns, detected.separator, detected.quote) == (("id", "a, b; c", "t"), separator, '"')
 
 
 def test_quotes_are_doubled_or_escaped_or_none(tmp_path: Path) -> None:

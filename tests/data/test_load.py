@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,43 @@ from learn_rank.schema import SPLITS
 
 NUM_ROWS = 40
 NASTY = [
-    "row_id", "user_id", "item_id", "timestamp", "label.click", "raw.uid", "text.title", "split", "fold", "row",
+    "row_id",
+    "user_id",
+    "item_id",
+    "timestamp",
+    "label.click",
+    "raw.uid",
+    "text.title",
+    "split",
+    "fold",
+    "row",
     "value",
-    "key", "x", "n", "t", "_row", "_0", "__row", "file_index", "filename", "select", "a b", 'a"b', "a'b", "a.b", "é",
-    "interactions", "rowid", "file_row_number", "columns", "raw", "c0", "CASE", "", "1", "*",
-]  # fmt: skip
+    "key",
+    "x",
+    "n",
+    "t",
+    "_row",
+    "_0",
+    "__row",
+    "file_index",
+    "filename",
+    "select",
+    "a b",
+    'a"b',
+    "a'b",
+    "a.b",
+    "é",
+    "interactions",
+    "rowid",
+    "file_row_number",
+    "columns",
+    "raw",
+    "c0",
+    "CASE",
+    "",
+    "1",
+    "*",
+]
 Prepared = Callable[..., dict[str, list[Any]]]
 
 
@@ -140,9 +173,15 @@ def test_a_name_that_is_no_plain_name_is_refused_in_every_part_of_a_recipe(part:
 
 def test_ids_and_features_of_csv_are_text_as_it_stands(tmp_path: Path, prepared: Prepared) -> None:
     kinds = {
-        "version": ["14.1", "14.10"], "code": ["1e3", "1000"], "answer": ["yes", "no"], "hour": ["08:00", "8:00"],
-        "day": ["2024-01-01", "2024-1-1"], "zip": ["7", "007"], "flag": ["true", "True"], "size": ["1_000", " 1000"],
-    }  # fmt: skip
+        "version": ["14.1", "14.10"],
+        "code": ["1e3", "1000"],
+        "answer": ["yes", "no"],
+        "hour": ["08:00", "8:00"],
+        "day": ["2024-01-01", "2024-1-1"],
+        "zip": ["7", "007"],
+        "flag": ["true", "True"],
+        "size": ["1_000", " 1000"],
+    }
     lines = [f"u{n % 4},{n % 5},{1_700_000_000 + n},{n % 2}" for n in range(NUM_ROWS)]
     lines = [",".join([line, *(values[n % 2] for values in kinds.values())]) for n, line in enumerate(lines)]
     (tmp_path / "log.csv").write_text("\n".join([",".join(["uid,sku,ts,click", *kinds]), *lines]) + "\n")
@@ -194,10 +233,10 @@ def test_in_expressions_numbers_of_csv_are_numbers_over_the_whole_column(tmp_pat
 
 def test_labels_of_csv_may_be_true_and_false_and_of_parquet_booleans(tmp_path: Path, prepared: Prepared) -> None:
     truth = [bool((n // 2) % 2) for n in range(NUM_ROWS)]
-    pc_csv.write_csv(log_table(click=[str(one) for one in truth]), tmp_path / "log.csv")
+    pc_csv.write_csv(log_table(click=[str(is_true) for is_true in truth]), tmp_path / "log.csv")
     pq.write_table(log_table(click=truth), tmp_path / "log.parquet")
     for name in ("log.csv", "log.parquet"):
-        assert prepared(name)["click"] == [int(one) for one in truth]
+        assert prepared(name)["click"] == [int(is_true) for is_true in truth]
 
 
 @pytest.mark.parametrize(
@@ -296,10 +335,7 @@ def test_what_is_no_expression_of_the_files_columns_is_refused_and_does_nothing(
     target = tmp_path / "written.csv"
     if "log" in changes:
         log = changes["log"]
-        changes = {"log": {
-            key: {k: v.replace("{out}", str(target)) for k, v in entry.items()} if isinstance(entry, dict)
-            else entry.replace("{out}", str(target)) for key, entry in log.items()
-        }}  # fmt: skip
+        changes = {"log": json.loads(json.dumps(log).replace("{out}", str(target)))}
     with pytest.raises(InputError, match=r"log\.parquet: (interactions|items)\.") as error:
         prepared(**changes)
     assert "\n" not in str(error.value)

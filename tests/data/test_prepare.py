@@ -158,10 +158,10 @@ def test_leave_one_out_takes_the_last_two_positives_of_each_user(raw: Path, out:
     rows = [(user, 10 + nth, at, like) for user, history in users for nth, (at, like) in enumerate(history)]
     write_log(raw, rows)
     facts = prepare(leave_one_out(recipe_of, raw), out, PrepareOptions())
-    found = {name: [(r["user_id"], r["item_id"]) for r in split(out, name).to_pylist()] for name in SPLITS}
-    assert sorted(found["test"]) == [(1, 15), (1, 16), (1, 17), (2, 12), (2, 13)]
-    assert sorted(found["validation"]) == [(1, 13), (1, 14), (2, 11)]
-    assert sorted(found["train"]) == [(1, 10), (1, 11), (1, 12), (2, 10), (3, 10), (3, 11), (3, 12)]
+    actual = {name: [(r["user_id"], r["item_id"]) for r in split(out, name).to_pylist()] for name in SPLITS}
+    assert sorted(actual["test"]) == [(1, 15), (1, 16), (1, 17), (2, 12), (2, 13)]
+    assert sorted(actual["validation"]) == [(1, 13), (1, 14), (2, 11)]
+    assert sorted(actual["train"]) == [(1, 10), (1, 11), (1, 12), (2, 10), (3, 10), (3, 11), (3, 12)]
     assert facts["users_too_short_to_evaluate"] == 1
 
 

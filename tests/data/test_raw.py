@@ -107,10 +107,10 @@ def test_rows_of_many_files_keep_their_order(tmp_path: Path) -> None:
         rows = (f"{row},x" if nth % 2 else f"x,{row}" for row in range(nth * size, (nth + 1) * size))
         csv(tmp_path / f"{nth}.csv", header, *rows)
     with raw_of(tmp_path, tmp_path / "scratch") as raw:
-        found = raw.engine.connection.execute(
+        actual = raw.engine.connection.execute(
             f"SELECT count(*), count(*) FILTER (n <> row_id::VARCHAR) FROM ({raw.select({'n': 'n'}, {})})"
         ).fetchall()
-        assert found == [(6 * size, 0)]
+        assert actual == [(6 * size, 0)]
         assert raw.place(4 * size + 5) == (str(tmp_path / "4.csv"), 5)
 
 

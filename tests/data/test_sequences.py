@@ -116,8 +116,8 @@ def test_a_sequence_is_what_the_user_liked_strictly_before_oldest_first(
     log = [dict(zip(columns, row, strict=True)) for row in values]
     rows = prepared(raw, out, recipe_of, log, history=SequenceSource(of="item_id", max_length=2))
     items = {row: item for item, row in vocabulary(out, "item_id").items()}
-    found = {row["nth"]: [items[table_row] for table_row in row["sequence.history"]] for row in rows}
-    assert found == {0: [], 1: ["10"], 2: ["10"], 3: [], 4: ["10", "12"], 5: ["12", "13"], 6: []}
+    actual = {row["nth"]: [items[table_row] for table_row in row["sequence.history"]] for row in rows}
+    assert actual == {0: [], 1: ["10"], 2: ["10"], 3: [], 4: ["10", "12"], 5: ["12", "13"], 6: []}
     features = FeatureSet.read(out / "features.json")
     assert features.sequences == (SequenceFeature("history", "item_id", 2),)
 
@@ -146,10 +146,13 @@ def test_the_lists_of_a_column_are_encoded_and_cut_to_their_newest(
         row["words"] = "13  10"
     log[3]["clicked"], log[4]["words"] = None, ""
     rows = prepared(
-        raw, out, recipe_of, log,
+        raw,
+        out,
+        recipe_of,
+        log,
         clicked=SequenceSource(of="item_id", column="interactions.clicked", max_length=3),
         words=SequenceSource(of="item_id", column="interactions.words", separator=" "),
-    )  # fmt: skip
+    )
     items = vocabulary(out, "item_id")
     for row in rows:
         assert row["sequence.clicked"] == ([] if row["nth"] == 3 else [items["11"], len(items), items["12"]])
@@ -170,9 +173,9 @@ def test_a_list_may_belong_to_the_user_and_its_values_may_be_hashed(raw: Path, o
     facts = prepare(recipe, out, PrepareOptions())
     train = pq.read_table(out / "interactions" / "train.parquet").to_pylist()
     ten = next(row["sparse.item_id"] for row in train if row["item_id"] == 10)
-    found = {row["user_id"]: row["sequence.past"] for row in train}
-    other = found[1][1]
-    assert found == {1: [ten, other], 2: [], 3: [other, ten, other]}
+    actual = {row["user_id"]: row["sequence.past"] for row in train}
+    other = actual[1][1]
+    assert actual == {1: [ten, other], 2: [], 3: [other, ten, other]}
     assert 0 <= other < 1000  # a value that no row shows has a bucket all the same
     assert facts["sequences"]["past"]["longest_list"] == 3
 

@@ -51,9 +51,9 @@ def times_of(folder: Path, times: list[Any] | pa.Array, *, is_csv: bool = False,
     out = folder / "prepare"
     out.mkdir()
     prepare(recipe, out, PrepareOptions(memory_limit="200MB"))
-    found = [pq.read_table(out / "interactions" / f"{split}.parquet")["timestamp"].to_pylist() for split in SPLITS]
-    assert sum(map(len, found)) == NUM_ROWS
-    return sorted(time for split in found for time in split)[NUM_ROWS - len(values) :]
+    actual = [pq.read_table(out / "interactions" / f"{split}.parquet")["timestamp"].to_pylist() for split in SPLITS]
+    assert sum(map(len, actual)) == NUM_ROWS
+    return sorted(time for split in actual for time in split)[NUM_ROWS - len(values) :]
 
 
 def spread(first: Any, step: Any) -> list[Any]:
@@ -65,8 +65,8 @@ def spread(first: Any, step: Any) -> list[Any]:
     [("s", 1, 1000), ("ms", 1000, 1000), ("us", 1_000_000, 1000), ("ns", 1_000_000_000, 1000)],
 )
 def test_integers_are_in_the_unit_that_is_said(tmp_path: Path, unit: str, scale: int, expected: int) -> None:
-    found = times_of(tmp_path, spread(SECOND * scale, scale), timestamp_unit=unit)
-    assert found == spread(SECOND * 1000, expected)
+    actual = times_of(tmp_path, spread(SECOND * scale, scale), timestamp_unit=unit)
+    assert actual == spread(SECOND * 1000, expected)
 
 
 def test_steps_are_kept_as_they_are(tmp_path: Path) -> None:
@@ -136,9 +136,9 @@ def test_other_texts_are_read_by_their_format(tmp_path: Path, form: str, first: 
     later = datetime(2024, 2, 3, 4, 5, 6, tzinfo=UTC)
     texts = [first] * 10 + [later.strftime(form.replace("%z", "+0000"))] * 8
     last = [(later + timedelta(days=5)).strftime(form.replace("%z", "+0000"))] * 2
-    found = times_of(tmp_path, texts + last, is_csv=True, timestamp_format=form)
-    assert found[0] == milliseconds
-    assert found == sorted(found)
+    actual = times_of(tmp_path, texts + last, is_csv=True, timestamp_format=form)
+    assert actual[0] == milliseconds
+    assert actual == sorted(actual)
 
 
 def test_a_format_reads_dates_that_are_written_as_integers(tmp_path: Path) -> None:

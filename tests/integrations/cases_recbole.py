@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from learn_rank.adaptor import LearnFeatures
-from learn_rank.adaptor.attach import Attached
+from learn_rank.adaptor.attached import Attached
 from learn_rank.integrations import recbole
 from tests.integrations.hosts import ITEM_IDS, NUM_ITEMS, NUM_USERS, USER_IDS, HostCase, Log
 

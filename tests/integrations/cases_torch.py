@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from learn_rank.adaptor import LearnFeatures, attach
-from learn_rank.adaptor.attach import Attached
+from learn_rank.adaptor.attached import Attached
 from tests.integrations.hosts import NUM_ITEMS, NUM_USERS, HostCase, Log
 
 WIDTH = 8

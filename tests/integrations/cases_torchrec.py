@@ -19,7 +19,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from learn_rank.adaptor import LearnFeatures
-from learn_rank.adaptor.attach import Attached
+from learn_rank.adaptor.attached import Attached
 from learn_rank.integrations import torchrec_dlrm
 from tests.integrations.hosts import NUM_ITEMS, NUM_USERS, HostCase, Log
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from learn_rank.adaptor import LearnAdaptor, LearnFeatures
-from learn_rank.adaptor.attach import Attached
+from learn_rank.adaptor.attached import Attached
 from learn_rank.store import FrozenStore
 
 NUM_USERS, NUM_ITEMS, DIM = 100, 50, 16

@@ -15,7 +15,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from learn_rank.adaptor import LearnFeatures
-from learn_rank.adaptor.attach import Attached
+from learn_rank.adaptor.attached import Attached
 from learn_rank.artifact import Manifest
 from learn_rank.evaluation import EvaluateOptions, evaluate
 from learn_rank.publish import publish

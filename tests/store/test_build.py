@@ -26,7 +26,7 @@ DIM = 6
 NOW = 1_700_000_000_000  # unix milliseconds
 
 
-def found(store: FrozenStore, ids: list, before: list | None = None) -> np.ndarray:
+def actual(store: FrozenStore, ids: list, before: list | None = None) -> np.ndarray:
     return store.lookup(pa.array(ids), None if before is None else np.array(before)).vectors.numpy()
 
 
@@ -42,7 +42,7 @@ def fingerprint(folder: Path) -> str:
 def test_every_id_has_its_vector(tmp_path: Path, write_vectors: Write, build: Build, kind: str, ids: list) -> None:
     vectors = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.5]]
     store = FrozenStore(build(write_vectors(tmp_path / "a.parquet", ids, vectors, kind=kind), tmp_path / "s"))
-    assert found(store, ids).tolist() == vectors
+    assert actual(store, ids).tolist() == vectors
     assert (store.num_rows, store.num_ids, store.dim, store.dtype) == (3, 3, 2, "float16")
 
 
@@ -51,14 +51,14 @@ def test_fixed_size_lists_and_slices_of_them_are_read(tmp_path: Path, build: Bui
     lists = pa.FixedSizeListArray.from_arrays(pa.array(values), 4)
     pq.write_table(pa.table({"item_id": range(10), "embedding": lists}), tmp_path / "a.parquet", row_group_size=3)
     store = FrozenStore(build(tmp_path / "a.parquet", tmp_path / "s", dtype="float32"))
-    assert found(store, list(range(10))).reshape(-1).tolist() == values.tolist()
+    assert actual(store, list(range(10))).reshape(-1).tolist() == values.tolist()
 
 
 def test_int8_keeps_a_row_to_half_a_step_of_its_own_scale(tmp_path: Path, write_vectors: Write, build: Build) -> None:
     vectors = np.random.default_rng(0).normal(size=(50, DIM)) * 10.0 ** np.arange(50)[:, None].clip(0, 6)
     folder = build(write_vectors(tmp_path / "a.parquet", range(50), vectors), tmp_path / "s", dtype="int8")
     store = FrozenStore(folder)
-    error = np.abs(found(store, list(range(50))) - vectors)
+    error = np.abs(actual(store, list(range(50))) - vectors)
     assert (error <= np.abs(vectors).max(1, keepdims=True) / 127 * 0.51).all()
     noted = store.facts.notes["relative_error"]
     assert noted == pytest.approx(np.sqrt((error**2).sum() / (vectors**2).sum()), rel=1e-3)
@@ -70,7 +70,7 @@ def test_the_newest_snapshot_strictly_before_is_found(tmp_path: Path, write_vect
     source = write_vectors(tmp_path / "a.parquet", [7, 3, 3, 3], [[75.0], [39.0], [34.0], [32.0]], as_of=times)
     store = FrozenStore(build(source, tmp_path / "s", as_of="as_of"))
     asked = [(3, 4), (3, 5), (3, 9), (3, 10), (3, 21), (7, 5), (7, 6), (8, 100)]
-    got = found(store, [user for user, _ in asked], [NOW + time for _, time in asked])
+    got = actual(store, [user for user, _ in asked], [NOW + time for _, time in asked])
     assert got[:, 0].tolist() == [0, 34, 34, 39, 32, 0, 75, 0]
 
 
@@ -189,7 +189,7 @@ def test_a_killed_build_goes_on_and_ends_with_the_same_bits(tmp_path: Path, writ
             seen.append((record["units"], record["done"]))
     assert process.returncode == 0
     assert seen[0] < seen[1] < (100, 0) < seen[2]
-    assert b"an earlier build was cut off; going on after" in process.stderr
+    assert b"an earlier build was interrupted; continuing after" in process.stderr
     assert fingerprint(tmp_path / "s") == expected
     verify_store(tmp_path / "s" / "v1")
 
@@ -231,7 +231,7 @@ def test_zero_vectors_are_refused_dropped_or_kept(tmp_path: Path, write_vectors:
 def test_a_vector_that_float16_makes_zero_is_a_zero_vector(tmp_path: Path, write_vectors: Write, build: Build) -> None:
     source = write_vectors(tmp_path / "a.parquet", [1], [[1e-9]])
     refused(source, tmp_path / "s", build, "1 vectors are zero, first id 1")
-    assert found(FrozenStore(build(source, tmp_path / "s", dtype="float32")), [1]) == pytest.approx(1e-9)
+    assert actual(FrozenStore(build(source, tmp_path / "s", dtype="float32")), [1]) == pytest.approx(1e-9)
 
 
 @pytest.mark.parametrize("ids", [[4, 5, 6, 5], ["a", "b", "c", "b"]], ids=["integers", "strings"])
@@ -295,7 +295,7 @@ def test_a_snapshot_time_of_another_unit_is_refused_with_the_unit_that_fits(
 def test_times_that_are_steps_are_kept_as_they_are(tmp_path: Path, write_vectors: Write, build: Build) -> None:
     source = write_vectors(tmp_path / "a.parquet", [1, 1], [[1.0], [2.0]], as_of=[3, 8])
     store = FrozenStore(build(source, tmp_path / "s", as_of="as_of", as_of_unit="step"))
-    assert found(store, [1, 1, 1], [3, 4, 9])[:, 0].tolist() == [0, 1, 2]
+    assert actual(store, [1, 1, 1], [3, 4, 9])[:, 0].tolist() == [0, 1, 2]
 
 
 def test_columns_of_other_types_and_files_that_disagree_are_named(

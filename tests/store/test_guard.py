@@ -71,8 +71,8 @@ class Model(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         ones = torch.ones(len(ids), dtype=torch.int64)
-        found = self.tables(KeyedJaggedTensor(["item", "user"], ids.repeat(2), lengths=ones.repeat(2)))
-        item, user = (found[name].values() if self.has_sequences else found[name] for name in ("item", "user"))
+        actual = self.tables(KeyedJaggedTensor(["item", "user"], ids.repeat(2), lengths=ones.repeat(2)))
+        item, user = (actual[name].values() if self.has_sequences else actual[name] for name in ("item", "user"))
         logit: torch.Tensor = self.head(item + user)
         return logit
 
@@ -261,8 +261,8 @@ def test_frozen_embeddings_and_other_tables_are_accepted(store: FrozenStore) -> 
 
 def test_an_adaptor_over_vectors_that_were_looked_up_is_accepted(store: FrozenStore) -> None:
     model = LearnAdaptor(DIM, DIM, fusion_dim=DIM, hidden_dim=NUM_ROWS)
-    found = store.lookup(pa.array([1, 5, 1000]))
-    model(found.vectors, found.vectors, found.mask, found.mask).cvr_logit.sum().backward()
+    actual = store.lookup(pa.array([1, 5, 1000]))
+    model(actual.vectors, actual.vectors, actual.mask, actual.mask).cvr_logit.sum().backward()
     assert_frozen(model, store)
     assert model.user_missing.grad is not None
 

@@ -44,16 +44,16 @@ def test_positions_find_the_vectors_of_the_vocabularys_ids(tmp_path: Path) -> No
         facts.update(write_store(work, pa.array(["a", "b"]), np.array([[1.0], [2.0]])))
     indexed = FrozenStore(tmp_path / "s").indexed_by([None, "b", "never stored", "a"])
     assert (len(indexed), indexed.dim) == (4, 1)
-    found = indexed.lookup(torch.tensor([3, 1, 1, 2, 0, -1, 4, -(1 << 63), (1 << 63) - 1]))
-    assert found.vectors.squeeze(1).tolist() == [1, 2, 2, 0, 0, 0, 0, 0, 0]
-    assert found.mask.tolist() == [True, True, True] + 6 * [False]
+    looked_up = indexed.lookup(torch.tensor([3, 1, 1, 2, 0, -1, 4, -(1 << 63), (1 << 63) - 1]))
+    assert looked_up.vectors.squeeze(1).tolist() == [1, 2, 2, 0, 0, 0, 0, 0, 0]
+    assert looked_up.mask.tolist() == [True, True, True] + 6 * [False]
 
 
 @pytest.mark.parametrize("positions", [[2, 0], np.array([2, 0]), torch.tensor([[2], [0]]), pa.array([2, 0])])
 def test_positions_come_as_callers_hold_them(tmp_path: Path, positions: Any) -> None:
     store = make_store(tmp_path / "s")
-    found = store.indexed_by(torch.from_numpy(IDS)).lookup(positions)
-    assert torch.equal(found.vectors, store.lookup(IDS[[2, 0]]).vectors)
+    looked_up = store.indexed_by(torch.from_numpy(IDS)).lookup(positions)
+    assert torch.equal(looked_up.vectors, store.lookup(IDS[[2, 0]]).vectors)
 
 
 def test_an_empty_vocabulary_has_no_vector(tmp_path: Path) -> None:
@@ -69,10 +69,10 @@ def test_a_position_equals_its_id(tmp_path: Path, shuffle_seed: int | None) -> N
     store = make_store(tmp_path / "s", shuffle_seed=shuffle_seed)
     vocabulary = np.random.default_rng(1).permutation(np.arange(-10, 70)) + (1 << 40)
     positions = np.random.default_rng(2).integers(len(vocabulary), size=300)
-    found, expected = store.indexed_by(vocabulary).lookup(positions), store.lookup(vocabulary[positions])
+    looked_up, expected = store.indexed_by(vocabulary).lookup(positions), store.lookup(vocabulary[positions])
     assert 0 < expected.mask.sum() < 300
-    assert torch.equal(found.vectors, expected.vectors)
-    assert torch.equal(found.mask, expected.mask)
+    assert torch.equal(looked_up.vectors, expected.vectors)
+    assert torch.equal(looked_up.mask, expected.mask)
 
 
 @pytest.mark.parametrize("shuffle_seed", [None, 5])
@@ -81,13 +81,13 @@ def test_a_position_equals_its_id_at_any_time(tmp_path: Path, shuffle_seed: int 
     generator = np.random.default_rng(1)
     positions, before = generator.integers(-3, 70, 400), generator.integers(60, size=400)
     vocabulary = np.append(IDS, 3)
-    found = store.indexed_by(vocabulary).lookup(torch.from_numpy(positions), torch.from_numpy(before))
+    looked_up = store.indexed_by(vocabulary).lookup(torch.from_numpy(positions), torch.from_numpy(before))
     is_inside = (positions >= 0) & (positions < len(vocabulary))
     expected = store.lookup(vocabulary[positions[is_inside]], before[is_inside])
     assert 0 < expected.mask.sum() < is_inside.sum()
-    assert torch.equal(found.vectors[is_inside], expected.vectors)
-    assert torch.equal(found.mask[is_inside], expected.mask)
-    assert not found.mask[~is_inside].any()
+    assert torch.equal(looked_up.vectors[is_inside], expected.vectors)
+    assert torch.equal(looked_up.mask[is_inside], expected.mask)
+    assert not looked_up.mask[~is_inside].any()
 
 
 def test_a_folder_opens_by_its_name_whatever_stage_made_it(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def _refresh(folder: Path, store: Path) -> None:
 
 
 def _drop(_folder: Path, store: Path) -> None:
-    from learn_rank.store.refresh import drop_version
+    from learn_rank.store.versions import drop_version
 
     drop_version(store, "v1")
 
@@ -113,7 +113,9 @@ def _forked(command: Callable[[], None], at: int, prefix: str) -> int:
         if not (event in _CHANGES or (event == "open" and arguments[2] & (os.O_CREAT | os.O_TRUNC))):
             return
         # what lies below a folder that is removed is named relative to it
-        if any(isinstance(one, str) and (one.startswith(prefix) or "/" not in one) for one in map(_text, arguments)):
+        if any(
+            isinstance(entry, str) and (entry.startswith(prefix) or "/" not in entry) for entry in map(_text, arguments)
+        ):
             changes += 1
             if changes == at:
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -13,12 +13,13 @@ import torch
 from learn_rank.durable import lock
 from learn_rank.errors import InputError
 from learn_rank.store import spill
-from learn_rank.store.files import StoreFacts, current_version, versions
+from learn_rank.store.files import StoreFacts
 from learn_rank.store.options import StoreOptions
 from learn_rank.store.reader import FrozenStore
-from learn_rank.store.refresh import Refreshed, drop_version, refresh_store, switch_version
+from learn_rank.store.refresh import Refreshed, refresh_store
 from learn_rank.store.source import open_source
 from learn_rank.store.verify import verify_store
+from learn_rank.store.versions import current_version, drop_version, switch_version, versions
 
 Write, Build = Callable[..., Path], Callable[..., Path]
 NOW = 1_700_000_000_000  # unix milliseconds

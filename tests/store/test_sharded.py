@@ -82,5 +82,5 @@ def test_an_empty_store_gives_zeros(tmp_path: Path) -> None:
     assert sharded.vectors(torch.tensor([-1, -1])).tolist() == [[0.0] * 6] * 2
 
 
-def same_bits(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    return torch.equal(found.view(torch.int32), expected.view(torch.int32))
+def same_bits(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    return torch.equal(actual.view(torch.int32), expected.view(torch.int32))

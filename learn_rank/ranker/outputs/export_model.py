@@ -54,8 +54,8 @@ from learn_rank.serving.files import (
     width_of,
 )
 from learn_rank.serving.tables import UNKNOWN, Table
-from learn_rank.store.files import CURRENT, current_version
 from learn_rank.store.keys import key_type
+from learn_rank.store.versions import CURRENT, current_version
 from learn_rank.store.writer import VectorBatch, write_batches
 
 _BATCH_ROWS = 65_536

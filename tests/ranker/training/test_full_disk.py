@@ -120,7 +120,7 @@ def test_scalars_are_left_out_until_there_is_space(
         ballast = fill(small_disk, saving)
         for step in range(2, 200):  # the file's last page has room for some
             scalars.add(step, {"loss": float(step)})
-        assert capsys.readouterr().err.count("training goes on without scalars") == 1
+        assert capsys.readouterr().err.count("training continues without scalars") == 1
         ballast.unlink()
         scalars.add(200, {"loss": 200.0})
     events = EventAccumulator(str(small_disk / "tensorboard"))
