@@ -17,7 +17,7 @@ from learn_rank.prefetch import prefetch
 from learn_rank.ranker.data.block import RowBlock
 from learn_rank.ranker.data.columns import check_schema, checked_rows, feature_columns
 from learn_rank.ranker.data.files import FileRows, FileSet, RowSlice, batch_sizes, divide, share_of
-from learn_rank.ranker.tables.frozen import FrozenVectors, LearnVectors
+from learn_rank.ranker.data.vectors import LearnVectors, VectorSource
 from learn_rank.schema import FOLD, ITEM_ID, TIMESTAMP, USER_ID, FeatureSet
 
 _PREFETCH_BATCHES = 8
@@ -44,7 +44,7 @@ class RankerBatch:
     def num_rows(self) -> int:
         return len(self.ranking_label)
 
-    def vectors(self, frozen: FrozenVectors, device: torch.device) -> LearnVectors:
+    def vectors(self, frozen: VectorSource, device: torch.device) -> LearnVectors:
         """Frozen vectors of the rows, on the device."""
         assert self.user_row is not None, "the reader was made without stores"
         assert self.item_row is not None
@@ -79,7 +79,7 @@ class BatchReader:
         features: FeatureSet,
         *,
         batch_rows: int,
-        frozen: FrozenVectors | None = None,
+        frozen: VectorSource | None = None,
         cvr_space: str = "impressions",
         rank: int = 0,
         world_size: int = 1,

@@ -17,12 +17,12 @@ from learn_rank import checkpoint
 from learn_rank.distributed import process_group
 from learn_rank.fingerprints import file_checksum
 from learn_rank.ranker.backbones import Features, SequenceEmbeddings
+from learn_rank.ranker.data.vectors import LearnVectors
 from learn_rank.ranker.inputs import RankerInputs, open_inputs
 from learn_rank.ranker.model import Ranker, build_ranker
 from learn_rank.ranker.options import RankerOptions
-from learn_rank.ranker.outputs.predict import trained_options
-from learn_rank.ranker.tables.frozen import LearnVectors
-from learn_rank.ranker.tables.sharding import TABLES
+from learn_rank.ranker.sharding import TABLES
+from learn_rank.ranker.trained import trained_options
 from learn_rank.serving.files import LOGITS, ONNX, PROGRAM, ServedModel
 from learn_rank.serving.program_file import read_program
 

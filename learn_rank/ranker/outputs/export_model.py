@@ -25,9 +25,9 @@ from learn_rank.ranker.data.vocabulary import read_vocabulary
 from learn_rank.ranker.inputs import RankerInputs, check_fingerprints, open_inputs
 from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.outputs.dense_program import can_write_onnx, load, write_programs
-from learn_rank.ranker.outputs.predict import trained_options
-from learn_rank.ranker.tables.tables import table_dim, table_name
+from learn_rank.ranker.tables.trainable import table_dim, table_name
 from learn_rank.ranker.tasks import tasks_of
+from learn_rank.ranker.trained import trained_options
 from learn_rank.schema import (
     DENSE,
     DENSE_PREFIX,

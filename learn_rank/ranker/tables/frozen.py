@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from learn_rank.errors import InputError
 from learn_rank.fingerprints import fingerprint
 from learn_rank.io import open_parquet, read_batches
 from learn_rank.progress import note
+from learn_rank.ranker.data.vectors import LearnVectors
 from learn_rank.ranker.options import STORE, FrozenOptions
 from learn_rank.ranker.tables.placement import lookup_each, place
 from learn_rank.schema import ITEM_ID, NUM_INTERACTIONS, USER_ID
@@ -30,18 +31,6 @@ from learn_rank.store.reader import FrozenStore
 _FEW = 0.1  # of the training rows; fewer with a vector are said
 _BLOCK_ROWS, _MOST_BLOCKS = 1 << 15, 16  # of a table of counts that are looked at
 _NUM_EXAMPLES = 3
-
-
-class LearnVectors(NamedTuple):
-    """user [B, U] and item [B, I] float32; masks [B] bool, False where the store has no vector for the row."""
-
-    user: torch.Tensor
-    item: torch.Tensor
-    user_mask: torch.Tensor
-    item_mask: torch.Tensor
-
-    def to(self, device: torch.device) -> LearnVectors:
-        return LearnVectors(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
 class FrozenVectors:

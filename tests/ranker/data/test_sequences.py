@@ -21,10 +21,10 @@ from learn_rank.ranker.inputs import open_inputs
 from learn_rank.ranker.model import build_ranker, ranker_loss
 from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.outputs.predict import predict
+from learn_rank.ranker.sharding import ShardedRanker, shard
 from learn_rank.ranker.tables.lookup import look_up
 from learn_rank.ranker.tables.plan import local_shards
-from learn_rank.ranker.tables.sharding import ShardedRanker, shard
-from learn_rank.ranker.tables.tables import build_tables, pad_rows
+from learn_rank.ranker.tables.trainable import build_tables, pad_rows
 from learn_rank.ranker.training.train import train
 from learn_rank.schema import FeatureSet, SequenceFeature, SparseFeature, interactions_schema
 from tests.ranks import run_ranks

@@ -19,7 +19,8 @@ from learn_rank.ranker.inputs import open_inputs
 from learn_rank.ranker.model import load_adaptor
 from learn_rank.ranker.options import LearnColumnsOptions
 from learn_rank.ranker.outputs.export_features import write_learn_columns
-from learn_rank.ranker.outputs.predict import predict, trained_options
+from learn_rank.ranker.outputs.predict import predict
+from learn_rank.ranker.trained import trained_options
 from learn_rank.ranker.training.train import RankerOptions, train
 from learn_rank.schema import LEARN_COLUMNS, FeatureSet
 from learn_rank.store import FrozenStore

@@ -29,11 +29,12 @@ from learn_rank.errors import InputError
 from learn_rank.ranker.inputs import open_inputs
 from learn_rank.ranker.model import build_ranker, ranker_loss
 from learn_rank.ranker.options import FrozenOptions, RankerOptions
-from learn_rank.ranker.outputs.predict import predict, score
+from learn_rank.ranker.outputs.predict import predict
+from learn_rank.ranker.scoring import score
+from learn_rank.ranker.sharding import ShardedRanker, shard
 from learn_rank.ranker.tables.placement import TorchRecTables, place
 from learn_rank.ranker.tables.plan import local_shards
-from learn_rank.ranker.tables.sharding import ShardedRanker, shard
-from learn_rank.ranker.tables.tables import pad_rows
+from learn_rank.ranker.tables.trainable import pad_rows
 from learn_rank.ranker.training.step import open_reader
 from learn_rank.ranker.training.train import train
 from learn_rank.store.guard import assert_frozen

@@ -22,7 +22,7 @@ from learn_rank.ranker.model import Ranker
 from learn_rank.ranker.options import DATA_PARALLEL, RankerOptions
 from learn_rank.ranker.tables.adagrad import ReplicaAdagrad
 from learn_rank.ranker.tables.plan import describe_plan, local_shards, memory_budgets, plan_tables, torchrec_plan
-from learn_rank.ranker.tables.tables import fill_rows, table_name, table_size
+from learn_rank.ranker.tables.trainable import fill_rows, table_name, table_size
 from learn_rank.schema import SparseFeature
 
 TABLES = "tables"  # Ranker.tables
