@@ -52,8 +52,10 @@ class Column:
     def check_found(self, parts: npt.NDArray[np.float32]) -> None:
         """InputError if a store knows none of the ids that were encoded: they are another vocabulary's."""
         if is_by_place(self.store) and len(parts) and bool((parts == np.array(_MASKS)).all()):  # the bits of -1
-            raise InputError(f"x: no id of column '{self.name}' is in {self.store.directory}; codes of a vocabulary "
-                             "need store.indexed_by(vocabulary)")  # fmt: skip
+            raise InputError(
+                f"x: no id of column '{self.name}' is in {self.store.directory}; codes of a vocabulary "
+                "need store.indexed_by(vocabulary)"
+            )
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,10 @@ class Columns:
     def __call__(self, X: torch.Tensor) -> list[torch.Tensor]:
         """[B] int64 for each column of [B, W]: what LearnFeatures takes."""
         if self.carried and X.shape[1] != self.width:
-            raise InputError(f"X has {X.shape[1]} columns, expected {self.width} with the ids that LEARN needs; "
-                             "learn_rank.integrations.deepctr_torch.input_matrix makes it")  # fmt: skip
+            raise InputError(
+                f"X has {X.shape[1]} columns, expected {self.width} with the ids that LEARN needs; "
+                "learn_rank.integrations.deepctr_torch.input_matrix makes it"
+            )
         return [column.decode(X) for column in self.all]
 
     def of_rows(self, x: Any, *, is_on: bool) -> list[Any]:

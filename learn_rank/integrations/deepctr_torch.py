@@ -103,13 +103,17 @@ def _deepctr(name: str) -> Any:
 
 def _check_model(model: Any, features: Any) -> None:
     if not isinstance(model, _deepctr("models.basemodel").BaseModel):
-        raise InputError(f"the model is a {type(model).__name__}, expected a BaseModel of DeepCTR-Torch; "
-                         "learn_rank.adaptor.attach takes any other")  # fmt: skip
+        raise InputError(
+            f"the model is a {type(model).__name__}, expected a BaseModel of DeepCTR-Torch; "
+            "learn_rank.adaptor.attach takes any other"
+        )
     if not isinstance(features, LearnFeatures):
         raise InputError(f"features is a {type(features).__name__}, expected LearnFeatures")
     if model.gpus and len(model.gpus) > 1:
-        raise InputError(f"gpus={model.gpus} trains by nn.DataParallel, which LEARN does not support; build the model "
-                         f"with device='{model.device}' and without gpus")  # fmt: skip
+        raise InputError(
+            f"gpus={model.gpus} trains by nn.DataParallel, which LEARN does not support; build the model "
+            f"with device='{model.device}' and without gpus"
+        )
 
 
 def _own_mlps(module: nn.Module, kind: type) -> list[str]:
@@ -166,8 +170,10 @@ def _check_tasks(model: Any, cvr_task: int, clicked_task: int | None) -> None:
     kinds = [it.task for it in model.out] if is_each else [model.out.task] * getattr(model, "num_tasks", 1)
     for name, task in (("cvr_task", cvr_task), ("clicked_task", clicked_task)):
         if task is not None and (not -len(kinds) <= task < len(kinds) or kinds[task] != "binary"):
-            raise InputError(f"{name} is {task}, expected a binary task of {type(model).__name__}, whose tasks are "
-                             f"{', '.join(kinds)}; or set cvr_weight=0")  # fmt: skip
+            raise InputError(
+                f"{name} is {task}, expected a binary task of {type(model).__name__}, whose tasks are "
+                f"{', '.join(kinds)}; or set cvr_weight=0"
+            )
 
 
 @dataclass(frozen=True, eq=False)

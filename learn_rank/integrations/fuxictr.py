@@ -110,8 +110,10 @@ def _fuxictr(name: str) -> Any:
 
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, _fuxictr("pytorch.models").BaseModel):
-        raise InputError(f"the model is a {type(model).__name__}, expected a BaseModel or MultiTaskModel of FuxiCTR; "
-                         "learn_rank.adaptor.attach takes any other")  # fmt: skip
+        raise InputError(
+            f"the model is a {type(model).__name__}, expected a BaseModel or MultiTaskModel of FuxiCTR; "
+            "learn_rank.adaptor.attach takes any other"
+        )
 
 
 def _width(fields: nn.Module) -> int:
@@ -153,8 +155,10 @@ class _Columns:
         for name in (self.user, self.item, self.before):
             kind = None if name is None else feature_map.features.get(name, {}).get("type", "not there")
             if kind not in (None, "categorical", "meta") or (name == self.before and kind == "categorical"):
-                raise InputError(f"feature_map: column '{name}' is {kind}, expected one of type meta"
-                                 f"{'' if name == self.before else ' or categorical'}")  # fmt: skip
+                raise InputError(
+                    f"feature_map: column '{name}' is {kind}, expected one of type meta"
+                    f"{'' if name == self.before else ' or categorical'}"
+                )
         for name in (self.cvr_label, self.clicked):
             if name is not None and name not in [*feature_map.labels, *feature_map.features]:
                 raise InputError(f"feature_map: no column '{name}'; its labels are {', '.join(feature_map.labels)}")
@@ -168,16 +172,20 @@ def _integers(columns: Any, name: str) -> torch.Tensor:
     if values.is_floating_point():
         limit = 2 / torch.finfo(values.dtype).eps  # from here on neighbours are one number
         if len(values) and not values.abs().max() < limit:
-            raise InputError(f"column '{name}' holds {values.abs().max():.0f} as {values.dtype}, which is exact below "
-                             f"{limit:.0f} only; load it as int64 (parquet), or by a vocabulary")  # fmt: skip
+            raise InputError(
+                f"column '{name}' holds {values.abs().max():.0f} as {values.dtype}, which is exact below "
+                f"{limit:.0f} only; load it as int64 (parquet), or by a vocabulary"
+            )
     return values.long()
 
 
 def _milliseconds(columns: Any, name: str) -> torch.Tensor:
     times = _integers(columns, name)
     if len(times) and times.max() < _LEAST_MILLISECONDS:
-        raise InputError(f"column '{name}' holds times up to {times.max()}, expected unix milliseconds; of type meta "
-                         "with remap: False they stay as they are")  # fmt: skip
+        raise InputError(
+            f"column '{name}' holds times up to {times.max()}, expected unix milliseconds; of type meta "
+            "with remap: False they stay as they are"
+        )
     return times
 
 
@@ -226,7 +234,9 @@ def _tokens(vocabulary: Any, column: str) -> dict[Any, int]:
                 f"{path}: not there; FeatureProcessor.fit writes it, or pass the FeatureProcessor"
             ) from None
     if column not in known:
-        raise InputError(f"no vocabulary for column '{column}', only for {', '.join(known)}; a meta column's is in the "
-                         "FeatureProcessor alone, with remap: False it needs none")  # fmt: skip
+        raise InputError(
+            f"no vocabulary for column '{column}', only for {', '.join(known)}; a meta column's is in the "
+            "FeatureProcessor alone, with remap: False it needs none"
+        )
     tokens: dict[Any, int] = known[column]
     return tokens

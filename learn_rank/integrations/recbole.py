@@ -83,8 +83,10 @@ def entry_layers(model: nn.Module) -> dict[str, int]:
     kind = type(model).__name__
     found = {name: modules[name].out_features for name in names or _OTHERS.get(kind, ())}
     if not found and kind not in _LINEAR:
-        raise InputError(f"{kind} has no MLPLayers that LEARN could enter; name layers and the widths of their "
-                         "outputs, layers={'name': width}")  # fmt: skip
+        raise InputError(
+            f"{kind} has no MLPLayers that LEARN could enter; name layers and the widths of their "
+            "outputs, layers={'name': width}"
+        )
     return found or {"first_order_linear": 1}
 
 
@@ -107,8 +109,10 @@ class _Fields:
         time = torch.nextafter(time, torch.full_like(time, -torch.inf)).double() * self.milliseconds
         least, most = _PLAUSIBLE_MILLISECONDS
         if bool(((time < least) | (time > most)).any()):
-            raise InputError(f"field '{self.before}' holds {float(interaction[self.before].min()):g}, no unix time: "
-                             "give its timestamp_unit, and leave it out of what RecBole normalises")  # fmt: skip
+            raise InputError(
+                f"field '{self.before}' holds {float(interaction[self.before].min()):g}, no unix time: "
+                "give its timestamp_unit, and leave it out of what RecBole normalises"
+            )
         return time.floor().long()
 
 

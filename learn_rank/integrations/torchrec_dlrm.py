@@ -39,8 +39,10 @@ class JaggedIds:
         kind = _torchrec("sparse.jagged_tensor").KeyedJaggedTensor
         sparse = next((one for one in (*args, *kwargs.values()) if isinstance(one, kind)), None)
         if sparse is None:
-            raise InputError("the host's forward was called without a KeyedJaggedTensor; give the ids as keywords: "
-                             "leave user and item out of attach")  # fmt: skip
+            raise InputError(
+                "the host's forward was called without a KeyedJaggedTensor; give the ids as keywords: "
+                "leave user and item out of attach"
+            )
         keys = [self.user, self.item] + ([] if self.before is None else [self.before])
         return [_one_per_row(sparse, key) for key in keys]
 
@@ -75,9 +77,11 @@ def attach(
     kinds = _torchrec("models.dlrm")
     dlrm = model.model if isinstance(model, kinds.DLRMTrain) else model
     if not isinstance(dlrm, kinds.DLRM):
-        raise InputError(f"the model is a {type(dlrm).__name__}, expected a DLRM or a DLRMTrain before it is wrapped "
-                         "or sharded; for another one learn_rank.adaptor.attach(model, features, "
-                         "inputs=JaggedIds(user, item))")  # fmt: skip
+        raise InputError(
+            f"the model is a {type(dlrm).__name__}, expected a DLRM or a DLRMTrain before it is wrapped "
+            "or sharded; for another one learn_rank.adaptor.attach(model, features, "
+            "inputs=JaggedIds(user, item))"
+        )
     check_ranks_agree(features)
     if (user is None) != (item is None):
         raise InputError("user and item: name the keys of both, or of none")
@@ -94,8 +98,10 @@ def check_ranks_agree(features: nn.Module) -> None:
     """InputError for features that would differ by rank under DistributedModelParallel, which broadcasts no buffers."""
     norms = [one for one in features.modules() if isinstance(one, PresentBatchNorm)]
     if num_ranks() > 1 and not all(one.synchronise for one in norms):
-        raise InputError(f"{num_ranks()} ranks would normalise by their own rows each; make the adaptor with "
-                         "synchronise=True, or with normalization='layer'")  # fmt: skip
+        raise InputError(
+            f"{num_ranks()} ranks would normalise by their own rows each; make the adaptor with "
+            "synchronise=True, or with normalization='layer'"
+        )
 
 
 def _one_per_row(sparse: Any, key: str) -> torch.Tensor:
@@ -107,8 +113,10 @@ def _one_per_row(sparse: Any, key: str) -> torch.Tensor:
     lengths = feature.lengths()
     if bool((lengths > 1).any()):
         row = int((lengths > 1).nonzero()[0])
-        raise InputError(f"key '{key}' holds {int(lengths[row])} values in row {row} of a batch, expected one: the id "
-                         "of the row's user or item")  # fmt: skip
+        raise InputError(
+            f"key '{key}' holds {int(lengths[row])} values in row {row} of a batch, expected one: the id "
+            "of the row's user or item"
+        )
     values: torch.Tensor = feature.values()
     return values.new_full(lengths.shape, -1).masked_scatter_(lengths == 1, values)
 
@@ -116,8 +124,10 @@ def _one_per_row(sparse: Any, key: str) -> torch.Tensor:
 def _check_is_not_sharded(model: nn.Module) -> None:
     kind = _torchrec("distributed.types").ShardedModule
     if any(isinstance(module, kind) for module in model.modules()):
-        raise InputError("the model is sharded already, its data-parallel part is settled; attach, then "
-                         "DistributedModelParallel(model)")  # fmt: skip
+        raise InputError(
+            "the model is sharded already, its data-parallel part is settled; attach, then "
+            "DistributedModelParallel(model)"
+        )
 
 
 def _with_cvr_loss(

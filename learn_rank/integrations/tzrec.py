@@ -174,11 +174,15 @@ def _dense_keys(model: Any) -> list[str]:
 
 def _check_features(model: Any, adaptor: LearnAdaptor) -> None:
     if not hasattr(model, "build_input"):
-        raise InputError(f"the model is a {type(model).__name__}, expected a ranking model of TorchEasyRec before it "
-                         "is wrapped, as its _create_model gives it")  # fmt: skip
+        raise InputError(
+            f"the model is a {type(model).__name__}, expected a ranking model of TorchEasyRec before it "
+            "is wrapped, as its _create_model gives it"
+        )
     widths = {feature.name: feature.value_dim for feature in model.features if not feature.is_sparse}
     for name, dim in ((USER, adaptor.user_dim), (ITEM, adaptor.item_dim), (FUSION, adaptor.fusion_dim)):
         if widths.get(name) != dim:
             came = "is not among the model's dense features" if name not in widths else f"has value_dim {widths[name]}"
-            raise InputError(f"feature '{name}' {came}, expected value_dim {dim}; the pipeline config needs "
-                             f"{' '.join(feature_configs(adaptor).splitlines())}")  # fmt: skip
+            raise InputError(
+                f"feature '{name}' {came}, expected value_dim {dim}; the pipeline config needs "
+                f"{' '.join(feature_configs(adaptor).splitlines())}"
+            )

@@ -192,10 +192,16 @@ def prepare(folder: Path, logs: dict[str, Log]) -> Any:
     columns = [
         {"name": "user_id", "active": True, "dtype": "int", "type": "categorical"},
         {"name": "item_id", "active": True, "dtype": "str", "type": "categorical"},
-        {"name": "user_raw", "active": True, "dtype": "int", "type": "meta", "remap": False,
-         "preprocess": "copy_from(user_id)"},
+        {
+            "name": "user_raw",
+            "active": True,
+            "dtype": "int",
+            "type": "meta",
+            "remap": False,
+            "preprocess": "copy_from(user_id)",
+        },
         {"name": "item_meta", "active": True, "dtype": "str", "type": "meta", "preprocess": "copy_from(item_id)"},
-    ]  # fmt: skip
+    ]
     label = {"name": "label", "dtype": "float"}
     processor = FeatureProcessor(feature_cols=columns, label_col=label, dataset_id="log", data_root=str(folder))
     frames = {

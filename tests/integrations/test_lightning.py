@@ -53,9 +53,13 @@ def module(*, with_learn: bool) -> Module:
 
 def trainer(folder: Path, *, epochs: int) -> lightning.Trainer:
     return lightning.Trainer(
-        max_epochs=epochs, accelerator="cpu", default_root_dir=folder, logger=False,
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+        max_epochs=epochs,
+        accelerator="cpu",
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
 
 
 def batches(log: Log, *, shuffle: bool = False) -> DataLoader:

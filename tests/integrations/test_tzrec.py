@@ -51,9 +51,15 @@ class Feature:
 
 IDS = [Feature("user_id", is_sparse=True), Feature("item_id", is_sparse=True)]
 FEATURES = [
-    IDS[0], Feature("price"), Feature("learn_fusion", FUSION), Feature("learn_user", DIM), Feature("learn_item", DIM),
-    IDS[1], Feature("clicks", is_sequence=True), Feature("helper", stub_type=True),
-]  # fmt: skip
+    IDS[0],
+    Feature("price"),
+    Feature("learn_fusion", FUSION),
+    Feature("learn_user", DIM),
+    Feature("learn_item", DIM),
+    IDS[1],
+    Feature("clicks", is_sequence=True),
+    Feature("helper", stub_type=True),
+]
 
 
 class RankModel(nn.Module):
@@ -211,8 +217,10 @@ def test_the_lines_of_the_pipeline_config_are_those_of_the_adaptor() -> None:
         'feature_configs { raw_feature { feature_name: "learn_user" expression: "user:learn_user" value_dim: 64 } }'
     )
     assert [re.findall(r'feature_name: "(\w+)".*value_dim: (\d+)', line) for line in lines] == [
-        [("learn_user", "64")], [("learn_item", "48")], [("learn_fusion", "32")],
-    ]  # fmt: skip
+        [("learn_user", "64")],
+        [("learn_item", "48")],
+        [("learn_fusion", "32")],
+    ]
 
 
 def test_features_that_are_not_there_or_of_another_width_are_named() -> None:

@@ -66,10 +66,17 @@ def test_a_baseline_carries_no_vectors(single: Any) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "scorer.pt2", "model.json", "dense.json", "manifest.json", "tables/brand/v1/rows.bin", "items/v1/keys.u64",
-        "users/v1/store.json", "stores/user/v1/as_of.i64", "stores/item/current",
+        "scorer.pt2",
+        "model.json",
+        "dense.json",
+        "manifest.json",
+        "tables/brand/v1/rows.bin",
+        "items/v1/keys.u64",
+        "users/v1/store.json",
+        "stores/user/v1/as_of.i64",
+        "stores/item/current",
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("how", ["cut", "bit"])
 def test_a_damaged_file_is_named(single: Any, tmp_path: Path, name: str, how: str) -> None:
     folder = tmp_path / "model"

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from learn_rank.errors import InputError
-from learn_rank.serving import Scorer
+from learn_rank.serving import Request, Scorer
 from learn_rank.store.reader import FrozenStore
 
 NUM_CHECKED = 100
@@ -33,18 +33,24 @@ def requests(run: Any) -> list[dict[str, Any]]:
     asked = []
     for row, predicted in list(zip(rows, test, strict=True))[:: max(1, len(test) // NUM_CHECKED)]:
         assert (row["uid"], row["iid"], row["at"]) == (
-            predicted["user_id"], predicted["item_id"], predicted["timestamp"],
-        )  # fmt: skip
+            predicted["user_id"],
+            predicted["item_id"],
+            predicted["timestamp"],
+        )
         before = [one for one in log if one["uid"] == row["uid"] and one["at"] < row["at"]]
         clicked = [one["iid"] for one in before if one["click"]]
-        asked.append({
-            "user_id": row["uid"],
-            "item_ids": [row["iid"]],
-            "time": row["at"],
-            "context": {"tab": row["tab"], "hour": row["hour"]},
-            "history": {"past": [one["iid"] for one in before], "brands": clicked},
-            "expected": {name: value for name, value in predicted.items() if name.startswith(("baseline", "learn"))},
-        })  # fmt: skip
+        asked.append(
+            {
+                "user_id": row["uid"],
+                "item_ids": [row["iid"]],
+                "time": row["at"],
+                "context": {"tab": row["tab"], "hour": row["hour"]},
+                "history": {"past": [one["iid"] for one in before], "brands": clicked},
+                "expected": {
+                    name: value for name, value in predicted.items() if name.startswith(("baseline", "learn"))
+                },
+            }
+        )
     return asked
 
 
@@ -52,7 +58,7 @@ FRESH = """
 import json, sys
 
 sys.modules.update(dict.fromkeys(BLOCKED))  # importing one of them fails
-from learn_rank.serving import Scorer
+from learn_rank.serving import Request, Scorer
 
 scorers = {}
 for line in sys.stdin:
@@ -63,8 +69,11 @@ for line in sys.stdin:
     found = [scorers[folder].score_tasks(*ids, **request) for folder in folders]
     print(json.dumps([[float(scores[0]) for scores in tasks.values()] for tasks in found]))
 """
-NOT_NEEDED = ["torchrec", "fbgemm_gpu", "tensordict", "torchmetrics", "iopath", "duckdb", "hydra", "omegaconf",
-              "sklearn", "jinja2", "transformers", "tensorboard", "onnx", "onnxscript", "onnxruntime"]  # fmt: skip
+_NOT_NEEDED = """
+torchrec fbgemm_gpu tensordict torchmetrics iopath duckdb hydra omegaconf sklearn
+jinja2 transformers tensorboard onnx onnxscript onnxruntime
+"""
+NOT_NEEDED = _NOT_NEEDED.split()
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +121,29 @@ def test_candidates_are_scored_together_as_they_are_alone(din: Any) -> None:
     assert list(scorer.score_tasks(5, items, **request)) == ["click"]
 
 
+def test_a_request_scores_as_its_fields_do(din: Any) -> None:
+    scorer = Scorer(din.model("learn"))
+    items, history = ["item 3", "item 28"], ["item 4", "item 9"]
+    request = Request(5, items, context={"tab": 2}, history=history)
+    fields: dict[str, Any] = {"context": {"tab": 2}, "history": history}
+    np.testing.assert_array_equal(scorer.score(request), scorer.score(5, items, **fields))
+    np.testing.assert_array_equal(scorer.score_tasks(request)["click"], scorer.score(request))
+    for mine, expected in zip(scorer.look_up(request), scorer.look_up(5, items, **fields), strict=True):
+        assert torch.equal(mine, expected)
+    with pytest.raises(TypeError, match="no item_ids"):
+        scorer.score(5)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'tiem'"):
+        scorer.score(5, items, tiem=1)
+    with pytest.raises(TypeError, match="a Request and further fields"):
+        scorer.score(request, time=1)
+
+
 def test_threads_share_a_scorer(din: Any) -> None:
     scorer = Scorer(din.model("learn"))
-    requests = [{"user_id": user, "item_ids": [f"item {user}", "item 3"], "history": ["item 4"] * (user % 7)}
-                for user in range(40)]  # fmt: skip
+    requests = [
+        {"user_id": user, "item_ids": [f"item {user}", "item 3"], "history": ["item 4"] * (user % 7)}
+        for user in range(40)
+    ]
     expected = [scorer.score(**request) for request in requests]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda request: scorer.score(**request), requests))

@@ -68,7 +68,7 @@ def test_hashed_values_have_the_row_that_prepare_gives_them(tmp_path: Path) -> N
 
 
 def test_a_store_of_another_width_or_without_the_unknown_row_is_no_table(vocabulary: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="table: no table of 'genre', 3 wide and with a row of unknown values"):
+    with pytest.raises(InputError, match="table: expected the table of 'genre', 3 wide and with a row of unknown"):
         Table(vocabulary, ServedSparse("genre", 3, "item"))
-    with pytest.raises(InputError, match="no table of 'genre'"):
+    with pytest.raises(InputError, match="expected the table of 'genre'"):
         Table(write_table(tmp_path / "other", pa.array(["drama", "war"])), ServedSparse("genre", 2, "item"))

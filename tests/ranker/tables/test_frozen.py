@@ -205,11 +205,14 @@ def test_own_stores_of_two_files_and_one_beside_an_export_belong_together(tmp_pa
 @pytest.mark.parametrize(
     ("users", "message"),
     [
-        (["U1", "U2", "U3"], "user: has vectors for 0.00% of the training rows, by user_id; its ids are string like "
-                             "'U1', 'U2', 'U3', those of the log like 'u0', 'u1', 'u2'; build it with the log's ids"),
+        (
+            ["U1", "U2", "U3"],
+            "user: has vectors for 0.00% of the training rows, by user_id; its ids are string like "
+            "'U1', 'U2', 'U3', those of the log like 'u0', 'u1', 'u2'; build it with the log's ids",
+        ),
         ([1, 2], "user: its ids are int64 like 1, 2, but user_id in .*user_counts.parquet is string like 'u0', 'u1'"),
     ],
-)  # fmt: skip
+)
 def test_own_vectors_that_match_no_id_of_the_log_are_refused_with_ids_of_both(
     tmp_path: Path, users: list, message: str
 ) -> None:
