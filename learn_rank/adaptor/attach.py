@@ -14,6 +14,7 @@ from torch import nn
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from learn_rank.adaptor.fusion import AdaptorOutput
+from learn_rank.adaptor.loss import label_and_weight
 from learn_rank.errors import InputError
 
 NAME = "learn"  # of the submodule that a host gets
@@ -322,8 +323,7 @@ def _forward(host: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs:
     label = None if attached._cvr_label is None else attached._cvr_label(*args, **kwargs)
     if label is None:
         return output
-    loss = attached.cvr_loss(*label) if isinstance(label, tuple) else attached.cvr_loss(label)
-    return _with_loss(output, attached._cvr_weight * loss)
+    return _with_loss(output, attached._cvr_weight * attached.cvr_loss(*label_and_weight(label)))
 
 
 def _asked(

@@ -73,12 +73,12 @@ class Columns:
         asked: (name, store) of each column that LEARN reads.
         """
         width = max(end for _, end in index.values())
-        found = []
+        columns = []
         for name, store in asked:
             is_carried = store is None or is_by_place(store) or not 0 < sparse.get(name, 0) <= EXACT
-            found.append(Column(name, width if is_carried else index[name][0], is_carried, store))
+            columns.append(Column(name, width if is_carried else index[name][0], is_carried, store))
             width += _PARTS if is_carried else 0
-        return cls(tuple(found), tuple(index), width)
+        return cls(tuple(columns), tuple(index), width)
 
     @property
     def carried(self) -> list[Column]:
@@ -125,8 +125,8 @@ class AtPlaces:
     def lookup(self, ids: torch.Tensor, before: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """[B, D] and [B] of [B] places, and times; as `FrozenStore.lookup`."""
         rows = self.store.rows_at(ids.cpu().numpy(), before)
-        found: tuple[torch.Tensor, torch.Tensor] = self.store.at(torch.from_numpy(rows))
-        return found
+        vectors, mask = self.store.at(torch.from_numpy(rows))
+        return vectors, mask
 
 
 def is_by_place(store: Any) -> bool:

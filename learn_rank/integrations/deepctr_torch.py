@@ -48,14 +48,13 @@ def attach(
     row counts in the CVR loss; None counts all. With cvr_weight 0 there is no CVR loss.
     layers: None takes `entry_layers(model)`.
 
-    `compile` may come before or after. Ids of LEARN travel exactly, whatever their size; the model's own embedding of a
-    feature with more than 2^24 values takes neighbours for one, and a warning says so.
+    `compile` may come before or after. LEARN's ids are exact, whatever their size. The model's own embedding confuses
+    neighbouring values of a feature with more than 2^24 of them, and a warning says so.
 
-    Of several tasks, one whose label holds nothing of what the vectors say can lose where each id has few rows: 64
-    numbers tell every user from every other, and are learned by heart. It loses less the slower LEARN's weights learn:
-    compiled, `model.learn.join(model.optim, lr=1e-4)` gives them a rate of their own. ESMM's second probability is a
-    share of its first: the better it knows the first, the worse it does on a second label that is not 1 only where the
-    first is.
+    In a model of several tasks, one whose label has nothing to do with the vectors can get worse where each id has few
+    rows: 64 numbers tell every user from every other, and the model memorises them. A lower learning rate of LEARN's
+    weights helps: after compile, `model.learn.join(model.optim, lr=1e-4)`. ESMM's second probability is a product with
+    its first: the better it knows the first, the worse it does on a second label that is also 1 where the first is 0.
     """
     _check_model(model, features)
     task_loss = None
@@ -118,28 +117,28 @@ def _check_model(model: Any, features: Any) -> None:
 
 def _own_mlps(module: nn.Module, kind: type) -> list[str]:
     """Names of the MLPs of a model and of its lists, not those inside another layer, such as attention."""
-    found = []
+    names = []
     for name, child in module.named_children():
         if isinstance(child, kind):
-            found.append(name)
+            names.append(name)
         elif isinstance(child, nn.ModuleList):
-            found += [f"{name}.{inner}" for inner in _own_mlps(child, kind)]
-    return found
+            names += [f"{name}.{inner}" for inner in _own_mlps(child, kind)]
+    return names
 
 
 def _sparse(model: Any, *asked: str) -> dict[str, int]:
     """Number of values of each sparse feature by name; warns of those asked for that the model cannot tell apart."""
     kind = _deepctr("inputs").SparseFeat
     features = [*model.dnn_feature_columns, *model.linear_model.sparse_feature_columns]
-    found = {it.name: it.vocabulary_size for it in features if isinstance(it, kind)}
+    sizes = {feature.name: feature.vocabulary_size for feature in features if isinstance(feature, kind)}
     for name in asked:
-        if found.get(name, 0) > EXACT:
+        if sizes.get(name, 0) > EXACT:
             warnings.warn(
-                f"'{name}' has {found[name]} values and DeepCTR-Torch takes them through float32: its own embedding "
+                f"'{name}' has {sizes[name]} values and DeepCTR-Torch takes them through float32: its own embedding "
                 f"mistakes neighbours above {EXACT} for one another; LEARN does not",
                 stacklevel=3,
             )
-    return found
+    return sizes
 
 
 def _fit(columns: Columns, model: Any, own: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:

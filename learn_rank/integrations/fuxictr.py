@@ -44,9 +44,9 @@ def attach(
     column that is 1 where a row counts in the CVR loss; None counts all. With cvr_weight 0 there is none.
     layers: None takes `entry_layers(model)`.
 
-    What `compile`, `fit`, `evaluate`, `predict`, `reset_parameters`, `save_weights` and `load_weights` do, they do to
-    LEARN's weights as to the model's own, net_regularizer and the clipping of gradients included. `detach` of what this
-    gives takes all of it back, out of the model's optimizer too.
+    `compile`, `fit`, `evaluate`, `predict`, `reset_parameters`, `save_weights` and `load_weights` treat LEARN's weights
+    as the model's own, including net_regularizer and gradient clipping. `model.learn.detach()` undoes all of it, and
+    takes LEARN's weights out of the model's optimizer.
     """
     _check_model(model)
     feature_map: Any = model.feature_map

@@ -1,13 +1,13 @@
-"""scorer.pt2 -> a module, by reading it: what torch.export.save wrote is taken as data, and run by no one else's rules.
+"""scorer.pt2 -> a module, without torch.export.load: the file is read as data, and cannot run code of its own.
 
-torch.export.load would unpickle parts of the file and evaluate expressions in it, and so run whatever it asks for. Of
-its members, all of one zip, two kinds are needed here:
+torch.export.load would unpickle parts of the file and evaluate expressions in it, and so run whatever they ask for. The
+file is a zip, of which two kinds of members are needed here:
 
     NAME/models/model.json                         the graph: nodes of one torch operator each
     NAME/data/{weights,constants}/                 raw tensors, and a .json that says their types and shapes
 
 A graph may hold ATen's public operators and arithmetic on sizes, none of which reads a file, runs Python or reaches
-beyond its tensors. What else there is (pickles, subgraphs, custom operators and objects) is refused.
+beyond its tensors. Everything else (pickles, subgraphs, custom operators and objects) is refused.
 """
 
 from __future__ import annotations
@@ -65,13 +65,13 @@ _LISTS = {
 def read_program(path: Path) -> nn.Module:
     """Tensors in the order of the exported module's inputs -> its one output tensor.
 
-    InputError: a damaged file, or one that holds what is not run here.
+    InputError: a damaged file, or one that holds more than this reads.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             return _read(archive)
-    except Exception as error:  # bytes that are anything raise anything
-        raise InputError(f"{path}: not a program that is run here ({reason_of(error)})")
+    except Exception as error:  # arbitrary bytes can raise any error
+        raise InputError(f"{path}: not a program that a scorer runs ({reason_of(error)})")
 
 
 def _read(archive: zipfile.ZipFile) -> nn.Module:

@@ -134,7 +134,7 @@ def test_what_is_not_run_here_is_refused(path: Path, message: str) -> None:
         rewrite(path, changed_json("models/model.json", OF_GRAPH[message]))
     else:
         rewrite(path, changed_json("model_weights_config.json", OF_WEIGHTS[message]))
-    with pytest.raises(InputError, match=rf"scorer\.pt2: not a program that is run here \(.*{message}"):
+    with pytest.raises(InputError, match=rf"scorer\.pt2: not a program that a scorer runs \(.*{message}"):
         read_program(path)
 
 

@@ -84,7 +84,7 @@ class BatchReader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """batch_rows is per rank. Nothing is read yet but the footers; InputError if files or columns do not fit."""
+        """batch_rows is per rank. Reads the footers only. InputError: files or columns that do not fit the features."""
         self._features, self._frozen, self._cvr_space = features, frozen, cvr_space
         self._batch_rows, self._rank, self._world_size = batch_rows, rank, world_size
         self._columns = feature_columns(features, with_ids=frozen is not None)
@@ -188,7 +188,10 @@ class BatchReader:
         is_kept: npt.NDArray[np.bool_] | None = None,
         negative_share: float = 1.0,
     ) -> RankerBatch:
-        """The rows numbered by index; of those with ranking label 0 only the ones kept, which are a negative_share."""
+        """The rows numbered by index, without those of ranking label 0 that is_kept leaves out.
+
+        negative_share: the share of them that is_kept keeps.
+        """
         if is_kept is not None:
             kept = is_kept[index] | (block.labels(index)[0].numpy() == 1)
             # batch normalisation takes two rows

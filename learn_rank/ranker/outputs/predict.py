@@ -49,9 +49,9 @@ def write_predictions(
 ) -> dict[str, Any]:
     """Writes directory/{validation,test}.parquet in `predictions_schema`; returns their numbers of rows and the tasks.
 
-    arms: name -> folder of a trained ranker, all of one task; a column of probabilities each, and one per further task.
-    stores is None if all are baselines. Where a task knows conversions of clicks alone, the facts say how many have no
-    click.
+    arms: name -> folder of a trained ranker, all of one task. Each has a column of probabilities per task. stores is
+    None if all are baselines. Where a task covers only conversions of clicks, the facts say how many conversions have
+    no click.
     """
     features = FeatureSet.read(prepared / FEATURES)
     tasks = _tasks(arms, features)
@@ -143,12 +143,12 @@ def _predict(
 
 def _tasks(arms: Mapping[str, Path], features: FeatureSet) -> tuple[Task, ...]:
     """The tasks of all rankers; InputError if two differ: they could not be compared."""
-    found = {arm: trained_options(folder)[0] for arm, folder in arms.items()}
-    first, *others = found
+    options = {arm: trained_options(folder)[0] for arm, folder in arms.items()}
+    first, *others = options
     for arm in others:
-        if found[arm].task != found[first].task:
+        if options[arm].task != options[first].task:
             raise InputError(
-                f"{arms[arm]}: was trained with task={found[arm].task}, but {first} with task={found[first].task}; "
+                f"{arms[arm]}: was trained with task={options[arm].task}, but {first} with task={options[first].task}; "
                 "train both with one ranker.task"
             )
-    return tasks_of(features, found[first])
+    return tasks_of(features, options[first])
