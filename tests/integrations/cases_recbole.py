@@ -74,8 +74,8 @@ def interaction(dataset: Any, log: Log) -> Interaction:
     users, items = (dataset.field2token_id[field] for field in ("user_id", "item_id"))
     return Interaction(
         {
-            "user_id": torch.tensor([users[str(one)] for one in log.user_ids.tolist()]),
-            "item_id": torch.tensor([items[one] for one in log.item_ids]),
+            "user_id": torch.tensor([users[str(token)] for token in log.user_ids.tolist()]),
+            "item_id": torch.tensor([items[token] for token in log.item_ids]),
             "label": torch.from_numpy(log.label),
             "click": torch.from_numpy(log.click),
             "timestamp": torch.full((len(log),), SECOND, dtype=torch.float32),

@@ -39,7 +39,7 @@ def ranker(*, with_learn: bool) -> nn.Module:
     torch.manual_seed(0)
     model = RankerWithLoss()
     if with_learn:
-        users, items = (VectorTable(torch.from_numpy(one)) for one in vectors())
+        users, items = (VectorTable(torch.from_numpy(table)) for table in vectors())
         adaptor = LearnAdaptor(DIM, DIM, fusion_dim=DIM, hidden_dim=32)
         attach(model, LearnFeatures(users, items, adaptor), cvr_label=labels)
     return model

@@ -44,7 +44,7 @@ class ById:
 
     def lookup(self, ids, before=None) -> tuple[torch.Tensor, torch.Tensor]:
         ids = ids.tolist() if isinstance(ids, torch.Tensor) else ids
-        rows = torch.tensor([self.rows.get(one, -1) for one in ids])
+        rows = torch.tensor([self.rows.get(number, -1) for number in ids])
         return rows.float().unsqueeze(1).expand(-1, DIM), rows >= 0
 
 

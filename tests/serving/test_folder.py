@@ -34,10 +34,10 @@ def test_bfloat16_is_close(single: Any) -> None:
 def test_onnx_gives_the_same_scores_with_vectors_and_histories(din: Any, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     main(["export-model", f"run_dir={din.directory}", f"out={tmp_path / 'model'}", "onnx=true"])
-    exact, found = (Scorer(tmp_path / "model", backend=backend, threads=1) for backend in ("torch", "onnx"))
+    exact, onnx = (Scorer(tmp_path / "model", backend=backend, threads=1) for backend in ("torch", "onnx"))
     for size, history in ((1, []), (2, ["item 3"]), (35, ITEMS[:9])):
         expected = exact.score(7, ITEMS[:size], history=history)
-        np.testing.assert_allclose(found.score(7, ITEMS[:size], history=history), expected, atol=1e-6)
+        np.testing.assert_allclose(onnx.score(7, ITEMS[:size], history=history), expected, atol=1e-6)
 
 
 def test_linked_stores_are_the_files_of_the_run(

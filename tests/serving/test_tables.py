@@ -60,8 +60,8 @@ def test_a_list_is_the_mean_of_its_distinct_rows(vocabulary: Path) -> None:
 def test_hashed_values_have_the_row_that_prepare_gives_them(tmp_path: Path) -> None:
     texts = ["drama", "Köln", "17", "true", "x" * 100]
     for buckets in (3, 1_000_003):
-        found = duckdb.sql(f"SELECT {hashed(buckets)} FROM (SELECT unnest({texts}) AS value)").fetchall()
-        assert [bucket_of(text, buckets) for text in texts] == [row for (row,) in found]
+        rows = duckdb.sql(f"SELECT {hashed(buckets)} FROM (SELECT unnest({texts}) AS value)").fetchall()
+        assert [bucket_of(text, buckets) for text in texts] == [row for (row,) in rows]
     table = Table(write_table(tmp_path / "table", pa.array(range(4))), ServedSparse("city", 2, "user", num_buckets=3))
     np.testing.assert_array_equal(table.embed(texts), ROWS[[bucket_of(text, 3) for text in texts]])
     np.testing.assert_array_equal(table.embed([None, ""]), ROWS[[3, 3]])
