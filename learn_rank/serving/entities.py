@@ -14,7 +14,7 @@ import torch
 from learn_rank.arrays import Float32Array
 from learn_rank.data.dense import DenseFeature
 from learn_rank.errors import InputError
-from learn_rank.serving.files import ENTITIES, ServedDense, ServedModel, ServedSparse, width_of
+from learn_rank.serving.folder import ENTITIES, ServedDense, ServedModel, ServedSparse, width_of
 from learn_rank.serving.tables import Table
 from learn_rank.serving.values import number_of
 from learn_rank.store.reader import FrozenStore

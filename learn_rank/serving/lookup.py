@@ -16,7 +16,7 @@ from learn_rank.data.dense import read_dense
 from learn_rank.errors import InputError
 from learn_rank.schema import DENSE
 from learn_rank.serving.entities import Entities, embedded, unknown
-from learn_rank.serving.files import (
+from learn_rank.serving.folder import (
     CONTEXT,
     ITEM,
     SIDES,

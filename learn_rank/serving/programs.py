@@ -12,7 +12,7 @@ import torch
 
 from learn_rank.errors import InputError, reason_of
 from learn_rank.fingerprints import file_checksum
-from learn_rank.serving.files import LOGITS, ONNX, PROGRAM, STAGE, ServedModel
+from learn_rank.serving.folder import LOGITS, ONNX, PROGRAM, STAGE, ServedModel
 from learn_rank.serving.program_file import read_program
 
 TORCH_BACKEND, ONNX_BACKEND = BACKENDS = ("torch", "onnx")

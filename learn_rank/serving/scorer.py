@@ -11,7 +11,7 @@ import torch
 
 from learn_rank.arrays import Float32Array
 from learn_rank.schema import Task
-from learn_rank.serving.files import ServedModel
+from learn_rank.serving.folder import ServedModel
 from learn_rank.serving.lookup import Lookup
 from learn_rank.serving.programs import TORCH_BACKEND, open_program
 from learn_rank.serving.request import Request

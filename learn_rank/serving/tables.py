@@ -14,7 +14,7 @@ import torch
 
 from learn_rank.arrays import Float32Array, Int64Array
 from learn_rank.errors import InputError
-from learn_rank.serving.files import ServedSparse
+from learn_rank.serving.folder import ServedSparse
 from learn_rank.serving.values import MISSING, text_of
 from learn_rank.store.reader import FrozenStore
 

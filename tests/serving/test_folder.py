@@ -14,7 +14,7 @@ from learn_rank.cli.main import main
 from learn_rank.errors import InputError
 from learn_rank.ranker.outputs.dense_program import can_write_onnx
 from learn_rank.serving import Scorer
-from learn_rank.serving.files import ServedModel
+from learn_rank.serving.folder import ServedModel
 
 ITEMS = [f"item {number}" for number in range(35)]
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from learn_rank.errors import InputError
 from learn_rank.fingerprints import file_checksum
-from learn_rank.serving.files import ServedModel
+from learn_rank.serving.folder import ServedModel
 from learn_rank.serving.program_file import read_program
 from learn_rank.serving.programs import open_program
 from tests.hostile import Runs

@@ -13,7 +13,7 @@ from learn_rank.artifact import Manifest
 from learn_rank.data.features import hashed
 from learn_rank.errors import InputError
 from learn_rank.publish import publish
-from learn_rank.serving.files import ServedSparse
+from learn_rank.serving.folder import ServedSparse
 from learn_rank.serving.tables import Table, bucket_of
 from learn_rank.store.writer import write_store
 

@@ -23,7 +23,7 @@ from learn_rank.ranker.model import Ranker, build_ranker
 from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.sharding import TABLES
 from learn_rank.ranker.trained import trained_options
-from learn_rank.serving.files import LOGITS, ONNX, PROGRAM, ServedModel
+from learn_rank.serving.folder import LOGITS, ONNX, PROGRAM, ServedModel
 from learn_rank.serving.program_file import read_program
 
 _EXAMPLE_ROWS, _EXAMPLE_LENGTH = 7, 5

@@ -39,7 +39,7 @@ from learn_rank.schema import (
     USER_ID,
     SparseFeature,
 )
-from learn_rank.serving.files import (
+from learn_rank.serving.folder import (
     CONTEXT,
     ENTITIES,
     ITEM,
@@ -72,7 +72,7 @@ def export_model(
     link_stores: bool = False,
     accept_stores: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Fills a folder laid out as in `learn_rank.serving.files`, by the best epoch's weights; returns manifest facts.
+    """Fills a folder laid out as in `learn_rank.serving.folder`, by the best epoch's weights; returns manifest facts.
 
     link_stores: LEARN's vectors are hard links to the stores' files; that takes no space, but needs the same file
     system. InputError: no trained ranker, one trained on other features or stores, a backbone that cannot be exported.

@@ -16,7 +16,7 @@ from learn_rank.ranker.options import BACKBONES, RankerOptions
 from learn_rank.ranker.outputs.dense_program import DenseScorer, can_write_onnx, write_programs
 from learn_rank.ranker.tasks import build_heads
 from learn_rank.schema import Task
-from learn_rank.serving.files import ServedDense, ServedModel, ServedSequence, ServedSparse
+from learn_rank.serving.folder import ServedDense, ServedModel, ServedSequence, ServedSparse
 from learn_rank.serving.programs import open_program
 
 DIM, VECTOR = 4, 6
