@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from learn_rank.arrays import Float32Array
 from learn_rank.errors import InputError
 
 EXACT = 1 << 24  # float32 holds every integer up to here, and no further
@@ -28,7 +28,7 @@ class Column:
     is_carried: bool
     store: Any  # None for times
 
-    def encode(self, values: Any, num_rows: int) -> npt.NDArray[np.float32]:
+    def encode(self, values: Any, num_rows: int) -> Float32Array:
         """[N, 3] parts of [N] ids or times; of a FrozenStore's ids, of their places in it: strings have those too."""
         if is_by_place(self.store):
             numbers = self.store.places_of(values)
@@ -49,7 +49,7 @@ class Column:
         low, middle, high = X[:, self.start : self.start + _PARTS].long().unbind(1)
         return low | middle << _SHIFTS[1] | high << _SHIFTS[2]
 
-    def check_found(self, parts: npt.NDArray[np.float32]) -> None:
+    def check_found(self, parts: Float32Array) -> None:
         """InputError if a store knows none of the ids that were encoded: they are another vocabulary's."""
         if is_by_place(self.store) and len(parts) and bool((parts == np.array(_MASKS)).all()):  # the bits of -1
             raise InputError(

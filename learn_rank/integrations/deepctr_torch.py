@@ -63,7 +63,9 @@ def attach(
         task_loss = partial(_LossWithCvr, weight=cvr_weight, task=cvr_task, clicked_task=clicked_task)
     asked = [(user, features.user_store), (item, features.item_store)] + ([] if before is None else [(before, None)])
     columns = Columns.of(model.feature_index, _sparse(model, user, item), asked)
-    users, items = (AtPlaces(it) if is_by_place(it) else it for it in (features.user_store, features.item_store))
+    users, items = (
+        AtPlaces(store) if is_by_place(store) else store for store in (features.user_store, features.item_store)
+    )
     learn = attach_to_layers(
         model,
         LearnFeatures(users, items, features.adaptor),
@@ -93,7 +95,7 @@ def input_matrix(model: nn.Module, x: Any) -> torch.Tensor:
     """[N, W] float32, the X of model(X) in a loop of your own; x of N rows as `fit` takes it."""
     learn: Any = model.learn
     columns = [np.asarray(column) for column in learn._inputs.of_rows(x, is_on=learn.is_on)]
-    return torch.from_numpy(np.concatenate([it.reshape(len(it), -1) for it in columns], axis=1)).float()
+    return torch.from_numpy(np.concatenate([column.reshape(len(column), -1) for column in columns], axis=1)).float()
 
 
 def _deepctr(name: str) -> Any:
@@ -166,7 +168,7 @@ def _predict(columns: Columns, model: Any, own: Callable[..., Any], x: Any, *arg
 def _check_tasks(model: Any, cvr_task: int, clicked_task: int | None) -> None:
     """InputError for a task that is not there, or whose labels are not 0 and 1."""
     is_each = isinstance(model.out, nn.ModuleList)
-    kinds = [it.task for it in model.out] if is_each else [model.out.task] * getattr(model, "num_tasks", 1)
+    kinds = [output.task for output in model.out] if is_each else [model.out.task] * getattr(model, "num_tasks", 1)
     for name, task in (("cvr_task", cvr_task), ("clicked_task", clicked_task)):
         if task is not None and (not -len(kinds) <= task < len(kinds) or kinds[task] != "binary"):
             raise InputError(

@@ -90,7 +90,7 @@ def entry_layers(model: nn.Module) -> dict[str, int]:
     of the first level. LR and FM: their linear term.
     """
     kinds = _fuxictr("pytorch.layers")
-    fields = {name: it for name, it in model.named_modules() if isinstance(it, kinds.FeatureEmbeddingDict)}
+    fields = {name: part for name, part in model.named_modules() if isinstance(part, kinds.FeatureEmbeddingDict)}
     within = tuple(f"{name}." for name in fields)
     # the embedding of a numeric field is an nn.Linear too
     heads = {name: layer for name, layer in stack_heads(model).items() if not name.startswith(within)}
@@ -100,7 +100,7 @@ def entry_layers(model: nn.Module) -> dict[str, int]:
     # may be wider than the fields too: of all that take enough, the narrowest are meant.
     narrowest = min((layer.in_features for layer in heads.values() if layer.in_features >= width), default=None)
     chosen = {name: layer for name, layer in heads.items() if layer.in_features == narrowest}
-    linear = {name: 1 for name, it in model.named_modules() if isinstance(it, kinds.LogisticRegression)}
+    linear = {name: 1 for name, part in model.named_modules() if isinstance(part, kinds.LogisticRegression)}
     return {name: layer.out_features for name, layer in (chosen or heads).items()} or linear
 
 
@@ -198,8 +198,10 @@ def _compute_loss(
     for name, values in ((columns.cvr_label, columns.label), (columns.clicked, columns.weight)):
         if name is not None and values is None:
             raise InputError(f"the batch has no column '{name}' for the CVR loss")
-    labels = [None if it is None else it.to(loss.device, loss.dtype) for it in (columns.label, columns.weight)]
-    return loss + weight * model.learn.cvr_loss(*labels)
+    label, weight_of_row = (
+        None if column is None else column.to(loss.device, loss.dtype) for column in (columns.label, columns.weight)
+    )
+    return loss + weight * model.learn.cvr_loss(label, weight_of_row)
 
 
 def _compile(model: Any, own: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
@@ -222,8 +224,8 @@ def _with_optimizer(model: Any, act: Callable[[Any], None]) -> None:
 def _tokens(vocabulary: Any, column: str) -> dict[Any, int]:
     """FuxiCTR's vocabulary of a column: token -> index."""
     if hasattr(vocabulary, "processor_dict"):
-        tokenizers = {name.removesuffix("::tokenizer"): it for name, it in vocabulary.processor_dict.items()}
-        known = {name: it.vocab for name, it in tokenizers.items() if hasattr(it, "vocab")}
+        tokenizers = {name.removesuffix("::tokenizer"): part for name, part in vocabulary.processor_dict.items()}
+        known = {name: tokenizer.vocab for name, tokenizer in tokenizers.items() if hasattr(tokenizer, "vocab")}
     else:
         path = Path(getattr(vocabulary, "data_dir", vocabulary))
         path = path / "feature_vocab.json" if path.is_dir() else path

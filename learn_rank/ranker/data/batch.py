@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from learn_rank.arrays import Int64Array
+from learn_rank.arrays import BoolArray, Int64Array
 from learn_rank.errors import InputError
 from learn_rank.prefetch import prefetch
 from learn_rank.ranker.data.block import RowBlock
@@ -185,7 +184,7 @@ class BatchReader:
         self,
         block: RowBlock,
         index: Int64Array,
-        is_kept: npt.NDArray[np.bool_] | None = None,
+        is_kept: BoolArray | None = None,
         negative_share: float = 1.0,
     ) -> RankerBatch:
         """The rows numbered by index, without those of ranking label 0 that is_kept leaves out.

@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from learn_rank.arrays import Int64Array
+from learn_rank.arrays import BoolArray, Float32Array, Int64Array
 from learn_rank.errors import InputError
 from learn_rank.io import require_columns
 from learn_rank.schema import (
@@ -97,7 +97,7 @@ class LogRows:
     num_rows: int
     single: list[Int64Array]
     lists: list[Ragged]
-    dense: list[npt.NDArray[np.float32]]
+    dense: list[Float32Array]
     ranking_label: Array
     cvr_label: Array
 
@@ -203,7 +203,7 @@ class _Part:
             raise self._error(name, row, f"{lengths[row]} values long", expected)
         return ragged
 
-    def dense(self, name: str) -> npt.NDArray[np.float32]:
+    def dense(self, name: str) -> Float32Array:
         expected = "a finite number; fill it in the recipe"
         values = self.column(name, expected).to_numpy()
         with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, and is refused
@@ -242,5 +242,5 @@ def _first_outside(values: Int64Array, end: int) -> int | None:
     return _first((values < 0) | (values >= end))
 
 
-def _first(is_bad: pa.BooleanArray | npt.NDArray[np.bool_]) -> int:
+def _first(is_bad: pa.BooleanArray | BoolArray) -> int:
     return int(np.argmax(is_bad))

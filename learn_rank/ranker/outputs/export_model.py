@@ -223,8 +223,10 @@ def _entities(
     of_ids: Mapping[str, Table],
 ) -> Iterator[VectorBatch]:
     """Ids, and what their features look up side by side: [N, sum of widths] in the order of features."""
-    sparse = [SPARSE_PREFIX + it.name for it in features if isinstance(it, ServedSparse) and not it.is_id]
-    dense = [DENSE_PREFIX + it.name for it in features if isinstance(it, ServedDense)]
+    sparse = [
+        SPARSE_PREFIX + served.name for served in features if isinstance(served, ServedSparse) and not served.is_id
+    ]
+    dense = [DENSE_PREFIX + served.name for served in features if isinstance(served, ServedDense)]
     done = 0
     for part in read_batches(path, [key, *sparse, *dense], None, _BATCH_ROWS):
         values = []  # [N, width of the feature] each
