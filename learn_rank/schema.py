@@ -42,7 +42,7 @@ EMBEDDING_DIM = 64  # width of the paper's user and item embeddings
 #   export/item, export/user, export/user_without_fold_<k> stores of EMBEDDING_DIM vectors
 #   train/<arm>/                                           ranker checkpoint
 #   predict/{validation,test}.parquet                      predictions_schema
-#   model/                                                 a ranker to score with: serving.files (export-model)
+#   model/                                                 a ranker to score with: serving.folder (export-model)
 #   features/                                              a log's rows with LEARN_COLUMNS (export-features)
 #   evaluate/report.{json,md,html}                         of the first task; evaluate/<task>/ of each further one
 MANIFEST = "manifest.json"

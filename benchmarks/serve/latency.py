@@ -26,7 +26,7 @@ from learn_rank.artifact import read_manifest
 from learn_rank.cli.main import main as learn_rank
 from learn_rank.ranker.outputs.dense_program import can_write_onnx, load_scorer
 from learn_rank.serving import Scorer
-from learn_rank.serving.files import ServedModel
+from learn_rank.serving.folder import ServedModel
 
 _WARM_UP, _HISTORY = 50, 50
 Run = Callable[[Sequence[torch.Tensor]], object]

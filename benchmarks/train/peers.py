@@ -17,7 +17,7 @@ from torch import nn
 
 from learn_rank.layers import mlp
 from learn_rank.ranker.data.batch import RankerBatch
-from learn_rank.ranker.tables.tables import fill_rows
+from learn_rank.ranker.tables.trainable import fill_rows
 from learn_rank.schema import FeatureSet
 
 DIM, HIDDEN, LEARNING_RATE = 16, (400, 400), 1e-3

@@ -20,9 +20,9 @@ from learn_rank.ranker.backbones import Features
 from learn_rank.ranker.data.batch import BatchReader, RankerBatch
 from learn_rank.ranker.model import Ranker, build_ranker, ranker_loss
 from learn_rank.ranker.options import RankerOptions
+from learn_rank.ranker.sharding import ShardedRanker, shard
 from learn_rank.ranker.tables.frozen import FrozenVectors
-from learn_rank.ranker.tables.sharding import ShardedRanker, shard
-from learn_rank.ranker.tables.tables import build_tables
+from learn_rank.ranker.tables.trainable import build_tables
 from learn_rank.schema import FeatureSet
 
 BATCH, GROUP, GROUP_SECONDS = 4096, 8, 2.0

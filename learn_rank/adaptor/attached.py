@@ -13,6 +13,7 @@ from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from learn_rank.adaptor.entry import Entry, Layer, feature_dim
 from learn_rank.adaptor.fusion import AdaptorOutput
+from learn_rank.adaptor.loss import label_and_weight
 from learn_rank.adaptor.method import Method, NewSignature
 from learn_rank.adaptor.optimizer import add_weights, remove_weights
 from learn_rank.errors import InputError
@@ -140,7 +141,7 @@ def forward_with_learn(host: nn.Module, forward: Callable[..., Any], *args: Any,
     label = None if attached._cvr_label is None else attached._cvr_label(*args, **kwargs)
     if label is None:
         return output
-    loss = attached.cvr_loss(*label) if isinstance(label, tuple) else attached.cvr_loss(label)
+    loss = attached.cvr_loss(*label_and_weight(label))
     return _with_loss(output, attached._cvr_weight * loss)
 
 

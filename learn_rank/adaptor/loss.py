@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -32,3 +34,9 @@ def cvr_loss(
     loss = F.binary_cross_entropy_with_logits(cvr_logit, label, reduction="none") * weight
     total = weight.sum() if total_weight is None else total_weight
     return loss.sum() / torch.where(total > 0, total, torch.ones_like(total))
+
+
+def label_and_weight(given: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What a host's cvr_label gave, [B] labels or a tuple of [B] labels and [B] weights, as both; None: no weights."""
+    label, weight = given if isinstance(given, tuple) else (given, None)
+    return label, weight

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from learn_rank.arrays import Float32Array
 from learn_rank.errors import InputError
 
 EXACT = 1 << 24  # float32 holds every integer up to here, and no further
@@ -28,7 +28,7 @@ class Column:
     is_carried: bool
     store: Any  # None for times
 
-    def encode(self, values: Any, num_rows: int) -> npt.NDArray[np.float32]:
+    def encode(self, values: Any, num_rows: int) -> Float32Array:
         """[N, 3] parts of [N] ids or times; of a FrozenStore's ids, of their places in it: strings have those too."""
         if is_by_place(self.store):
             numbers = self.store.places_of(values)
@@ -49,11 +49,13 @@ class Column:
         low, middle, high = X[:, self.start : self.start + _PARTS].long().unbind(1)
         return low | middle << _SHIFTS[1] | high << _SHIFTS[2]
 
-    def check_found(self, parts: npt.NDArray[np.float32]) -> None:
+    def check_found(self, parts: Float32Array) -> None:
         """InputError if a store knows none of the ids that were encoded: they are another vocabulary's."""
         if is_by_place(self.store) and len(parts) and bool((parts == np.array(_MASKS)).all()):  # the bits of -1
-            raise InputError(f"x: no id of column '{self.name}' is in {self.store.directory}; codes of a vocabulary "
-                             "need store.indexed_by(vocabulary)")  # fmt: skip
+            raise InputError(
+                f"x: no id of column '{self.name}' is in {self.store.directory}; codes of a vocabulary "
+                "need store.indexed_by(vocabulary)"
+            )
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,12 @@ class Columns:
         asked: (name, store) of each column that LEARN reads.
         """
         width = max(end for _, end in index.values())
-        found = []
+        columns = []
         for name, store in asked:
             is_carried = store is None or is_by_place(store) or not 0 < sparse.get(name, 0) <= EXACT
-            found.append(Column(name, width if is_carried else index[name][0], is_carried, store))
+            columns.append(Column(name, width if is_carried else index[name][0], is_carried, store))
             width += _PARTS if is_carried else 0
-        return cls(tuple(found), tuple(index), width)
+        return cls(tuple(columns), tuple(index), width)
 
     @property
     def carried(self) -> list[Column]:
@@ -85,8 +87,10 @@ class Columns:
     def __call__(self, X: torch.Tensor) -> list[torch.Tensor]:
         """[B] int64 for each column of [B, W]: what LearnFeatures takes."""
         if self.carried and X.shape[1] != self.width:
-            raise InputError(f"X has {X.shape[1]} columns, expected {self.width} with the ids that LEARN needs; "
-                             "learn_rank.integrations.deepctr_torch.input_matrix makes it")  # fmt: skip
+            raise InputError(
+                f"X has {X.shape[1]} columns, expected {self.width} with the ids that LEARN needs; "
+                "learn_rank.integrations.deepctr_torch.input_matrix makes it"
+            )
         return [column.decode(X) for column in self.all]
 
     def of_rows(self, x: Any, *, is_on: bool) -> list[Any]:
@@ -121,8 +125,8 @@ class AtPlaces:
     def lookup(self, ids: torch.Tensor, before: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """[B, D] and [B] of [B] places, and times; as `FrozenStore.lookup`."""
         rows = self.store.rows_at(ids.cpu().numpy(), before)
-        found: tuple[torch.Tensor, torch.Tensor] = self.store.at(torch.from_numpy(rows))
-        return found
+        vectors, mask = self.store.at(torch.from_numpy(rows))
+        return vectors, mask
 
 
 def is_by_place(store: Any) -> bool:

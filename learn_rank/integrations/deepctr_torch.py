@@ -48,14 +48,13 @@ def attach(
     row counts in the CVR loss; None counts all. With cvr_weight 0 there is no CVR loss.
     layers: None takes `entry_layers(model)`.
 
-    `compile` may come before or after. Ids of LEARN travel exactly, whatever their size; the model's own embedding of a
-    feature with more than 2^24 values takes neighbours for one, and a warning says so.
+    `compile` may come before or after. LEARN's ids are exact, whatever their size. The model's own embedding confuses
+    neighbouring values of a feature with more than 2^24 of them, and a warning says so.
 
-    Of several tasks, one whose label holds nothing of what the vectors say can lose where each id has few rows: 64
-    numbers tell every user from every other, and are learned by heart. It loses less the slower LEARN's weights learn:
-    compiled, `model.learn.join(model.optim, lr=1e-4)` gives them a rate of their own. ESMM's second probability is a
-    share of its first: the better it knows the first, the worse it does on a second label that is not 1 only where the
-    first is.
+    In a model of several tasks, one whose label has nothing to do with the vectors can get worse where each id has few
+    rows: 64 numbers tell every user from every other, and the model memorises them. A lower learning rate of LEARN's
+    weights helps: after compile, `model.learn.join(model.optim, lr=1e-4)`. ESMM's second probability is a product with
+    its first: the better it knows the first, the worse it does on a second label that is also 1 where the first is 0.
     """
     _check_model(model, features)
     task_loss = None
@@ -64,7 +63,9 @@ def attach(
         task_loss = partial(_LossWithCvr, weight=cvr_weight, task=cvr_task, clicked_task=clicked_task)
     asked = [(user, features.user_store), (item, features.item_store)] + ([] if before is None else [(before, None)])
     columns = Columns.of(model.feature_index, _sparse(model, user, item), asked)
-    users, items = (AtPlaces(it) if is_by_place(it) else it for it in (features.user_store, features.item_store))
+    users, items = (
+        AtPlaces(store) if is_by_place(store) else store for store in (features.user_store, features.item_store)
+    )
     learn = attach_to_layers(
         model,
         LearnFeatures(users, items, features.adaptor),
@@ -94,7 +95,7 @@ def input_matrix(model: nn.Module, x: Any) -> torch.Tensor:
     """[N, W] float32, the X of model(X) in a loop of your own; x of N rows as `fit` takes it."""
     learn: Any = model.learn
     columns = [np.asarray(column) for column in learn._inputs.of_rows(x, is_on=learn.is_on)]
-    return torch.from_numpy(np.concatenate([it.reshape(len(it), -1) for it in columns], axis=1)).float()
+    return torch.from_numpy(np.concatenate([column.reshape(len(column), -1) for column in columns], axis=1)).float()
 
 
 def _deepctr(name: str) -> Any:
@@ -103,39 +104,43 @@ def _deepctr(name: str) -> Any:
 
 def _check_model(model: Any, features: Any) -> None:
     if not isinstance(model, _deepctr("models.basemodel").BaseModel):
-        raise InputError(f"the model is a {type(model).__name__}, expected a BaseModel of DeepCTR-Torch; "
-                         "learn_rank.adaptor.attach takes any other")  # fmt: skip
+        raise InputError(
+            f"the model is a {type(model).__name__}, expected a BaseModel of DeepCTR-Torch; "
+            "learn_rank.adaptor.attach takes any other"
+        )
     if not isinstance(features, LearnFeatures):
         raise InputError(f"features is a {type(features).__name__}, expected LearnFeatures")
     if model.gpus and len(model.gpus) > 1:
-        raise InputError(f"gpus={model.gpus} trains by nn.DataParallel, which LEARN does not support; build the model "
-                         f"with device='{model.device}' and without gpus")  # fmt: skip
+        raise InputError(
+            f"gpus={model.gpus} trains by nn.DataParallel, which LEARN does not support; build the model "
+            f"with device='{model.device}' and without gpus"
+        )
 
 
 def _own_mlps(module: nn.Module, kind: type) -> list[str]:
     """Names of the MLPs of a model and of its lists, not those inside another layer, such as attention."""
-    found = []
+    names = []
     for name, child in module.named_children():
         if isinstance(child, kind):
-            found.append(name)
+            names.append(name)
         elif isinstance(child, nn.ModuleList):
-            found += [f"{name}.{inner}" for inner in _own_mlps(child, kind)]
-    return found
+            names += [f"{name}.{inner}" for inner in _own_mlps(child, kind)]
+    return names
 
 
 def _sparse(model: Any, *asked: str) -> dict[str, int]:
     """Number of values of each sparse feature by name; warns of those asked for that the model cannot tell apart."""
     kind = _deepctr("inputs").SparseFeat
     features = [*model.dnn_feature_columns, *model.linear_model.sparse_feature_columns]
-    found = {it.name: it.vocabulary_size for it in features if isinstance(it, kind)}
+    sizes = {feature.name: feature.vocabulary_size for feature in features if isinstance(feature, kind)}
     for name in asked:
-        if found.get(name, 0) > EXACT:
+        if sizes.get(name, 0) > EXACT:
             warnings.warn(
-                f"'{name}' has {found[name]} values and DeepCTR-Torch takes them through float32: its own embedding "
+                f"'{name}' has {sizes[name]} values and DeepCTR-Torch takes them through float32: its own embedding "
                 f"mistakes neighbours above {EXACT} for one another; LEARN does not",
                 stacklevel=3,
             )
-    return found
+    return sizes
 
 
 def _fit(columns: Columns, model: Any, own: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -163,11 +168,13 @@ def _predict(columns: Columns, model: Any, own: Callable[..., Any], x: Any, *arg
 def _check_tasks(model: Any, cvr_task: int, clicked_task: int | None) -> None:
     """InputError for a task that is not there, or whose labels are not 0 and 1."""
     is_each = isinstance(model.out, nn.ModuleList)
-    kinds = [it.task for it in model.out] if is_each else [model.out.task] * getattr(model, "num_tasks", 1)
+    kinds = [output.task for output in model.out] if is_each else [model.out.task] * getattr(model, "num_tasks", 1)
     for name, task in (("cvr_task", cvr_task), ("clicked_task", clicked_task)):
         if task is not None and (not -len(kinds) <= task < len(kinds) or kinds[task] != "binary"):
-            raise InputError(f"{name} is {task}, expected a binary task of {type(model).__name__}, whose tasks are "
-                             f"{', '.join(kinds)}; or set cvr_weight=0")  # fmt: skip
+            raise InputError(
+                f"{name} is {task}, expected a binary task of {type(model).__name__}, whose tasks are "
+                f"{', '.join(kinds)}; or set cvr_weight=0"
+            )
 
 
 @dataclass(frozen=True, eq=False)

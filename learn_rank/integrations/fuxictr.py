@@ -44,9 +44,9 @@ def attach(
     column that is 1 where a row counts in the CVR loss; None counts all. With cvr_weight 0 there is none.
     layers: None takes `entry_layers(model)`.
 
-    What `compile`, `fit`, `evaluate`, `predict`, `reset_parameters`, `save_weights` and `load_weights` do, they do to
-    LEARN's weights as to the model's own, net_regularizer and the clipping of gradients included. `detach` of what this
-    gives takes all of it back, out of the model's optimizer too.
+    `compile`, `fit`, `evaluate`, `predict`, `reset_parameters`, `save_weights` and `load_weights` treat LEARN's weights
+    as the model's own, including net_regularizer and gradient clipping. `model.learn.detach()` undoes all of it, and
+    takes LEARN's weights out of the model's optimizer.
     """
     _check_model(model)
     feature_map: Any = model.feature_map
@@ -90,7 +90,7 @@ def entry_layers(model: nn.Module) -> dict[str, int]:
     of the first level. LR and FM: their linear term.
     """
     kinds = _fuxictr("pytorch.layers")
-    fields = {name: it for name, it in model.named_modules() if isinstance(it, kinds.FeatureEmbeddingDict)}
+    fields = {name: part for name, part in model.named_modules() if isinstance(part, kinds.FeatureEmbeddingDict)}
     within = tuple(f"{name}." for name in fields)
     # the embedding of a numeric field is an nn.Linear too
     heads = {name: layer for name, layer in stack_heads(model).items() if not name.startswith(within)}
@@ -100,7 +100,7 @@ def entry_layers(model: nn.Module) -> dict[str, int]:
     # may be wider than the fields too: of all that take enough, the narrowest are meant.
     narrowest = min((layer.in_features for layer in heads.values() if layer.in_features >= width), default=None)
     chosen = {name: layer for name, layer in heads.items() if layer.in_features == narrowest}
-    linear = {name: 1 for name, it in model.named_modules() if isinstance(it, kinds.LogisticRegression)}
+    linear = {name: 1 for name, part in model.named_modules() if isinstance(part, kinds.LogisticRegression)}
     return {name: layer.out_features for name, layer in (chosen or heads).items()} or linear
 
 
@@ -110,8 +110,10 @@ def _fuxictr(name: str) -> Any:
 
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, _fuxictr("pytorch.models").BaseModel):
-        raise InputError(f"the model is a {type(model).__name__}, expected a BaseModel or MultiTaskModel of FuxiCTR; "
-                         "learn_rank.adaptor.attach takes any other")  # fmt: skip
+        raise InputError(
+            f"the model is a {type(model).__name__}, expected a BaseModel or MultiTaskModel of FuxiCTR; "
+            "learn_rank.adaptor.attach takes any other"
+        )
 
 
 def _width(fields: nn.Module) -> int:
@@ -153,8 +155,10 @@ class _Columns:
         for name in (self.user, self.item, self.before):
             kind = None if name is None else feature_map.features.get(name, {}).get("type", "not there")
             if kind not in (None, "categorical", "meta") or (name == self.before and kind == "categorical"):
-                raise InputError(f"feature_map: column '{name}' is {kind}, expected one of type meta"
-                                 f"{'' if name == self.before else ' or categorical'}")  # fmt: skip
+                raise InputError(
+                    f"feature_map: column '{name}' is {kind}, expected one of type meta"
+                    f"{'' if name == self.before else ' or categorical'}"
+                )
         for name in (self.cvr_label, self.clicked):
             if name is not None and name not in [*feature_map.labels, *feature_map.features]:
                 raise InputError(f"feature_map: no column '{name}'; its labels are {', '.join(feature_map.labels)}")
@@ -168,16 +172,20 @@ def _integers(columns: Any, name: str) -> torch.Tensor:
     if values.is_floating_point():
         limit = 2 / torch.finfo(values.dtype).eps  # from here on neighbours are one number
         if len(values) and not values.abs().max() < limit:
-            raise InputError(f"column '{name}' holds {values.abs().max():.0f} as {values.dtype}, which is exact below "
-                             f"{limit:.0f} only; load it as int64 (parquet), or by a vocabulary")  # fmt: skip
+            raise InputError(
+                f"column '{name}' holds {values.abs().max():.0f} as {values.dtype}, which is exact below "
+                f"{limit:.0f} only; load it as int64 (parquet), or by a vocabulary"
+            )
     return values.long()
 
 
 def _milliseconds(columns: Any, name: str) -> torch.Tensor:
     times = _integers(columns, name)
     if len(times) and times.max() < _LEAST_MILLISECONDS:
-        raise InputError(f"column '{name}' holds times up to {times.max()}, expected unix milliseconds; of type meta "
-                         "with remap: False they stay as they are")  # fmt: skip
+        raise InputError(
+            f"column '{name}' holds times up to {times.max()}, expected unix milliseconds; of type meta "
+            "with remap: False they stay as they are"
+        )
     return times
 
 
@@ -190,8 +198,10 @@ def _compute_loss(
     for name, values in ((columns.cvr_label, columns.label), (columns.clicked, columns.weight)):
         if name is not None and values is None:
             raise InputError(f"the batch has no column '{name}' for the CVR loss")
-    labels = [None if it is None else it.to(loss.device, loss.dtype) for it in (columns.label, columns.weight)]
-    return loss + weight * model.learn.cvr_loss(*labels)
+    label, weight_of_row = (
+        None if column is None else column.to(loss.device, loss.dtype) for column in (columns.label, columns.weight)
+    )
+    return loss + weight * model.learn.cvr_loss(label, weight_of_row)
 
 
 def _compile(model: Any, own: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
@@ -214,8 +224,8 @@ def _with_optimizer(model: Any, act: Callable[[Any], None]) -> None:
 def _tokens(vocabulary: Any, column: str) -> dict[Any, int]:
     """FuxiCTR's vocabulary of a column: token -> index."""
     if hasattr(vocabulary, "processor_dict"):
-        tokenizers = {name.removesuffix("::tokenizer"): it for name, it in vocabulary.processor_dict.items()}
-        known = {name: it.vocab for name, it in tokenizers.items() if hasattr(it, "vocab")}
+        tokenizers = {name.removesuffix("::tokenizer"): part for name, part in vocabulary.processor_dict.items()}
+        known = {name: tokenizer.vocab for name, tokenizer in tokenizers.items() if hasattr(tokenizer, "vocab")}
     else:
         path = Path(getattr(vocabulary, "data_dir", vocabulary))
         path = path / "feature_vocab.json" if path.is_dir() else path
@@ -226,7 +236,9 @@ def _tokens(vocabulary: Any, column: str) -> dict[Any, int]:
                 f"{path}: not there; FeatureProcessor.fit writes it, or pass the FeatureProcessor"
             ) from None
     if column not in known:
-        raise InputError(f"no vocabulary for column '{column}', only for {', '.join(known)}; a meta column's is in the "
-                         "FeatureProcessor alone, with remap: False it needs none")  # fmt: skip
+        raise InputError(
+            f"no vocabulary for column '{column}', only for {', '.join(known)}; a meta column's is in the "
+            "FeatureProcessor alone, with remap: False it needs none"
+        )
     tokens: dict[Any, int] = known[column]
     return tokens

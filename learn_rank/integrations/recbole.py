@@ -15,6 +15,7 @@ from torch import nn
 
 from learn_rank.adaptor import Attached, LearnFeatures
 from learn_rank.adaptor import attach as attach_to_layers
+from learn_rank.adaptor.loss import label_and_weight
 from learn_rank.errors import InputError
 from learn_rank.integrations.host import host_module
 
@@ -43,7 +44,7 @@ def attach(
     dataset: the model's, for its user and item fields and their tokens. A FrozenStore is looked up by these tokens;
     any other store of features takes RecBole's own indices, 0 being [PAD].
     before: field of times, in timestamp_unit ("s" or "ms"), for stores with snapshots; not normalised. RecBole keeps it
-    as float32, two minutes apart: the earlier end is taken, so that no row sees a snapshot made after it.
+    as float32, in steps of two minutes: times are rounded down, so that no row sees a snapshot made after it.
     cvr_label: of an Interaction, gives [B] labels of the CVR loss, or (labels, weights); None takes the model's label.
     layers: None takes `entry_layers(model)`.
     """
@@ -81,11 +82,13 @@ def entry_layers(model: nn.Module) -> dict[str, int]:
         if isinstance(mlp, kinds.MLPLayers)
     ]
     kind = type(model).__name__
-    found = {name: modules[name].out_features for name in names or _OTHERS.get(kind, ())}
-    if not found and kind not in _LINEAR:
-        raise InputError(f"{kind} has no MLPLayers that LEARN could enter; name layers and the widths of their "
-                         "outputs, layers={'name': width}")  # fmt: skip
-    return found or {"first_order_linear": 1}
+    layers = {name: modules[name].out_features for name in names or _OTHERS.get(kind, ())}
+    if not layers and kind not in _LINEAR:
+        raise InputError(
+            f"{kind} has no MLPLayers that LEARN could enter; name layers and the widths of their "
+            "outputs, layers={'name': width}"
+        )
+    return layers or {"first_order_linear": 1}
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,10 @@ class _Fields:
         time = torch.nextafter(time, torch.full_like(time, -torch.inf)).double() * self.milliseconds
         least, most = _PLAUSIBLE_MILLISECONDS
         if bool(((time < least) | (time > most)).any()):
-            raise InputError(f"field '{self.before}' holds {float(interaction[self.before].min()):g}, no unix time: "
-                             "give its timestamp_unit, and leave it out of what RecBole normalises")  # fmt: skip
+            raise InputError(
+                f"field '{self.before}' holds {float(interaction[self.before].min()):g}, no unix time: "
+                "give its timestamp_unit, and leave it out of what RecBole normalises"
+            )
         return time.floor().long()
 
 
@@ -136,8 +141,8 @@ def _calculate_loss(
     learn: Any = model.get_submodule("learn")
     if not learn.is_on:
         return loss
-    label = interaction[model.LABEL] if cvr_label is None else cvr_label(interaction)
-    added = cvr_weight * (learn.cvr_loss(*label) if isinstance(label, tuple) else learn.cvr_loss(label))
+    label, weight = label_and_weight(interaction[model.LABEL] if cvr_label is None else cvr_label(interaction))
+    added = cvr_weight * learn.cvr_loss(label, weight)
     return (*loss, added) if isinstance(loss, tuple) else loss + added  # its Trainer sums a tuple, and shows its parts
 
 

@@ -13,7 +13,7 @@ from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from learn_rank.adaptor.attach import attach as attach_to
 from learn_rank.adaptor.attached import Attached
-from learn_rank.adaptor.loss import cvr_loss
+from learn_rank.adaptor.loss import cvr_loss, label_and_weight
 from learn_rank.adaptor.vectors import PresentBatchNorm
 from learn_rank.distributed import num_ranks, sum_over_ranks
 from learn_rank.errors import InputError
@@ -28,7 +28,7 @@ LAYERS = ("dense_arch.model._mlp.0._linear", "over_arch.model.0._mlp.0._linear")
 class JaggedIds:
     """Ids of a batch by key, from the KeyedJaggedTensor among the arguments of a forward: `inputs` of a TorchRec model.
 
-    Every key holds at most one value per row; a row without one is asked for as -1, and has no vector.
+    Every key holds at most one value per row. A row without a value gets the id -1, which has no vector.
     """
 
     user: str
@@ -37,10 +37,12 @@ class JaggedIds:
 
     def __call__(self, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
         kind = _torchrec("sparse.jagged_tensor").KeyedJaggedTensor
-        sparse = next((one for one in (*args, *kwargs.values()) if isinstance(one, kind)), None)
+        sparse = next((value for value in (*args, *kwargs.values()) if isinstance(value, kind)), None)
         if sparse is None:
-            raise InputError("the host's forward was called without a KeyedJaggedTensor; give the ids as keywords: "
-                             "leave user and item out of attach")  # fmt: skip
+            raise InputError(
+                "the host's forward was called without a KeyedJaggedTensor; leave user and item out of attach and give "
+                "the ids as keywords"
+            )
         keys = [self.user, self.item] + ([] if self.before is None else [self.before])
         return [_one_per_row(sparse, key) for key in keys]
 
@@ -75,9 +77,11 @@ def attach(
     kinds = _torchrec("models.dlrm")
     dlrm = model.model if isinstance(model, kinds.DLRMTrain) else model
     if not isinstance(dlrm, kinds.DLRM):
-        raise InputError(f"the model is a {type(dlrm).__name__}, expected a DLRM or a DLRMTrain before it is wrapped "
-                         "or sharded; for another one learn_rank.adaptor.attach(model, features, "
-                         "inputs=JaggedIds(user, item))")  # fmt: skip
+        raise InputError(
+            f"the model is a {type(dlrm).__name__}, expected a DLRM or a DLRMTrain before it is wrapped "
+            "or sharded; for another one learn_rank.adaptor.attach(model, features, "
+            "inputs=JaggedIds(user, item))"
+        )
     check_ranks_agree(features)
     if (user is None) != (item is None):
         raise InputError("user and item: name the keys of both, or of none")
@@ -92,10 +96,12 @@ def attach(
 
 def check_ranks_agree(features: nn.Module) -> None:
     """InputError for features that would differ by rank under DistributedModelParallel, which broadcasts no buffers."""
-    norms = [one for one in features.modules() if isinstance(one, PresentBatchNorm)]
-    if num_ranks() > 1 and not all(one.synchronise for one in norms):
-        raise InputError(f"{num_ranks()} ranks would normalise by their own rows each; make the adaptor with "
-                         "synchronise=True, or with normalization='layer'")  # fmt: skip
+    norms = [module for module in features.modules() if isinstance(module, PresentBatchNorm)]
+    if num_ranks() > 1 and not all(norm.synchronise for norm in norms):
+        raise InputError(
+            f"{num_ranks()} ranks would normalise by their own rows each; make the adaptor with "
+            "synchronise=True, or with normalization='layer'"
+        )
 
 
 def _one_per_row(sparse: Any, key: str) -> torch.Tensor:
@@ -107,8 +113,10 @@ def _one_per_row(sparse: Any, key: str) -> torch.Tensor:
     lengths = feature.lengths()
     if bool((lengths > 1).any()):
         row = int((lengths > 1).nonzero()[0])
-        raise InputError(f"key '{key}' holds {int(lengths[row])} values in row {row} of a batch, expected one: the id "
-                         "of the row's user or item")  # fmt: skip
+        raise InputError(
+            f"key '{key}' holds {int(lengths[row])} values in row {row} of a batch, expected one: the id "
+            "of the row's user or item"
+        )
     values: torch.Tensor = feature.values()
     return values.new_full(lengths.shape, -1).masked_scatter_(lengths == 1, values)
 
@@ -116,8 +124,10 @@ def _one_per_row(sparse: Any, key: str) -> torch.Tensor:
 def _check_is_not_sharded(model: nn.Module) -> None:
     kind = _torchrec("distributed.types").ShardedModule
     if any(isinstance(module, kind) for module in model.modules()):
-        raise InputError("the model is sharded already, its data-parallel part is settled; attach, then "
-                         "DistributedModelParallel(model)")  # fmt: skip
+        raise InputError(
+            "the model is sharded already, and its data-parallel part is settled; attach first, then "
+            "DistributedModelParallel(model)"
+        )
 
 
 def _with_cvr_loss(
@@ -134,8 +144,7 @@ def _with_cvr_loss(
     # a pipeline traces the step to find its sharded tables; it runs the step itself
     if not attached.is_on or is_fx_symbolic_tracing():
         return loss, (detached, logits, labels)
-    label = labels if cvr_label is None else cvr_label(batch)
-    label, weight = label if isinstance(label, tuple) else (label, None)
+    label, weight = label_and_weight(labels if cvr_label is None else cvr_label(batch))
     total = None
     if weight is not None and train.training:
         # ranks whose gradients are averaged divide by the mean of their weights: the loss of the joined batch

@@ -24,12 +24,17 @@ torchrun, for training, evaluation and export alike:
     tzrec.main._create_model = create_with_learn
     tzrec.main.train_and_evaluate("pipeline.config")
 
-Read in its version 1.3.16, which is not on PyPI: `tzrec/models/rank_model.py` (build_input, loss),
-`tzrec/datasets/utils.py` (Batch), `tzrec/features/feature.py` (what a RawFeature reads).
+Proven with TorchEasyRec 1.3.16 on one process, on batches of its own parser: WideAndDeep, DeepFM, xDeepFM, DCNV1,
+DCNV2, DLRM, WuKong, MaskNet, MultiTower, MultiTowerDIN, RocketLaunching, MMoE, PLE, PEPNet and DBMTL train, predict,
+and are traced and scripted with LEARN in them (tests/integrations/test_tzrec_models.py; the package is on no index, so
+the tests need a checkout of it). Any other RankModel works if it reads its features through `build_input`; TDM does
+not, and is refused at its first batch. Not tried: DlrmHSTU and UltraHSTU, training over several ranks, and its readers
+with feature generation, which need packages that are not public.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -80,6 +85,7 @@ def attach(
     learn.train(model.training)
     model.add_module(NAME, learn)
     learn.wrap("build_input", _build_input)
+    learn.wrap("predict", _predict)
     if cvr_weight:
         learn.wrap("loss", partial(_loss, cvr_label=cvr_label, clicked=clicked, cvr_weight=cvr_weight))
     return learn
@@ -122,6 +128,20 @@ def _build_input(model: nn.Module, build_input: Any, batch: Any) -> Any:
     return build_input(filled)
 
 
+def _predict(model: nn.Module, predict: Callable[[Any], Any], batch: Any) -> Any:
+    learn: Any = model.get_submodule(NAME)
+    if not learn.is_on or is_fx_symbolic_tracing():
+        return predict(batch)
+    learn.output = None
+    predictions = predict(batch)
+    if learn.output is None:
+        raise InputError(
+            f"{type(model).__name__} does not read its features through build_input, so that LEARN cannot enter it; "
+            "use one of the models that learn_rank.integrations.tzrec names"
+        )
+    return predictions
+
+
 def _loss(
     model: nn.Module,
     loss: Any,
@@ -154,11 +174,15 @@ def _dense_keys(model: Any) -> list[str]:
 
 def _check_features(model: Any, adaptor: LearnAdaptor) -> None:
     if not hasattr(model, "build_input"):
-        raise InputError(f"the model is a {type(model).__name__}, expected a ranking model of TorchEasyRec before it "
-                         "is wrapped, as its _create_model gives it")  # fmt: skip
+        raise InputError(
+            f"the model is a {type(model).__name__}, expected a ranking model of TorchEasyRec before it "
+            "is wrapped, as its _create_model gives it"
+        )
     widths = {feature.name: feature.value_dim for feature in model.features if not feature.is_sparse}
     for name, dim in ((USER, adaptor.user_dim), (ITEM, adaptor.item_dim), (FUSION, adaptor.fusion_dim)):
         if widths.get(name) != dim:
             came = "is not among the model's dense features" if name not in widths else f"has value_dim {widths[name]}"
-            raise InputError(f"feature '{name}' {came}, expected value_dim {dim}; the pipeline config needs "
-                             f"{' '.join(feature_configs(adaptor).splitlines())}")  # fmt: skip
+            raise InputError(
+                f"feature '{name}' {came}, expected value_dim {dim}; the pipeline config needs "
+                f"{' '.join(feature_configs(adaptor).splitlines())}"
+            )

@@ -16,10 +16,11 @@ from learn_rank.adaptor import LearnAdaptor, RawVectors, cvr_loss
 from learn_rank.errors import InputError
 from learn_rank.ranker.backbones import Features, Widths, is_built_in, start_without_learn
 from learn_rank.ranker.data.batch import RankerBatch
+from learn_rank.ranker.data.vectors import LearnVectors
 from learn_rank.ranker.options import CLICK, RankerOptions
-from learn_rank.ranker.tables.frozen import FrozenVectors, LearnVectors
+from learn_rank.ranker.tables.frozen import FrozenVectors
 from learn_rank.ranker.tables.lookup import look_up
-from learn_rank.ranker.tables.tables import build_tables, table_dim
+from learn_rank.ranker.tables.trainable import build_tables, table_dim
 from learn_rank.ranker.tasks import WHOLE_LOG, Sampling, build_heads, task_logits, task_losses, tasks_of
 from learn_rank.schema import FeatureSet
 

@@ -14,16 +14,16 @@ import torch
 from learn_rank.arrays import Float32Array
 from learn_rank.data.dense import DenseFeature
 from learn_rank.errors import InputError
-from learn_rank.serving.files import ENTITIES, ServedDense, ServedModel, ServedSparse, width_of
+from learn_rank.serving.folder import ENTITIES, ServedDense, ServedModel, ServedSparse, width_of
 from learn_rank.serving.tables import Table
 from learn_rank.serving.values import number_of
 from learn_rank.store.reader import FrozenStore
 
 
 class Entities:
-    """The known users (items) of a folder. An id that is not known has unknown values, but for what the id itself says.
+    """The known users (items) of a folder. Of an id that is not known, only features of the id itself have a value.
 
-    places: where parts of a row of these features belong in a row of all features.
+    places: (part of a row of these features, where it belongs in a row of all features) of each run of neighbours.
     """
 
     def __init__(
@@ -37,21 +37,26 @@ class Entities:
         features = model.of_side(side)
         self._store = FrozenStore(folder / ENTITIES[side], stage="store") if features else None
         if self._store is not None and self._store.dim != sum(map(width_of, features)):
-            raise InputError(f"{folder / ENTITIES[side]}: rows are {self._store.dim} wide, expected "
-                             f"{sum(map(width_of, features))}; run `learn-rank export-model` again")  # fmt: skip
+            raise InputError(
+                f"{folder / ENTITIES[side]}: rows are {self._store.dim} wide, expected {sum(map(width_of, features))}; "
+                "run `learn-rank export-model` again"
+            )
         self.places = _runs([model.places[feature] for feature in features])
-        self._unknown = np.concatenate([np.empty(0, np.float32), *(unknown(one, tables, dense) for one in features)])
-        ends = list(accumulate((width_of(one) for one in features), initial=0))
-        self._parts = {one: slice(*pair) for one, pair in zip(features, pairwise(ends), strict=True)}
-        self._ids = {one: tables[one.name] for one in features if isinstance(one, ServedSparse) and one.is_id}
+        values = [unknown(feature, tables, dense) for feature in features]
+        self._unknown = np.concatenate([np.empty(0, np.float32), *values])
+        ends = list(accumulate(map(width_of, features), initial=0))
+        self._parts = {feature: slice(*pair) for feature, pair in zip(features, pairwise(ends), strict=True)}
+        self._ids = {
+            feature: tables[feature.name] for feature in features if isinstance(feature, ServedSparse) and feature.is_id
+        }
 
     def rows(self, ids: pa.Array | pa.ChunkedArray) -> Float32Array:
         """[N, width of the side's features] of [N] ids. InputError: ids of another type than the log's."""
         if self._store is None:
             return np.empty((len(ids), 0), np.float32)
-        found = self._store.rows_of(ids)
-        rows: Float32Array = self._store.vectors(torch.from_numpy(found)).numpy()
-        absent = np.flatnonzero(found < 0)
+        store_rows = self._store.rows_of(ids)
+        rows: Float32Array = self._store.vectors(torch.from_numpy(store_rows)).numpy()
+        absent = np.flatnonzero(store_rows < 0)
         if len(absent):
             rows[absent] = self._unknown
             values = ids.take(pa.array(absent)).to_pylist()
@@ -64,7 +69,7 @@ class Entities:
         return self.rows(ids)[:, self._parts[feature]]
 
     def nobody(self) -> Float32Array:
-        """[1, width] of one without an id."""
+        """[1, width of the side's features] of a user (item) without an id."""
         return self._unknown[None]
 
 
@@ -78,7 +83,7 @@ def unknown(
 def embedded(
     feature: ServedSparse | ServedDense, value: Any, tables: Mapping[str, Table], dense: Mapping[str, DenseFeature]
 ) -> Float32Array:
-    """[width] of one raw value."""
+    """[width of the feature] of one raw value."""
     if isinstance(feature, ServedSparse):
         vector: Float32Array = tables[feature.name].embed([value])[0]
         return vector

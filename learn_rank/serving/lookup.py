@@ -16,7 +16,7 @@ from learn_rank.data.dense import read_dense
 from learn_rank.errors import InputError
 from learn_rank.schema import DENSE
 from learn_rank.serving.entities import Entities, embedded, unknown
-from learn_rank.serving.files import (
+from learn_rank.serving.folder import (
     CONTEXT,
     ITEM,
     SIDES,
@@ -28,12 +28,12 @@ from learn_rank.serving.files import (
     ServedSequence,
     ServedSparse,
 )
+from learn_rank.serving.request import History, Request
 from learn_rank.serving.tables import Table
 from learn_rank.store.asked import asked_ids
 from learn_rank.store.reader import NEWEST, FrozenStore
 
-_GIVEN_IN = {USER: "user", ITEM: "items", CONTEXT: "context"}  # arguments of `look_up`
-History = Sequence[Any] | Mapping[str, Sequence[Any]]
+_GIVEN_IN = {USER: "user", ITEM: "items", CONTEXT: "context"}  # side -> field of a Request
 
 
 class Lookup:
@@ -41,13 +41,13 @@ class Lookup:
 
     def __init__(self, folder: Path, model: ServedModel) -> None:
         self.model = model
-        self._tables = {one.name: Table(folder / TABLES / one.name, one) for one in model.sparse}
-        self._sparse = {one.name: one for one in model.sparse}
-        self._dense = {one.name: one for one in read_dense(folder / DENSE)}
+        self._tables = {feature.name: Table(folder / TABLES / feature.name, feature) for feature in model.sparse}
+        self._sparse = {feature.name: feature for feature in model.sparse}
+        self._dense = {feature.name: feature for feature in read_dense(folder / DENSE)}
         self._users, self._items = (Entities(folder, model, side, self._tables, self._dense) for side in (USER, ITEM))
         self._features: dict[str, dict[str, list[ServedSparse | ServedDense]]] = {side: {} for side in SIDES}
-        for one in model.features:  # a sparse and a dense feature may share a name
-            self._features[one.side].setdefault(one.name, []).append(one)
+        for feature in model.features:  # a sparse and a dense feature may share a name
+            self._features[feature.side].setdefault(feature.name, []).append(feature)
         self._blank = np.zeros(model.width, np.float32)  # a row of a request of which nothing is known
         for feature in model.of_side(CONTEXT):
             self._blank[model.places[feature]] = unknown(feature, self._tables, self._dense)
@@ -60,62 +60,52 @@ class Lookup:
 
     @property
     def features(self) -> dict[str, list[str]]:
-        """Argument of `look_up` -> names of features that it may hold."""
-        return {argument: list(self._features[side]) for side, argument in _GIVEN_IN.items()}
+        """Field of a request -> names of features that it may hold."""
+        return {field: list(self._features[side]) for side, field in _GIVEN_IN.items()}
 
-    def look_up(
-        self,
-        user_id: int | str | None,
-        item_ids: Any,
-        *,
-        time: int | None = None,
-        context: Mapping[str, Any] | None = None,
-        user: Mapping[str, Any] | None = None,
-        items: Mapping[Any, Mapping[str, Any]] | None = None,
-        history: History = (),
-    ) -> tuple[torch.Tensor, ...]:
-        """Tensors of N rows in the order of `ServedModel.inputs`, from the arguments of `Scorer.score`.
+    def look_up(self, request: Request) -> tuple[torch.Tensor, ...]:
+        """Tensors of N rows in the order of `ServedModel.inputs`.
 
-        What is the user's is looked up once; its rows of vectors and sequences are one row, seen N times.
+        What is the user's is looked up once: its rows of vectors and sequences are one row, expanded N times.
         """
-        ids = asked_ids(item_ids)
+        ids = asked_ids(request.item_ids)
         if len(ids) and pa.types.is_null(ids.type):
             raise InputError("item_ids holds None alone; every candidate needs an id")
-        user_ids = None if user_id is None else asked_ids([user_id])
+        user_ids = None if request.user_id is None else asked_ids([request.user_id])
         row = self._blank.copy()
         users = self._users.nobody() if user_ids is None else self._users.rows(user_ids)
         _put(users, row[None], self._users)
-        self._override(row, USER, user or {})
-        self._override(row, CONTEXT, context or {})
+        self._override(row, USER, request.user or {})
+        self._override(row, CONTEXT, request.context or {})
         rows = np.empty((len(ids), self.model.width), np.float32)
         rows[:] = row
         _put(self._items.rows(ids), rows, self._items)
-        if items:
-            self._override_items(rows, ids, items)
+        if request.items:
+            self._override_items(rows, ids, request.items)
         whole = torch.from_numpy(rows)
         sparse, dense = whole[:, : self.model.sparse_width], whole[:, self.model.sparse_width :]
-        learned = self._vectors(user_ids, ids, _milliseconds(time)) if self._stores else ()
-        return dense, sparse, *learned, *self._sequences(history, whole)
+        vectors = self._vectors(user_ids, ids, _milliseconds(request.time)) if self._stores else ()
+        return dense, sparse, *vectors, *self._sequences(request.history, whole)
 
     def _vectors(
         self, user_ids: pa.Array | pa.ChunkedArray | None, ids: pa.Array | pa.ChunkedArray, time: int
     ) -> tuple[torch.Tensor, ...]:
-        """user, item, user_mask, item_mask."""
+        """user [N, U], item [N, I], user_mask [N], item_mask [N]."""
         users, items = self._stores
 
-        def rows_of(store: FrozenStore, asked: pa.Array | pa.ChunkedArray) -> torch.Tensor:
-            before = np.full(len(asked), time) if store.has_as_of else None
-            return torch.from_numpy(store.rows_of(asked, before))
+        def store_rows(store: FrozenStore, ids: pa.Array | pa.ChunkedArray) -> torch.Tensor:
+            before = np.full(len(ids), time) if store.has_as_of else None
+            return torch.from_numpy(store.rows_of(ids, before))
 
-        user_rows = torch.full((1,), -1) if user_ids is None else rows_of(users, user_ids)
-        user, item = users.at(user_rows), items.at(rows_of(items, ids))
-        size = len(ids)
-        return user.vectors.expand(size, -1), item.vectors, user.mask.expand(size), item.mask
+        user_row = torch.full((1,), -1) if user_ids is None else store_rows(users, user_ids)
+        user, item = users.at(user_row), items.at(store_rows(items, ids))
+        num_rows = len(ids)
+        return user.vectors.expand(num_rows, -1), item.vectors, user.mask.expand(num_rows), item.mask
 
     def _sequences(self, history: History, rows: torch.Tensor) -> list[torch.Tensor]:
         """Values, mask and target of each sequence."""
         sequences = self.model.sequences
-        names = [one.name for one in sequences]
+        names = [sequence.name for sequence in sequences]
         if not isinstance(history, Mapping):
             if isinstance(history, str):
                 raise InputError("history is one string, expected a list of what the user did, oldest first")
@@ -126,22 +116,22 @@ class Lookup:
             if name not in names:
                 raise InputError(f"history: no sequence '{name}'{_nearest(name, names)}")
         tensors: list[torch.Tensor] = []
-        for one in sequences:
-            of = self._sparse[one.of]
-            values = torch.from_numpy(self._past(one, of, history.get(one.name, ())))  # [L, D]
+        for sequence in sequences:
+            feature = self._sparse[sequence.of]
+            values = torch.from_numpy(self._past(sequence, feature, history.get(sequence.name, ())))  # [L, D]
             mask = torch.ones(len(values), dtype=torch.bool)
             if not len(values):
-                values, mask = values.new_zeros(1, of.dim), torch.zeros(1, dtype=torch.bool)
-            target = rows[:, self.model.places[of]]
+                values, mask = values.new_zeros(1, feature.dim), torch.zeros(1, dtype=torch.bool)
+            target = rows[:, self.model.places[feature]]
             tensors += [values.expand(len(rows), -1, -1), mask.expand(len(rows), -1), target]
         return tensors
 
-    def _past(self, sequence: ServedSequence, of: ServedSparse, history: Sequence[Any]) -> Float32Array:
+    def _past(self, sequence: ServedSequence, feature: ServedSparse, history: Sequence[Any]) -> Float32Array:
         """[L, D], oldest first."""
         if sequence.of_items:
-            return self._items.embeddings(of, asked_ids(history[-sequence.max_length :]))
+            return self._items.embeddings(feature, asked_ids(history[-sequence.max_length :]))
         values = [value for value in history if value not in (None, "")]
-        return self._tables[of.name].embed(values[-sequence.max_length :])
+        return self._tables[feature.name].embed(values[-sequence.max_length :])
 
     def _override(self, row: Float32Array, side: str, values: Mapping[str, Any]) -> None:
         """Sets features of one row from raw values."""
@@ -164,14 +154,15 @@ class Lookup:
     def _find(self, name: str, side: str) -> list[ServedSparse | ServedDense]:
         if name in self._features[side]:
             return self._features[side][name]
-        argument = _GIVEN_IN[side]
+        field = _GIVEN_IN[side]
         for other, features in self._features.items():
             if name in features:
-                raise InputError(f"{argument}: '{name}' is a feature of the {other}; give it in {_GIVEN_IN[other]}")
-        raise InputError(f"{argument}: no feature '{name}'{_nearest(name, list(self._features[side]))}")
+                raise InputError(f"{field}: '{name}' is a feature of the {other}; give it in {_GIVEN_IN[other]}")
+        raise InputError(f"{field}: no feature '{name}'{_nearest(name, list(self._features[side]))}")
 
 
 def _put(entities: Float32Array, rows: Float32Array, side: Entities) -> None:
+    """Copies what a side's features look up into its places of whole rows."""
     for mine, its in side.places:
         rows[:, its] = entities[:, mine]
 

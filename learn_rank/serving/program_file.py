@@ -1,13 +1,13 @@
-"""scorer.pt2 -> a module, by reading it: what torch.export.save wrote is taken as data, and run by no one else's rules.
+"""scorer.pt2 -> a module, without torch.export.load: the file is read as data, and cannot run code of its own.
 
-torch.export.load would unpickle parts of the file and evaluate expressions in it, and so run whatever it asks for. Of
-its members, all of one zip, two kinds are needed here:
+torch.export.load would unpickle parts of the file and evaluate expressions in it, and so run whatever they ask for. The
+file is a zip, of which two kinds of members are needed here:
 
     NAME/models/model.json                         the graph: nodes of one torch operator each
     NAME/data/{weights,constants}/                 raw tensors, and a .json that says their types and shapes
 
 A graph may hold ATen's public operators and arithmetic on sizes, none of which reads a file, runs Python or reaches
-beyond its tensors. What else there is (pickles, subgraphs, custom operators and objects) is refused.
+beyond its tensors. Everything else (pickles, subgraphs, custom operators and objects) is refused.
 """
 
 from __future__ import annotations
@@ -34,34 +34,44 @@ _ON_SIZES = {
     for name in ("add", "sub", "mul", "floordiv", "mod", "neg", "truediv", "eq", "ne", "lt", "le", "gt", "ge")
 }
 _DTYPES = {
-    1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64, 6: torch.float16, 7: torch.float32,
-    8: torch.float64, 12: torch.bool, 13: torch.bfloat16,
-}  # fmt: skip
+    1: torch.uint8,
+    2: torch.int8,
+    3: torch.int16,
+    4: torch.int32,
+    5: torch.int64,
+    6: torch.float16,
+    7: torch.float32,
+    8: torch.float64,
+    12: torch.bool,
+    13: torch.bfloat16,
+}
 _MEMORY_FORMATS = {1: torch.contiguous_format, 4: torch.preserve_format}
 _STRIDED = 7  # a layout
 _POSITIONAL = 1  # a kind of argument
 _NOT_FINITE = ("Infinity", "-Infinity", "NaN")
 # of a tensor's or number's place in the graph, by the kind of argument
 _NAMES = {"as_tensor": "name", "as_sym_int": "as_name", "as_sym_float": "as_name", "as_sym_bool": "as_name"}
-_PLAIN: dict[str, type] = {
-    "as_int": int, "as_float": float, "as_bool": bool, "as_string": str,
-}  # fmt: skip
+_PLAIN: dict[str, type] = {"as_int": int, "as_float": float, "as_bool": bool, "as_string": str}
 _LISTS = {
-    "as_tensors": "as_tensor", "as_sym_ints": "as_sym_int", "as_ints": "as_int", "as_floats": "as_float",
-    "as_bools": "as_bool", "as_optional_tensors": "",
-}  # fmt: skip
+    "as_tensors": "as_tensor",
+    "as_sym_ints": "as_sym_int",
+    "as_ints": "as_int",
+    "as_floats": "as_float",
+    "as_bools": "as_bool",
+    "as_optional_tensors": "",
+}
 
 
 def read_program(path: Path) -> nn.Module:
     """Tensors in the order of the exported module's inputs -> its one output tensor.
 
-    InputError: a damaged file, or one that holds what is not run here.
+    InputError: a damaged file, or one that holds more than this reads.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             return _read(archive)
-    except Exception as error:  # bytes that are anything raise anything
-        raise InputError(f"{path}: not a program that is run here ({reason_of(error)})")
+    except Exception as error:  # arbitrary bytes can raise any error
+        raise InputError(f"{path}: not a program that a scorer runs ({reason_of(error)})")
 
 
 def _read(archive: zipfile.ZipFile) -> nn.Module:
@@ -90,20 +100,20 @@ def _read(archive: zipfile.ZipFile) -> nn.Module:
 
 
 def _tensors(archive: zipfile.ZipFile, root: str, kind: str) -> dict[str, torch.Tensor]:
-    """Name of each tensor -> the tensor."""
+    """Name of each weight (constant) -> the tensor."""
     folder = f"{root}/data/{kind}"
     config = json.loads(archive.read(f"{folder}/model_{kind}_config.json"))["config"]
-    found = {}
+    tensors = {}
     for name, fields in config.items():
         if fields["use_pickle"]:
             raise ValueError(f"{name} is a pickle")
         meta = fields["tensor_meta"]
-        sizes, strides = ([_only(one, "as_int") for one in meta[key]] for key in ("sizes", "strides"))
+        sizes, strides = ([_only(number, "as_int") for number in meta[key]] for key in ("sizes", "strides"))
         content = bytearray(archive.read(f"{folder}/{fields['path_name']}"))
         dtype = _DTYPES[meta["dtype"]]
         stored = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
-        found[name] = stored.as_strided(sizes, strides, _only(meta["storage_offset"], "as_int"))  # checks the bounds
-    return found
+        tensors[name] = stored.as_strided(sizes, strides, _only(meta["storage_offset"], "as_int"))  # checks the bounds
+    return tensors
 
 
 class _Graph:
@@ -122,12 +132,13 @@ class _Graph:
     def add_node(self, node: dict[str, Any]) -> None:
         """One operator; an output that is a list, or one of several, is taken apart."""
         function = _function(node["target"])
-        args = tuple(self._value(one["arg"]) for one in node["inputs"] if one["kind"] == _POSITIONAL)
-        keywords = {one["name"]: self._value(one["arg"]) for one in node["inputs"] if one["kind"] != _POSITIONAL}
+        inputs = node["inputs"]
+        args = tuple(self._value(given["arg"]) for given in inputs if given["kind"] == _POSITIONAL)
+        keywords = {given["name"]: self._value(given["arg"]) for given in inputs if given["kind"] != _POSITIONAL}
         result = self._graph.call_function(function, args, keywords)
         outputs = node["outputs"]
         several = outputs[0].get("as_tensors") if len(outputs) == 1 else None
-        names = [_name(one) for one in outputs] if several is None else [one["name"] for one in several]
+        names = [_name(output) for output in outputs] if several is None else [tensor["name"] for tensor in several]
         if several is None and len(names) == 1:
             self._values[names[0]] = result
             return
@@ -152,7 +163,7 @@ class _Graph:
             return content
         if kind in _LISTS:
             each = _LISTS[kind]
-            return [self._value({each: one} if each else one) for one in content]
+            return [self._value({each: element} if each else element) for element in content]
         if kind == "as_none":
             return None
         if kind == "as_scalar_type":
@@ -174,9 +185,9 @@ def _function(target: str) -> Callable[..., Any]:
         name, overload = named.groups()
         is_private = name.startswith("_") and not name.startswith("__")  # __and__ is public
         is_allowed = name in _ASSERTIONS or not (is_private or name == _READS_FILES)
-        found = getattr(getattr(torch.ops.aten, name, None), overload, None)
-        if is_allowed and isinstance(found, torch._ops.OpOverload):
-            return found
+        aten_operator = getattr(getattr(torch.ops.aten, name, None), overload, None)
+        if is_allowed and isinstance(aten_operator, torch._ops.OpOverload):
+            return aten_operator
     raise ValueError(f"calls {target}")
 
 
@@ -187,7 +198,7 @@ def _name(output: dict[str, Any]) -> str:
 
 
 def _only(union: dict[str, Any], kind: str) -> Any:
-    ((found, content),) = union.items()
-    if found != kind:
-        raise ValueError(f"{found}, expected {kind}")
+    ((actual_kind, content),) = union.items()
+    if actual_kind != kind:
+        raise ValueError(f"{actual_kind}, expected {kind}")
     return content

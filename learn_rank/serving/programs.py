@@ -12,7 +12,7 @@ import torch
 
 from learn_rank.errors import InputError, reason_of
 from learn_rank.fingerprints import file_checksum
-from learn_rank.serving.files import LOGITS, ONNX, PROGRAM, STAGE, ServedModel
+from learn_rank.serving.folder import LOGITS, ONNX, PROGRAM, STAGE, ServedModel
 from learn_rank.serving.program_file import read_program
 
 TORCH_BACKEND, ONNX_BACKEND = BACKENDS = ("torch", "onnx")
@@ -25,7 +25,7 @@ class Program(Protocol):
 
 
 def open_program(folder: Path, model: ServedModel, *, backend: str, bf16: bool, threads: int | None) -> Program:
-    """InputError: no such backend, a program that is not there or not as it was written."""
+    """InputError: an unknown backend, a program that is missing or differs from what was written."""
     if backend not in BACKENDS:
         raise InputError(f"backend is '{backend}', expected {' or '.join(BACKENDS)}")
     if threads is not None and threads < 1:
@@ -63,7 +63,7 @@ class _OnnxProgram:
             self._session = runtime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # it has a class of its own for each failure
             raise InputError(f"{path}: not a program that onnxruntime reads ({reason_of(error)})")
-        read = {one.name for one in self._session.get_inputs()}  # what no output depends on is no input
+        read = {node.name for node in self._session.get_inputs()}  # what no output depends on is no input
         self._names = [name if name in read else None for name in model.inputs]
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from learn_rank.arrays import Float32Array, Int64Array
 from learn_rank.errors import InputError
-from learn_rank.serving.files import ServedSparse
+from learn_rank.serving.folder import ServedSparse
 from learn_rank.serving.values import MISSING, text_of
 from learn_rank.store.reader import FrozenStore
 
@@ -29,8 +30,10 @@ class Table:
         self._store = FrozenStore(directory, stage="store")
         self._unknown = int(self._store.places_of([feature.num_buckets] if feature.num_buckets else [UNKNOWN])[0])
         if self._store.dim != feature.dim or self._unknown < 0:
-            raise InputError(f"{directory}: no table of '{feature.name}', {feature.dim} wide and with a row of unknown "
-                             "values; run `learn-rank export-model` again")  # fmt: skip
+            raise InputError(
+                f"{directory}: expected the table of '{feature.name}', {feature.dim} wide and with a row of unknown "
+                "values; run `learn-rank export-model` again"
+            )
 
     def embed(self, values: Sequence[Any]) -> Float32Array:
         """[N, D]: of each of N raw values the embedding as prepared rows get it; None is a missing value.
@@ -40,16 +43,18 @@ class Table:
         """
         if not self.feature.is_list:
             return self._vectors(self._places([self._text(value) for value in values]))
-        texts = [self._texts(value) for value in values]
-        places = np.split(self._places([text for one in texts for text in one]), _ends(texts)[:-1])
-        distinct = [np.unique(one) if len(one) else np.array([self._unknown]) for one in places]
-        return np.stack([self._vectors(one).sum(0) / np.float32(len(one)) for one in distinct])
+        lists = [self._texts(value) for value in values]
+        places = np.split(
+            self._places(list(chain.from_iterable(lists))), np.cumsum([len(texts) for texts in lists])[:-1]
+        )
+        distinct = [np.unique(its_places) if len(its_places) else np.array([self._unknown]) for its_places in places]
+        return np.stack([self._vectors(rows).sum(0) / np.float32(len(rows)) for rows in distinct])
 
     def _places(self, texts: list[str]) -> Int64Array:
         buckets = self.feature.num_buckets
         keys: Sequence[Any] = [bucket_of(text, buckets) for text in texts] if buckets else texts
-        found = self._store.places_of(pa.array(keys, pa.int64() if buckets else pa.string()))
-        return np.where(found < 0, self._unknown, found)
+        places = self._store.places_of(pa.array(keys, pa.int64() if buckets else pa.string()))
+        return np.where(places < 0, self._unknown, places)
 
     def _vectors(self, places: Int64Array) -> Float32Array:
         vectors: Float32Array = self._store.vectors(torch.from_numpy(places)).numpy()
@@ -62,7 +67,7 @@ class Table:
             value = value if isinstance(value, str) else self._text(value)
             return [part.strip(" ") for part in value.split(self.feature.separator)]
         if isinstance(value, (list, tuple, np.ndarray)):
-            return [self._text(one) for one in value]
+            return [self._text(part) for part in value]
         return [self._text(value)]
 
     def _text(self, value: Any) -> str:
@@ -70,11 +75,7 @@ class Table:
 
 
 def bucket_of(text: str, num_buckets: int) -> int:
-    """The row of a value under encoding=hash: data.features.hashed; that after the last bucket if it is missing."""
+    """The row of a value under encoding=hash, as data.features.hashed numbers it; a missing value's is the last."""
     if text == UNKNOWN:
         return num_buckets
     return int.from_bytes(hashlib.md5(text.encode()).digest()[8:], "little") % num_buckets
-
-
-def _ends(lists: Iterable[Sequence[Any]]) -> Int64Array:
-    return np.cumsum([len(one) for one in lists])

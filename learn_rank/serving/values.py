@@ -45,8 +45,10 @@ def text_of(value: Any, kind: str, *, feature: str) -> str:
     except (ValueError, TypeError, ArithmeticError):
         text = None
     if text is None:
-        found = f"{value!r} came, a {type(value).__name__}"
-        raise InputError(f"feature '{feature}' was {kind} in the log, but {found}; give it as the log has it")
+        raise InputError(
+            f"feature '{feature}' was {kind} in the log, but {value!r} came, a {type(value).__name__}; give it as the "
+            "log has it"
+        )
     return text
 
 
@@ -92,12 +94,10 @@ def _decimal(value: Any, kind: str) -> str | None:
 
 
 def _boolean(value: Any, _: str) -> str | None:
-    found = value
-    if isinstance(value, str):
-        found = _TRUTHS.get(value.strip().lower())
-    if found not in (True, False):
+    truth = _TRUTHS.get(value.strip().lower()) if isinstance(value, str) else value
+    if truth not in (True, False):
         return None
-    return "true" if found else "false"
+    return "true" if truth else "false"
 
 
 def _date(value: Any, _: str) -> str | None:

@@ -61,8 +61,8 @@ Stores = tuple[FrozenStore, FrozenStore]
 
 
 def cases() -> list[HostCase]:
-    found = [_case(name, INDEXED) for name in MODELS if "-" not in name]  # not the variants
-    return [*found, _case("DeepFM", RAW, suffix="-raw-ids", takes_indices=False)]
+    made = [_case(name, INDEXED) for name in MODELS if "-" not in name]  # not the variants
+    return [*made, _case("DeepFM", RAW, suffix="-raw-ids", takes_indices=False)]
 
 
 def build(name: str, **options: Any) -> Any:

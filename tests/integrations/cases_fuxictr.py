@@ -48,17 +48,17 @@ ZOO: dict[str, dict[str, Any]] = {
 
 def cases() -> list[HostCase]:
     models = [own.DNN, own.DeepFM, own.WideDeep, own.XDeepFM, own.PNN, own.AutoInt, own.DCNv2, own.MaskNet]
-    found = [_case(f"own-{model.__name__}", partial(build, model)) for model in models]
-    found += [_case(f"own-{model.__name__}", partial(build, model, **TASKS)) for model in (own.MMoE, own.PLE)]
-    found += [
+    made = [_case(f"own-{model.__name__}", partial(build, model)) for model in models]
+    made += [_case(f"own-{model.__name__}", partial(build, model, **TASKS)) for model in (own.MMoE, own.PLE)]
+    made += [
         _case("LongCTR-DCNv2", partial(build, LongDCNv2, **PARALLEL), long_batches),
         _case("LongCTR-FinalMLP", partial(build, LongFinalMLP, **TWO_MLPS), long_batches),
     ]
     if CHECKOUT in os.environ:
-        found += [
+        made += [
             _case(f"zoo-{Path(path).name}", partial(build, zoo_model(path), **options)) for path, options in ZOO.items()
         ]
-    return found
+    return made
 
 
 def build(model: Any = own.DeepFM, **options: Any) -> Any:

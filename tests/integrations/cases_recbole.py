@@ -34,8 +34,10 @@ from recbole.data.interaction import Interaction  # noqa: E402
 from recbole.trainer import Trainer  # noqa: E402
 from recbole.utils import get_model, init_seed  # noqa: E402
 
-MODELS = ("LR", "FM", "FFM", "FwFM", "AFM", "FNN", "NFM", "DeepFM", "xDeepFM", "WideDeep", "DCN", "DCNV2", "PNN",
-          "AutoInt", "DSSM", "FiGNN", "EulerNet")  # fmt: skip
+_MODELS = """
+LR FM FFM FwFM AFM FNN NFM DeepFM xDeepFM WideDeep DCN DCNV2 PNN AutoInt DSSM FiGNN EulerNet
+"""
+MODELS = _MODELS.split()
 SECOND = 1_600_000_000
 
 
@@ -72,8 +74,8 @@ def interaction(dataset: Any, log: Log) -> Interaction:
     users, items = (dataset.field2token_id[field] for field in ("user_id", "item_id"))
     return Interaction(
         {
-            "user_id": torch.tensor([users[str(one)] for one in log.user_ids.tolist()]),
-            "item_id": torch.tensor([items[one] for one in log.item_ids]),
+            "user_id": torch.tensor([users[str(token)] for token in log.user_ids.tolist()]),
+            "item_id": torch.tensor([items[token] for token in log.item_ids]),
             "label": torch.from_numpy(log.label),
             "click": torch.from_numpy(log.click),
             "timestamp": torch.full((len(log),), SECOND, dtype=torch.float32),
@@ -110,15 +112,30 @@ def _dataset(name: str, settings: tuple[tuple[str, Any], ...]) -> tuple[Any, Any
             model=name,
             dataset="log",
             config_dict={
-                "data_path": folder, "load_col": {"inter": ["user_id", "item_id", "label", "click", "timestamp"]},
+                "data_path": folder,
+                "load_col": {"inter": ["user_id", "item_id", "label", "click", "timestamp"]},
                 "eval_args": {"split": {"RS": [1, 0, 0]}, "order": "RO", "mode": "labeled", "group_by": None},
-                "train_neg_sample_args": None, "metrics": ["AUC"], "valid_metric": "AUC", "epochs": 1,
-                "learning_rate": 5e-3, "train_batch_size": 100, "embedding_size": 8, "attention_size": 8,
-                "mlp_hidden_size": [32, 16], "dropout_prob": 0.0, "numerical_features": [], "normalize_all": False,
-                "cin_layer_size": [16, 16], "n_layers": 2, "num_heads": 2, "fields": _FIELDS if name == "FFM" else None,
-                "use_gpu": False, "show_progress": False, **dict(settings),
+                "train_neg_sample_args": None,
+                "metrics": ["AUC"],
+                "valid_metric": "AUC",
+                "epochs": 1,
+                "learning_rate": 5e-3,
+                "train_batch_size": 100,
+                "embedding_size": 8,
+                "attention_size": 8,
+                "mlp_hidden_size": [32, 16],
+                "dropout_prob": 0.0,
+                "numerical_features": [],
+                "normalize_all": False,
+                "cin_layer_size": [16, 16],
+                "n_layers": 2,
+                "num_heads": 2,
+                "fields": _FIELDS if name == "FFM" else None,
+                "use_gpu": False,
+                "show_progress": False,
+                **dict(settings),
             },
-        )  # fmt: skip
+        )
         dataset = create_dataset(config)
     return config, dataset
 

@@ -163,7 +163,7 @@ class PLE(MultiTaskRanker):
     """Two levels, of an expert for each task and a shared one: a task mixes its own with the shared, the shared all."""
 
     def layers(self, width: int) -> None:
-        self.levels = nn.ModuleList(Level(one, self.num_tasks) for one in (width, HIDDEN[-1]))
+        self.levels = nn.ModuleList(Level(dim, self.num_tasks) for dim in (width, HIDDEN[-1]))
 
     def seen(self, fields: torch.Tensor) -> list[torch.Tensor]:
         inputs = [fields] * (self.num_tasks + 1)
@@ -181,9 +181,9 @@ class Level(nn.Module):
         self.gates = nn.ModuleList([*(_gate(width, 2) for _ in range(num_tasks)), _gate(width, num_tasks + 1)])
 
     def forward(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-        made = [expert(one) for expert, one in zip(self.experts, inputs, strict=True)]
-        mixed = [*([one, made[-1]] for one in made[:-1]), made]
-        return [_mixture(gate(one), some) for gate, one, some in zip(self.gates, inputs, mixed, strict=True)]
+        outputs = [expert(x) for expert, x in zip(self.experts, inputs, strict=True)]
+        mixed = [*([own, outputs[-1]] for own in outputs[:-1]), outputs]
+        return [_mixture(gate(x), some) for gate, x, some in zip(self.gates, inputs, mixed, strict=True)]
 
 
 def _gate(width: int, num_experts: int) -> nn.Module:

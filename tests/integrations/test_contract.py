@@ -140,7 +140,12 @@ def test_switched_off_a_host_trains_and_predicts_as_it_would_alone(
 
 def test_the_hosts_optimizer_trains_every_new_weight_once_and_no_vector(case: HostCase, learned: Learned) -> None:
     host, attached, before = learned.host, learned.attached, learned.weights_before
-    held = [id(weight) for one in case.optimizers(host) for group in one.param_groups for weight in group["params"]]
+    held = [
+        id(weight)
+        for optimizer in case.optimizers(host)
+        for group in optimizer.param_groups
+        for weight in group["params"]
+    ]
     for name, weight in attached.named_parameters():
         assert held.count(id(weight)) == 1, name
         assert not torch.equal(weight, before[name]), name
@@ -194,7 +199,7 @@ def test_detached_the_host_is_what_it_was(case: HostCase, features: Features, al
     module = case.module(host)
     assert set(module.state_dict()) == set(case.module(other).state_dict())
     assert vars(module).keys() == vars(case.module(other)).keys()
-    assert not any(one._forward_hooks for one in module.modules())
+    assert not any(part._forward_hooks for part in module.modules())
     torch.manual_seed(0)
     case.fit(host, TRAIN, 1)
     np.testing.assert_array_equal(case.predict(host, TEST), alone.once)

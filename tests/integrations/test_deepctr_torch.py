@@ -163,9 +163,9 @@ class TestSaving:
         model.fit(columns_of(LOG), LOG.label, epochs=1, verbose=0, callbacks=[checkpoint])
         loaded = torch.load(tmp_path / "whole-1.pt", weights_only=False)
         np.testing.assert_array_equal(loaded.predict(columns_of(TEST)), model.predict(columns_of(TEST)))
-        for one in (loaded, model):  # with the state of its optimizer, and one CVR loss
+        for host in (loaded, model):  # with the state of its optimizer, and one CVR loss
             torch.manual_seed(1)
-            one.fit(columns_of(LOG), LOG.label, verbose=0)
+            host.fit(columns_of(LOG), LOG.label, verbose=0)
         np.testing.assert_array_equal(loaded.predict(columns_of(TEST)), model.predict(columns_of(TEST)))
         loaded.learn.detach()
         assert loaded.loss_func is F.binary_cross_entropy

@@ -24,7 +24,7 @@ def test_learn_is_ahead_of_the_ranker_alone_and_of_shuffled_vectors(
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
     runpy.run_path(str(EXAMPLES / f"learn_in_{name}.py"), run_name="__main__")
-    found = re.findall(r"AUC (0\.\d+), of new items (0\.\d+)", capsys.readouterr().out)
-    alone, learn, shuffled = ([float(area) for area in line] for line in found)
+    matches = re.findall(r"AUC (0\.\d+), of new items (0\.\d+)", capsys.readouterr().out)
+    alone, learn, shuffled = ([float(area) for area in line] for line in matches)
     for part in range(2):  # of all rows, and of new items
         assert learn[part] > max(alone[part], shuffled[part]) + 0.04

@@ -175,12 +175,12 @@ def test_detached_the_optimizer_is_that_of_the_model_alone(compiles: bool) -> No
     model, alone = build(), build()
     learn = enter(model)
     if compiles:
-        for one in (model, alone):
-            one.compile("adam", "binary_crossentropy", 1e-2)
-    for one in (model, alone):
-        train(one)
+        for host in (model, alone):
+            host.compile("adam", "binary_crossentropy", 1e-2)
+    for host in (model, alone):
+        train(host)
     learn.detach()
-    states = [one.optimizer.state_dict() for one in (model, alone)]
+    states = [host.optimizer.state_dict() for host in (model, alone)]
     assert states[0]["param_groups"] == states[1]["param_groups"]
     assert states[0]["state"].keys() == states[1]["state"].keys()
     assert list(map(id, weights(model))) == list(map(id, model.parameters()))
@@ -250,12 +250,12 @@ def test_a_model_that_is_copied_or_pickled_whole_takes_learn_along(tmp_path: Pat
     assert (tmp_path / "whole").stat().st_size < 1_000_000  # the last batch stays behind
     copies = [copy.deepcopy(model), torch.load(tmp_path / "whole", weights_only=False)]
     before = predict(model)
-    for one in copies:
-        np.testing.assert_array_equal(predict(one), before)
-        train(one)
-        assert np.abs(predict(one) - before).max() > 1e-4
-        one.learn.detach()
-        assert list(map(id, weights(one))) == list(map(id, one.parameters()))
+    for host in copies:
+        np.testing.assert_array_equal(predict(host), before)
+        train(host)
+        assert np.abs(predict(host) - before).max() > 1e-4
+        host.learn.detach()
+        assert list(map(id, weights(host))) == list(map(id, host.parameters()))
     np.testing.assert_array_equal(predict(model), before)
 
 

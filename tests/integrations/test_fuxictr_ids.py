@@ -156,13 +156,13 @@ def test_vectors_reach_the_rows_they_belong_to_through_fuxictrs_own_data_path(tm
     }
     for loader, log in ((train, logs["train"]), (test, TEST)):
         columns = {name: torch.cat([batch[name] for batch in loader]).long() for name in lookups}
-        found = {name: lookups[name].lookup(column) for name, column in columns.items()}
+        looked_up = {name: lookups[name].lookup(column) for name, column in columns.items()}
         is_known = log.item_index < 40
-        np.testing.assert_array_equal(found["item_id"].mask, is_known)  # to the vocabulary a new item is none
-        np.testing.assert_allclose(found["item_id"].vectors[is_known], items[log.item_index[is_known]], atol=1e-3)
-        np.testing.assert_allclose(found["item_meta"].vectors, items[log.item_index], atol=1e-3)
+        np.testing.assert_array_equal(looked_up["item_id"].mask, is_known)  # to the vocabulary a new item is none
+        np.testing.assert_allclose(looked_up["item_id"].vectors[is_known], items[log.item_index[is_known]], atol=1e-3)
+        np.testing.assert_allclose(looked_up["item_meta"].vectors, items[log.item_index], atol=1e-3)
         for name in ("user_id", "user_raw"):
-            np.testing.assert_allclose(found[name].vectors, users[log.user_index], atol=1e-3)
+            np.testing.assert_allclose(looked_up[name].vectors, users[log.user_index], atol=1e-3)
     model = DeepFM(
         processor.feature_map,
         learning_rate=1e-2,
@@ -192,10 +192,16 @@ def prepare(folder: Path, logs: dict[str, Log]) -> Any:
     columns = [
         {"name": "user_id", "active": True, "dtype": "int", "type": "categorical"},
         {"name": "item_id", "active": True, "dtype": "str", "type": "categorical"},
-        {"name": "user_raw", "active": True, "dtype": "int", "type": "meta", "remap": False,
-         "preprocess": "copy_from(user_id)"},
+        {
+            "name": "user_raw",
+            "active": True,
+            "dtype": "int",
+            "type": "meta",
+            "remap": False,
+            "preprocess": "copy_from(user_id)",
+        },
         {"name": "item_meta", "active": True, "dtype": "str", "type": "meta", "preprocess": "copy_from(item_id)"},
-    ]  # fmt: skip
+    ]
     label = {"name": "label", "dtype": "float"}
     processor = FeatureProcessor(feature_cols=columns, label_col=label, dataset_id="log", data_root=str(folder))
     frames = {

@@ -39,7 +39,7 @@ def ranker(*, with_learn: bool) -> nn.Module:
     torch.manual_seed(0)
     model = RankerWithLoss()
     if with_learn:
-        users, items = (VectorTable(torch.from_numpy(one)) for one in vectors())
+        users, items = (VectorTable(torch.from_numpy(table)) for table in vectors())
         adaptor = LearnAdaptor(DIM, DIM, fusion_dim=DIM, hidden_dim=32)
         attach(model, LearnFeatures(users, items, adaptor), cvr_label=labels)
     return model
@@ -47,9 +47,17 @@ def ranker(*, with_learn: bool) -> nn.Module:
 
 def trainer(model: nn.Module, folder: Path, **options: Any) -> Any:
     arguments = transformers.TrainingArguments(
-        output_dir=str(folder), use_cpu=True, report_to=[], disable_tqdm=True, seed=0, learning_rate=5e-3,
-        per_device_train_batch_size=100, per_device_eval_batch_size=500, num_train_epochs=6, **options,
-    )  # fmt: skip
+        output_dir=str(folder),
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        seed=0,
+        learning_rate=5e-3,
+        per_device_train_batch_size=100,
+        per_device_eval_batch_size=500,
+        num_train_epochs=6,
+        **options,
+    )
     return transformers.Trainer(model, arguments, train_dataset=rows(TRAIN), eval_dataset=rows(TEST))
 
 

@@ -45,7 +45,7 @@ def module(*, with_learn: bool) -> Module:
     torch.manual_seed(0)
     host = Module()
     if with_learn:
-        users, items = (VectorTable(torch.from_numpy(one)) for one in vectors())
+        users, items = (VectorTable(torch.from_numpy(table)) for table in vectors())
         adaptor = LearnAdaptor(DIM, DIM, fusion_dim=DIM, hidden_dim=32)
         attach(host.ranker, LearnFeatures(users, items, adaptor), inputs=indices)
     return host
@@ -53,13 +53,17 @@ def module(*, with_learn: bool) -> Module:
 
 def trainer(folder: Path, *, epochs: int) -> lightning.Trainer:
     return lightning.Trainer(
-        max_epochs=epochs, accelerator="cpu", default_root_dir=folder, logger=False,
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+        max_epochs=epochs,
+        accelerator="cpu",
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
 
 
 def batches(log: Log, *, shuffle: bool = False) -> DataLoader:
-    columns = (torch.from_numpy(one) for one in (log.user_index, log.item_index, log.label))
+    columns = (torch.from_numpy(column) for column in (log.user_index, log.item_index, log.label))
     return DataLoader(TensorDataset(*columns), batch_size=100, shuffle=shuffle)
 
 

@@ -104,13 +104,13 @@ def test_stores_are_asked_for_the_ids_behind_recboles_indices(stores: tuple[Froz
     batch = interaction(host.dataset, LOG)
     host.model.predict(batch)
     features = learn.features
-    found, mask = features.item_store.lookup(batch["item_id"])
+    looked_up, mask = features.item_store.lookup(batch["item_id"])
     assert mask.all()
-    np.testing.assert_allclose(found.numpy(), items[LOG.item_index], atol=1e-3)
+    np.testing.assert_allclose(looked_up.numpy(), items[LOG.item_index], atol=1e-3)
     later = np.full(len(LOG), (SECOND + 500) * 1000)
-    found, mask = features.user_store.lookup(batch["user_id"], later)
+    looked_up, mask = features.user_store.lookup(batch["user_id"], later)
     assert mask.all()
-    np.testing.assert_allclose(found.numpy(), users[LOG.user_index], atol=1e-3)
+    np.testing.assert_allclose(looked_up.numpy(), users[LOG.user_index], atol=1e-3)
     padding, mask = features.item_store.lookup([0, 1])
     assert mask.tolist() == [False, True]
     assert not padding[0].any()

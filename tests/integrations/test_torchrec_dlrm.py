@@ -44,7 +44,7 @@ class ById:
 
     def lookup(self, ids, before=None) -> tuple[torch.Tensor, torch.Tensor]:
         ids = ids.tolist() if isinstance(ids, torch.Tensor) else ids
-        rows = torch.tensor([self.rows.get(one, -1) for one in ids])
+        rows = torch.tensor([self.rows.get(number, -1) for number in ids])
         return rows.float().unsqueeze(1).expand(-1, DIM), rows >= 0
 
 
@@ -239,6 +239,6 @@ def test_checkpoints_hold_no_vector(runs: Path) -> None:
 def test_ranks_that_would_drift_apart_are_refused(runs: Path) -> None:
     for rank in range(2):
         wrapped, sharded, apart = (runs / f"ranks2.{rank}.txt").read_text().splitlines()
-        assert "attach, then DistributedModelParallel(model)" in wrapped
-        assert "attach, then DistributedModelParallel(model)" in sharded
+        assert "attach first, then DistributedModelParallel(model)" in wrapped
+        assert "attach first, then DistributedModelParallel(model)" in sharded
         assert "2 ranks would normalise by their own rows each; make the adaptor with synchronise=True" in apart

@@ -1,4 +1,4 @@
-"""LEARN in a TorchEasyRec ranking model, on stand-ins with its names and types: the package is on no index.
+"""LEARN in stand-ins with the names and types of TorchEasyRec's ranking models; test_tzrec_models.py has the real ones.
 
 The stand-ins hold what its models and batches have of `build_input`, `predict` and `loss`: torchrec's KeyedTensor and
 KeyedJaggedTensor under the group "__BASE__", features with `value_dim`, losses in a dict that the trainer sums.
@@ -51,9 +51,15 @@ class Feature:
 
 IDS = [Feature("user_id", is_sparse=True), Feature("item_id", is_sparse=True)]
 FEATURES = [
-    IDS[0], Feature("price"), Feature("learn_fusion", FUSION), Feature("learn_user", DIM), Feature("learn_item", DIM),
-    IDS[1], Feature("clicks", is_sequence=True), Feature("helper", stub_type=True),
-]  # fmt: skip
+    IDS[0],
+    Feature("price"),
+    Feature("learn_fusion", FUSION),
+    Feature("learn_user", DIM),
+    Feature("learn_item", DIM),
+    IDS[1],
+    Feature("clicks", is_sequence=True),
+    Feature("helper", stub_type=True),
+]
 
 
 class RankModel(nn.Module):
@@ -211,8 +217,10 @@ def test_the_lines_of_the_pipeline_config_are_those_of_the_adaptor() -> None:
         'feature_configs { raw_feature { feature_name: "learn_user" expression: "user:learn_user" value_dim: 64 } }'
     )
     assert [re.findall(r'feature_name: "(\w+)".*value_dim: (\d+)', line) for line in lines] == [
-        [("learn_user", "64")], [("learn_item", "48")], [("learn_fusion", "32")],
-    ]  # fmt: skip
+        [("learn_user", "64")],
+        [("learn_item", "48")],
+        [("learn_fusion", "32")],
+    ]
 
 
 def test_features_that_are_not_there_or_of_another_width_are_named() -> None:
@@ -226,6 +234,19 @@ def test_features_that_are_not_there_or_of_another_width_are_named() -> None:
         tzrec.attach(nn.Linear(1, 1), adaptor())
 
 
+def test_a_model_that_passes_build_input_by_is_refused_at_its_first_batch() -> None:
+    class TreeModel(RankModel):
+        def predict(self, batch: Batch) -> dict[str, torch.Tensor]:
+            return {"logits": batch.dense_features["__BASE__"]["price"].squeeze(1)}
+
+    host, batch = TreeModel(), batch_of()
+    learn = tzrec.attach(host, adaptor(), cvr_weight=0)
+    with pytest.raises(InputError, match="TreeModel does not read its features through build_input"):
+        host.predict(batch)
+    learn.is_on = False
+    assert set(host.predict(batch)) == {"logits"}
+
+
 def test_ranks_that_would_drift_apart_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchrec_dlrm, "num_ranks", lambda: 2)
     with pytest.raises(InputError, match=r"2 ranks would normalise by their own rows each; .* synchronise=True"):
@@ -236,6 +257,6 @@ def test_ranks_that_would_drift_apart_are_refused(monkeypatch: pytest.MonkeyPatc
 
 def test_the_script_in_its_docstring_is_python() -> None:
     assert tzrec.__doc__ is not None
-    script = tzrec.__doc__.split("by\ntorchrun")[1].split(":\n\n", 1)[1].split("\n\nRead in")[0]
+    script = tzrec.__doc__.split("by\ntorchrun")[1].split(":\n\n", 1)[1].split("\n\nProven with")[0]
     tree = ast.parse("\n".join(line.removeprefix("    ") for line in script.splitlines()))
     assert "attach" in {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}

@@ -21,7 +21,7 @@ from learn_rank.publish import publish
 from learn_rank.ranker.inputs import open_inputs
 from learn_rank.ranker.model import build_ranker
 from learn_rank.ranker.options import RankerOptions
-from learn_rank.ranker.tables.sharding import shard
+from learn_rank.ranker.sharding import shard
 from learn_rank.ranker.training.train import train
 from learn_rank.schema import FeatureSet, SparseFeature, interactions_schema
 from learn_rank.store.writer import write_store

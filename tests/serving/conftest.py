@@ -48,8 +48,13 @@ sequence:
   brands: {of: brand, max_length: 4}
 split: {num_folds: 2}
 """
-SMALL = ["ranker.epochs=1", "ranker.hidden_dims=[16]", "ranker.embedding_dim=8", "ranker.batch_size=256",
-         "ranker.fusion_dim=8"]  # fmt: skip
+SMALL = [
+    "ranker.epochs=1",
+    "ranker.hidden_dims=[16]",
+    "ranker.embedding_dim=8",
+    "ranker.batch_size=256",
+    "ranker.fusion_dim=8",
+]
 
 
 @dataclass(frozen=True)

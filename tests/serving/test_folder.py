@@ -14,7 +14,7 @@ from learn_rank.cli.main import main
 from learn_rank.errors import InputError
 from learn_rank.ranker.outputs.dense_program import can_write_onnx
 from learn_rank.serving import Scorer
-from learn_rank.serving.files import ServedModel
+from learn_rank.serving.folder import ServedModel
 
 ITEMS = [f"item {number}" for number in range(35)]
 
@@ -34,10 +34,10 @@ def test_bfloat16_is_close(single: Any) -> None:
 def test_onnx_gives_the_same_scores_with_vectors_and_histories(din: Any, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     main(["export-model", f"run_dir={din.directory}", f"out={tmp_path / 'model'}", "onnx=true"])
-    exact, found = (Scorer(tmp_path / "model", backend=backend, threads=1) for backend in ("torch", "onnx"))
+    exact, onnx = (Scorer(tmp_path / "model", backend=backend, threads=1) for backend in ("torch", "onnx"))
     for size, history in ((1, []), (2, ["item 3"]), (35, ITEMS[:9])):
         expected = exact.score(7, ITEMS[:size], history=history)
-        np.testing.assert_allclose(found.score(7, ITEMS[:size], history=history), expected, atol=1e-6)
+        np.testing.assert_allclose(onnx.score(7, ITEMS[:size], history=history), expected, atol=1e-6)
 
 
 def test_linked_stores_are_the_files_of_the_run(
@@ -66,10 +66,17 @@ def test_a_baseline_carries_no_vectors(single: Any) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "scorer.pt2", "model.json", "dense.json", "manifest.json", "tables/brand/v1/rows.bin", "items/v1/keys.u64",
-        "users/v1/store.json", "stores/user/v1/as_of.i64", "stores/item/current",
+        "scorer.pt2",
+        "model.json",
+        "dense.json",
+        "manifest.json",
+        "tables/brand/v1/rows.bin",
+        "items/v1/keys.u64",
+        "users/v1/store.json",
+        "stores/user/v1/as_of.i64",
+        "stores/item/current",
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("how", ["cut", "bit"])
 def test_a_damaged_file_is_named(single: Any, tmp_path: Path, name: str, how: str) -> None:
     folder = tmp_path / "model"

@@ -15,7 +15,7 @@ from torch import nn
 
 from learn_rank.errors import InputError
 from learn_rank.fingerprints import file_checksum
-from learn_rank.serving.files import ServedModel
+from learn_rank.serving.folder import ServedModel
 from learn_rank.serving.program_file import read_program
 from learn_rank.serving.programs import open_program
 from tests.hostile import Runs
@@ -62,11 +62,11 @@ def test_a_program_gives_what_torch_gives_to_the_bit(tmp_path: Path) -> None:
         module, (torch.randn(5, 6), torch.ones(5, 1, dtype=torch.bool)), dynamic_shapes=shapes
     )
     torch.export.save(program, tmp_path / "scorer.pt2")
-    found = read_program(tmp_path / "scorer.pt2")
+    module = read_program(tmp_path / "scorer.pt2")
     for rows in (1, 5, 33):
         inputs = torch.randn(rows, 6), torch.arange(rows).unsqueeze(1) % 3 != 1
         with torch.no_grad():
-            assert torch.equal(found(*inputs), program.module()(*inputs))
+            assert torch.equal(module(*inputs), program.module()(*inputs))
 
 
 def rewrite(path: Path, change: Callable[[str, bytes], bytes]) -> None:
@@ -134,7 +134,7 @@ def test_what_is_not_run_here_is_refused(path: Path, message: str) -> None:
         rewrite(path, changed_json("models/model.json", OF_GRAPH[message]))
     else:
         rewrite(path, changed_json("model_weights_config.json", OF_WEIGHTS[message]))
-    with pytest.raises(InputError, match=rf"scorer\.pt2: not a program that is run here \(.*{message}"):
+    with pytest.raises(InputError, match=rf"scorer\.pt2: not a program that a scorer runs \(.*{message}"):
         read_program(path)
 
 
@@ -189,7 +189,7 @@ def test_an_onnx_program_with_tensors_elsewhere_is_refused(tmp_path: Path) -> No
         weight.external_data.add(key=key, value=value)
     rows = [onnx.helper.make_tensor_value_info(name, 1, [4]) for name in ("x", "logits")]
     graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Add", ["x", "w"], ["logits"])], "g", *([one] for one in rows)
+        [onnx.helper.make_node("Add", ["x", "w"], ["logits"])], "g", *([row] for row in rows)
     )
     graph.initializer.append(weight)
     path = tmp_path / "scorer.onnx"

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from learn_rank.errors import InputError
-from learn_rank.serving import Scorer
+from learn_rank.serving import Request, Scorer
 from learn_rank.store.reader import FrozenStore
 
 NUM_CHECKED = 100
@@ -33,18 +33,24 @@ def requests(run: Any) -> list[dict[str, Any]]:
     asked = []
     for row, predicted in list(zip(rows, test, strict=True))[:: max(1, len(test) // NUM_CHECKED)]:
         assert (row["uid"], row["iid"], row["at"]) == (
-            predicted["user_id"], predicted["item_id"], predicted["timestamp"],
-        )  # fmt: skip
-        before = [one for one in log if one["uid"] == row["uid"] and one["at"] < row["at"]]
-        clicked = [one["iid"] for one in before if one["click"]]
-        asked.append({
-            "user_id": row["uid"],
-            "item_ids": [row["iid"]],
-            "time": row["at"],
-            "context": {"tab": row["tab"], "hour": row["hour"]},
-            "history": {"past": [one["iid"] for one in before], "brands": clicked},
-            "expected": {name: value for name, value in predicted.items() if name.startswith(("baseline", "learn"))},
-        })  # fmt: skip
+            predicted["user_id"],
+            predicted["item_id"],
+            predicted["timestamp"],
+        )
+        before = [earlier for earlier in log if earlier["uid"] == row["uid"] and earlier["at"] < row["at"]]
+        clicked = [earlier["iid"] for earlier in before if earlier["click"]]
+        asked.append(
+            {
+                "user_id": row["uid"],
+                "item_ids": [row["iid"]],
+                "time": row["at"],
+                "context": {"tab": row["tab"], "hour": row["hour"]},
+                "history": {"past": [earlier["iid"] for earlier in before], "brands": clicked},
+                "expected": {
+                    name: value for name, value in predicted.items() if name.startswith(("baseline", "learn"))
+                },
+            }
+        )
     return asked
 
 
@@ -60,11 +66,14 @@ for line in sys.stdin:
     folders, *ids = (request.pop(name) for name in ("folders", "user_id", "item_ids"))
     for folder in set(folders) - set(scorers):
         scorers[folder] = Scorer(folder, threads=1)
-    found = [scorers[folder].score_tasks(*ids, **request) for folder in folders]
-    print(json.dumps([[float(scores[0]) for scores in tasks.values()] for tasks in found]))
+    answers = [scorers[folder].score_tasks(*ids, **request) for folder in folders]
+    print(json.dumps([[float(scores[0]) for scores in tasks.values()] for tasks in answers]))
 """
-NOT_NEEDED = ["torchrec", "fbgemm_gpu", "tensordict", "torchmetrics", "iopath", "duckdb", "hydra", "omegaconf",
-              "sklearn", "jinja2", "transformers", "tensorboard", "onnx", "onnxscript", "onnxruntime"]  # fmt: skip
+_NOT_NEEDED = """
+torchrec fbgemm_gpu tensordict torchmetrics iopath duckdb hydra omegaconf sklearn
+jinja2 transformers tensorboard onnx onnxscript onnxruntime
+"""
+NOT_NEEDED = _NOT_NEEDED.split()
 
 
 @pytest.fixture(scope="module")
@@ -75,28 +84,28 @@ def compared(single: Any, din: Any, make_run: Callable[..., Any]) -> dict[str, t
     for name, run in runs.items():
         asked = requests(run)
         folders = [str(run.model(arm)) for arm in ARMS]
-        probabilities = [one.pop("expected") for one in asked]
+        probabilities = [request.pop("expected") for request in asked]
         expected[name] = np.array(
-            [[[one[column] for column in one if column.startswith(arm)] for arm in ARMS] for one in probabilities]
+            [[[row[column] for column in row if column.startswith(arm)] for arm in ARMS] for row in probabilities]
         )
-        for one in asked:
+        for request in asked:
             if name != "din":
-                del one["history"]
-            lines.append(json.dumps({**one, "folders": folders}))
+                del request["history"]
+            lines.append(json.dumps({**request, "folders": folders}))
     command = [sys.executable, "-c", FRESH.replace("BLOCKED", repr(NOT_NEEDED))]
     done = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found = iter(json.loads(line) for line in done.stdout.splitlines())
-    return {name: (np.array([next(found) for _ in scores]), scores) for name, scores in expected.items()}
+    answers = iter(json.loads(line) for line in done.stdout.splitlines())
+    return {name: (np.array([next(answers) for _ in scores]), scores) for name, scores in expected.items()}
 
 
 @pytest.mark.parametrize(("name", "num_tasks"), [("single", 1), ("esmm", 3), ("din", 1)])
 def test_scores_of_test_rows_are_those_of_predict(compared: dict[str, Any], name: str, num_tasks: int) -> None:
-    found, expected = compared[name]
-    assert len(found) >= NUM_CHECKED
-    assert found.shape == expected.shape == (len(found), 2, num_tasks)
+    served, expected = compared[name]
+    assert len(served) >= NUM_CHECKED
+    assert served.shape == expected.shape == (len(served), 2, num_tasks)
     assert (expected.std(axis=0) > 0.01).all()
-    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(served, expected, atol=1e-5, rtol=0)
 
 
 def test_candidates_are_scored_together_as_they_are_alone(din: Any) -> None:
@@ -112,14 +121,33 @@ def test_candidates_are_scored_together_as_they_are_alone(din: Any) -> None:
     assert list(scorer.score_tasks(5, items, **request)) == ["click"]
 
 
+def test_a_request_scores_as_its_fields_do(din: Any) -> None:
+    scorer = Scorer(din.model("learn"))
+    items, history = ["item 3", "item 28"], ["item 4", "item 9"]
+    request = Request(5, items, context={"tab": 2}, history=history)
+    fields: dict[str, Any] = {"context": {"tab": 2}, "history": history}
+    np.testing.assert_array_equal(scorer.score(request), scorer.score(5, items, **fields))
+    np.testing.assert_array_equal(scorer.score_tasks(request)["click"], scorer.score(request))
+    for mine, expected in zip(scorer.look_up(request), scorer.look_up(5, items, **fields), strict=True):
+        assert torch.equal(mine, expected)
+    with pytest.raises(TypeError, match="no item_ids"):
+        scorer.score(5)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'tiem'"):
+        scorer.score(5, items, tiem=1)
+    with pytest.raises(TypeError, match="a Request and further fields"):
+        scorer.score(request, time=1)
+
+
 def test_threads_share_a_scorer(din: Any) -> None:
     scorer = Scorer(din.model("learn"))
-    requests = [{"user_id": user, "item_ids": [f"item {user}", "item 3"], "history": ["item 4"] * (user % 7)}
-                for user in range(40)]  # fmt: skip
+    requests = [
+        {"user_id": user, "item_ids": [f"item {user}", "item 3"], "history": ["item 4"] * (user % 7)}
+        for user in range(40)
+    ]
     expected = [scorer.score(**request) for request in requests]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda request: scorer.score(**request), requests))
-    np.testing.assert_array_equal(found, expected)
+        together = list(pool.map(lambda request: scorer.score(**request), requests))
+    np.testing.assert_array_equal(together, expected)
 
 
 def test_the_example_ranks_items(
@@ -217,7 +245,7 @@ def test_what_cannot_be_looked_up_is_refused_in_one_line(single: Any, request_: 
 def test_a_value_of_another_type_scores_as_the_one_of_the_log_that_it_equals(single: Any) -> None:
     scorer = Scorer(single.model("learn"))
     scores = {tab: scorer.score(5, ["item 1"], context={"tab": tab}) for tab in (1, 2, None)}
-    assert len({float(one[0]) for one in scores.values()}) == 3
+    assert len({float(score[0]) for score in scores.values()}) == 3
     for value in (1.0, True, "1", "1 ", np.int64(1), np.float32(1), Decimal("1.0")):
         np.testing.assert_array_equal(scorer.score(5, ["item 1"], context={"tab": value}), scores[1])
     np.testing.assert_array_equal(scorer.score(5, ["item 1"], context={"tab": float("nan")}), scores[None])

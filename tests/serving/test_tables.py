@@ -13,7 +13,7 @@ from learn_rank.artifact import Manifest
 from learn_rank.data.features import hashed
 from learn_rank.errors import InputError
 from learn_rank.publish import publish
-from learn_rank.serving.files import ServedSparse
+from learn_rank.serving.folder import ServedSparse
 from learn_rank.serving.tables import Table, bucket_of
 from learn_rank.store.writer import write_store
 
@@ -60,15 +60,15 @@ def test_a_list_is_the_mean_of_its_distinct_rows(vocabulary: Path) -> None:
 def test_hashed_values_have_the_row_that_prepare_gives_them(tmp_path: Path) -> None:
     texts = ["drama", "Köln", "17", "true", "x" * 100]
     for buckets in (3, 1_000_003):
-        found = duckdb.sql(f"SELECT {hashed(buckets)} FROM (SELECT unnest({texts}) AS value)").fetchall()
-        assert [bucket_of(text, buckets) for text in texts] == [row for (row,) in found]
+        rows = duckdb.sql(f"SELECT {hashed(buckets)} FROM (SELECT unnest({texts}) AS value)").fetchall()
+        assert [bucket_of(text, buckets) for text in texts] == [row for (row,) in rows]
     table = Table(write_table(tmp_path / "table", pa.array(range(4))), ServedSparse("city", 2, "user", num_buckets=3))
     np.testing.assert_array_equal(table.embed(texts), ROWS[[bucket_of(text, 3) for text in texts]])
     np.testing.assert_array_equal(table.embed([None, ""]), ROWS[[3, 3]])
 
 
 def test_a_store_of_another_width_or_without_the_unknown_row_is_no_table(vocabulary: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="table: no table of 'genre', 3 wide and with a row of unknown values"):
+    with pytest.raises(InputError, match="table: expected the table of 'genre', 3 wide and with a row of unknown"):
         Table(vocabulary, ServedSparse("genre", 3, "item"))
-    with pytest.raises(InputError, match="no table of 'genre'"):
+    with pytest.raises(InputError, match="expected the table of 'genre'"):
         Table(write_table(tmp_path / "other", pa.array(["drama", "war"])), ServedSparse("genre", 2, "item"))

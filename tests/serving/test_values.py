@@ -39,7 +39,7 @@ SAME: list[tuple[str, str, list[Any]]] = [
     ("VARCHAR", "'3'", ["3", 3, np.int64(3), np.str_("3")]),
     ("VARCHAR", "'3 '", ["3 "]),
     ("UUID", "'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'", ["a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"]),
-]  # fmt: skip
+]
 MISSING = [None, pd.NA, pd.NaT, ""]
 REFUSED: list[tuple[str, list[Any]]] = [
     ("BIGINT", [1.5, "1.0", "a", b"1", [1], math.inf, Decimal("0.5"), date(2024, 1, 1), np.datetime64("2024-01-01")]),
@@ -50,7 +50,7 @@ REFUSED: list[tuple[str, list[Any]]] = [
     ("TIMESTAMP", ["today", 1_700_000_000, pd.Timestamp("2024-01-02", tz="UTC")]),
     ("VARCHAR", [1.0, True, b"a", ["a"], Decimal(1), date(2024, 1, 1)]),
     ("UUID", [1.5, b"a"]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("kind", "literal", "values"), SAME)

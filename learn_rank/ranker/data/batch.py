@@ -7,17 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from learn_rank.arrays import Int64Array
+from learn_rank.arrays import BoolArray, Int64Array
 from learn_rank.errors import InputError
 from learn_rank.prefetch import prefetch
 from learn_rank.ranker.data.block import RowBlock
 from learn_rank.ranker.data.columns import check_schema, checked_rows, feature_columns
 from learn_rank.ranker.data.files import FileRows, FileSet, RowSlice, batch_sizes, divide, share_of
-from learn_rank.ranker.tables.frozen import FrozenVectors, LearnVectors
+from learn_rank.ranker.data.vectors import LearnVectors, VectorSource
 from learn_rank.schema import FOLD, ITEM_ID, TIMESTAMP, USER_ID, FeatureSet
 
 _PREFETCH_BATCHES = 8
@@ -44,7 +43,7 @@ class RankerBatch:
     def num_rows(self) -> int:
         return len(self.ranking_label)
 
-    def vectors(self, frozen: FrozenVectors, device: torch.device) -> LearnVectors:
+    def vectors(self, frozen: VectorSource, device: torch.device) -> LearnVectors:
         """Frozen vectors of the rows, on the device."""
         assert self.user_row is not None, "the reader was made without stores"
         assert self.item_row is not None
@@ -79,12 +78,12 @@ class BatchReader:
         features: FeatureSet,
         *,
         batch_rows: int,
-        frozen: FrozenVectors | None = None,
+        frozen: VectorSource | None = None,
         cvr_space: str = "impressions",
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """batch_rows is per rank. Nothing is read yet but the footers; InputError if files or columns do not fit."""
+        """batch_rows is per rank. Reads the footers only. InputError: files or columns that do not fit the features."""
         self._features, self._frozen, self._cvr_space = features, frozen, cvr_space
         self._batch_rows, self._rank, self._world_size = batch_rows, rank, world_size
         self._columns = feature_columns(features, with_ids=frozen is not None)
@@ -185,10 +184,13 @@ class BatchReader:
         self,
         block: RowBlock,
         index: Int64Array,
-        is_kept: npt.NDArray[np.bool_] | None = None,
+        is_kept: BoolArray | None = None,
         negative_share: float = 1.0,
     ) -> RankerBatch:
-        """The rows numbered by index; of those with ranking label 0 only the ones kept, which are a negative_share."""
+        """The rows numbered by index, without those of ranking label 0 that is_kept leaves out.
+
+        negative_share: the share of them that is_kept keeps.
+        """
         if is_kept is not None:
             kept = is_kept[index] | (block.labels(index)[0].numpy() == 1)
             # batch normalisation takes two rows

@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from learn_rank.arrays import Int64Array
+from learn_rank.arrays import BoolArray, Float32Array, Int64Array
 from learn_rank.errors import InputError
 from learn_rank.io import require_columns
 from learn_rank.schema import (
@@ -41,7 +41,7 @@ def keyed_features(features: FeatureSet) -> dict[str, SparseFeature]:
     for sequence in features.sequences:
         feature = keyed.get(sequence.of)
         if feature is None or feature.is_list:
-            single = ", ".join(one.name for one in features.sparse if not one.is_list)
+            single = ", ".join(single.name for single in features.sparse if not single.is_list)
             raise InputError(
                 f"features.json: sequence '{sequence.name}' is of '{sequence.of}', expected one of {single}"
             )
@@ -97,7 +97,7 @@ class LogRows:
     num_rows: int
     single: list[Int64Array]
     lists: list[Ragged]
-    dense: list[npt.NDArray[np.float32]]
+    dense: list[Float32Array]
     ranking_label: Array
     cvr_label: Array
 
@@ -115,7 +115,7 @@ def checked_rows(rows: pa.RecordBatch, features: FeatureSet, *, path: Path, firs
             part.column(name, "a value in every row")
     keyed = keyed_features(features)
     lists = [part.ragged(SPARSE_PREFIX + feature.name, feature) for feature in features.sparse if feature.is_list]
-    lists += [part.sequence(one, keyed[one.of]) for one in features.sequences]
+    lists += [part.sequence(sequence, keyed[sequence.of]) for sequence in features.sequences]
     return LogRows(
         num_rows=len(rows),
         single=[part.single(feature) for feature in features.sparse if not feature.is_list],
@@ -189,8 +189,8 @@ class _Part:
         )
         if bad is not None:
             row = int(np.searchsorted(offsets, bad, side="right")) - 1
-            found = values[bad].as_py()
-            raise self._error(name, row, "null" if found is None else found, expected)
+            value = values[bad].as_py()
+            raise self._error(name, row, "null" if value is None else value, expected)
         return Ragged(_integers(values), offsets)
 
     def sequence(self, sequence: SequenceFeature, of: SparseFeature) -> Ragged:
@@ -203,16 +203,16 @@ class _Part:
             raise self._error(name, row, f"{lengths[row]} values long", expected)
         return ragged
 
-    def dense(self, name: str) -> npt.NDArray[np.float32]:
+    def dense(self, name: str) -> Float32Array:
         expected = "a finite number; fill it in the recipe"
         values = self.column(name, expected).to_numpy()
         with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, and is refused
-            found = values.astype(np.float32, copy=False)
-        is_finite = np.isfinite(found)
+            floats = values.astype(np.float32, copy=False)
+        is_finite = np.isfinite(floats)
         if not is_finite.all():
             bad = _first(~is_finite)
             raise self._error(name, bad, values[bad], expected)
-        return found
+        return floats
 
     def label(self, name: str) -> Array:
         expected = "0 or 1; change the label's expression"
@@ -223,8 +223,8 @@ class _Part:
             raise self._error(name, bad, values[bad], expected)
         return values
 
-    def _error(self, name: str, row: int, found: object, expected: str) -> InputError:
-        return InputError(f"{self.path}: column '{name}', row {self.first_row + row} is {found}, expected {expected}")
+    def _error(self, name: str, row: int, value: object, expected: str) -> InputError:
+        return InputError(f"{self.path}: column '{name}', row {self.first_row + row} is {value}, expected {expected}")
 
 
 def _table_rows_of(feature: SparseFeature) -> str:
@@ -242,5 +242,5 @@ def _first_outside(values: Int64Array, end: int) -> int | None:
     return _first((values < 0) | (values >= end))
 
 
-def _first(is_bad: pa.BooleanArray | npt.NDArray[np.bool_]) -> int:
+def _first(is_bad: pa.BooleanArray | BoolArray) -> int:
     return int(np.argmax(is_bad))

@@ -17,13 +17,13 @@ from learn_rank import checkpoint
 from learn_rank.distributed import process_group
 from learn_rank.fingerprints import file_checksum
 from learn_rank.ranker.backbones import Features, SequenceEmbeddings
+from learn_rank.ranker.data.vectors import LearnVectors
 from learn_rank.ranker.inputs import RankerInputs, open_inputs
 from learn_rank.ranker.model import Ranker, build_ranker
 from learn_rank.ranker.options import RankerOptions
-from learn_rank.ranker.outputs.predict import trained_options
-from learn_rank.ranker.tables.frozen import LearnVectors
-from learn_rank.ranker.tables.sharding import TABLES
-from learn_rank.serving.files import LOGITS, ONNX, PROGRAM, ServedModel
+from learn_rank.ranker.sharding import TABLES
+from learn_rank.ranker.trained import trained_options
+from learn_rank.serving.folder import LOGITS, ONNX, PROGRAM, ServedModel
 from learn_rank.serving.program_file import read_program
 
 _EXAMPLE_ROWS, _EXAMPLE_LENGTH = 7, 5
@@ -53,7 +53,7 @@ def load_scorer(prepared: Path, stores: Path | None, checkpoint_dir: Path) -> De
 
 
 def load(inputs: RankerInputs, options: RankerOptions, checkpoint_dir: Path) -> tuple[DenseScorer, list[str]]:
-    """`load_scorer` of opened inputs, and what the weights of the tables are called in the checkpoint."""
+    """The scorer of opened inputs, and the names that the tables' weights have in the checkpoint."""
     ranker = build_ranker(inputs.features, options, inputs.frozen)
     weights = [name for name in ranker.state_dict() if name.startswith(f"{TABLES}.")]
     ranker.tables = nn.Module()  # without memory, and no part of the program
@@ -69,12 +69,12 @@ def can_write_onnx() -> bool:
 
 
 def write_programs(scorer: DenseScorer, model: ServedModel, directory: Path, *, onnx: bool) -> ServedModel:
-    """Writes them into a folder, for any number of rows and lengths of sequences; the model with their checksums."""
+    """Writes scorer.pt2, and scorer.onnx, for any number of rows and sequence lengths; the model with checksums."""
     example = _example(model)
     rows = torch.export.Dim("rows", min=1)
     dims: list[dict[int, Any]] = [{0: rows} for _ in model.inputs]
-    for number, one in enumerate(model.sequences):
-        for name in (one.values, one.mask):
+    for number, sequence in enumerate(model.sequences):
+        for name in (sequence.values, sequence.mask):
             dims[model.inputs.index(name)][1] = torch.export.Dim(f"length_{number}", min=1)
     shapes: dict[str, Any] = {"dense": dims[0], "sparse": dims[1]}
     if len(dims) > 2:
@@ -108,7 +108,7 @@ def _write_onnx(program: torch.export.ExportedProgram, model: ServedModel, path:
 
 
 def _trimmed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The same without checks of types, which would refuse bfloat16, and what they keep alive: the CVR head."""
+    """Without type checks, which would refuse bfloat16, and without the CVR head, which only they keep alive."""
     graph = program.graph_module.graph
     for node in list(graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
@@ -125,8 +125,9 @@ def _example(model: ServedModel) -> tuple[torch.Tensor, ...]:
     if model.has_learn:
         tensors += [torch.zeros(rows, model.user_dim), torch.zeros(rows, model.item_dim)]
         tensors += [torch.ones(rows, dtype=torch.bool) for _ in range(2)]  # one tensor would become one input
-    dims = {one.name: one.dim for one in model.sparse}
-    for length, one in enumerate(model.sequences, _EXAMPLE_LENGTH):  # lengths that are equal would have to stay so
-        values, mask = torch.zeros(rows, length, dims[one.of]), torch.ones(rows, length, dtype=torch.bool)
-        tensors += [values, mask, torch.zeros(rows, dims[one.of])]
+    dims = {feature.name: feature.dim for feature in model.sparse}
+    for length, sequence in enumerate(model.sequences, _EXAMPLE_LENGTH):  # lengths that are equal would have to stay so
+        dim = dims[sequence.of]
+        values, mask = torch.zeros(rows, length, dim), torch.ones(rows, length, dtype=torch.bool)
+        tensors += [values, mask, torch.zeros(rows, dim)]
     return tuple(tensors)

@@ -25,14 +25,14 @@ from learn_rank.progress import note, progress_bar
 from learn_rank.ranker.inputs import check_fingerprints, open_inputs
 from learn_rank.ranker.model import load_adaptor
 from learn_rank.ranker.options import LearnColumnsOptions
-from learn_rank.ranker.outputs.predict import trained_options
 from learn_rank.ranker.tables.frozen import FrozenVectors
+from learn_rank.ranker.trained import trained_options
 from learn_rank.schema import FEATURES, FOLD, LEARN_COLUMNS, FeatureSet
 from learn_rank.times import STEP, column_milliseconds
 
 _READ_ROWS = 32_768
 _AS_PREPARED = STEP  # times that are taken as they are, in `prepare`'s unit
-_MANY_MISSING = 0.9  # of the rows; more without a vector are said
+_MANY_MISSING = 0.9  # share of rows without a vector above which a note says so
 _MISSING = ("rows_without_user", "rows_without_item")
 
 
@@ -46,15 +46,17 @@ def write_learn_columns(
     *,
     accept_stores: Collection[str] = (),
 ) -> dict[str, Any]:
-    """The rows of a log, in order, with `LEARN_COLUMNS` beside their own columns: one file for every file of the log.
+    """Writes the rows of a log, in order, with `LEARN_COLUMNS` beside their own columns: a file for each of the log's.
 
-    With a checkpoint_dir, user and item are the frozen vectors as its ranker sees them (normalised, its learned missing
-    vector where there is none), fusion what its adaptor makes of them; without, the vectors as they are, and zeros. A
-    row takes the newest user snapshot strictly before its time. Where a run is cross-fitted, a row's `fold` says which
-    user vector may be used; without that column rows count as later than the training window. Files that are there are
-    kept: a killed call goes on.
+    With a checkpoint_dir, user and item are the frozen vectors as its ranker sees them (normalised, with its learned
+    vector where one is missing), and fusion is what its adaptor makes of them. Without, user and item are the vectors
+    as they are and fusion is zeros. A row takes the newest user snapshot strictly before its time. In a cross-fitted
+    run a row's `fold` says which user vector it may use; without that column, rows count as later than the training
+    window. Complete files are kept, so that a killed call can be run again. Returns the numbers of rows and of rows
+    without vectors.
 
-    InputError: no trained ranker, one of other stores that are not in accept_stores, a missing or unfit column.
+    InputError: no trained ranker, one trained with other stores that are not in accept_stores, a column that is missing
+    or of the wrong type.
     """
     adaptor = None
     if checkpoint_dir is None:
@@ -100,7 +102,7 @@ def write_learn_columns(
 
 
 class _Writer:
-    """Rows of one file -> the same rows with LEARN's columns, and in the footer how many had no vector."""
+    """Writes the rows of one file with LEARN's columns, and into the footer how many had no vector."""
 
     def __init__(
         self,

@@ -25,9 +25,9 @@ from learn_rank.ranker.data.vocabulary import read_vocabulary
 from learn_rank.ranker.inputs import RankerInputs, check_fingerprints, open_inputs
 from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.outputs.dense_program import can_write_onnx, load, write_programs
-from learn_rank.ranker.outputs.predict import trained_options
-from learn_rank.ranker.tables.tables import table_dim, table_name
+from learn_rank.ranker.tables.trainable import table_dim, table_name
 from learn_rank.ranker.tasks import tasks_of
+from learn_rank.ranker.trained import trained_options
 from learn_rank.schema import (
     DENSE,
     DENSE_PREFIX,
@@ -39,7 +39,7 @@ from learn_rank.schema import (
     USER_ID,
     SparseFeature,
 )
-from learn_rank.serving.files import (
+from learn_rank.serving.folder import (
     CONTEXT,
     ENTITIES,
     ITEM,
@@ -72,10 +72,10 @@ def export_model(
     link_stores: bool = False,
     accept_stores: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Fills a folder as `learn_rank.serving.files` says, with the weights of the best epoch; facts for its manifest.
+    """Fills a folder laid out as in `learn_rank.serving.folder`, by the best epoch's weights; returns manifest facts.
 
-    link_stores: LEARN's vectors are hard links to the stores' files, which takes no space but the same file system.
-    InputError: no trained ranker, one of other features or stores, a backbone that cannot be exported.
+    link_stores: LEARN's vectors are hard links to the stores' files; that takes no space, but needs the same file
+    system. InputError: no trained ranker, one trained on other features or stores, a backbone that cannot be exported.
     """
     if onnx and not can_write_onnx():
         raise InputError("onnx=true needs onnx and onnxscript; pip install 'learn-rank[onnx]', or set onnx=false")
@@ -87,7 +87,7 @@ def export_model(
         scorer, weights = load(inputs, options, checkpoint_dir)
         try:
             model = write_programs(scorer, model, directory, onnx=onnx)
-        except Exception as error:  # torch says in many ways what it cannot follow
+        except Exception as error:  # torch raises many kinds of errors where it cannot follow
             if ":" not in options.backbone:
                 raise
             raise InputError(f"backbone {options.backbone} cannot be exported ({reason_of(error)})")
@@ -132,12 +132,12 @@ def _served_model(inputs: RankerInputs, options: RankerOptions) -> ServedModel:
         )
     sequences = tuple(
         ServedSequence(
-            one.name,
-            one.of,
-            one.max_length,
-            of_items=not recipe["sequence"][one.name]["column"] and sparse[one.of].side == ITEM,
+            sequence.name,
+            sequence.of,
+            sequence.max_length,
+            of_items=not recipe["sequence"][sequence.name]["column"] and sparse[sequence.of].side == ITEM,
         )
-        for one in features.sequences
+        for sequence in features.sequences
     )
     return ServedModel(
         sparse=tuple(sparse.values()),
@@ -187,15 +187,15 @@ def _write_tables(
         with open_parquet(path) as opened:
             id_type, num_rows = key_type(pa.array([], opened.schema_arrow.field(key).type)), opened.metadata.num_rows
         of_ids = {
-            one.name: Table(directory / TABLES / one.name, one)
-            for one in features
-            if isinstance(one, ServedSparse) and one.is_id
+            feature.name: Table(directory / TABLES / feature.name, feature)
+            for feature in features
+            if isinstance(feature, ServedSparse) and feature.is_id
         }
         _write_store(
             directory / ENTITIES[side],
             partial(_entities, path, key, features, weights, of_ids),
             key=id_type,
-            dim=sum(width_of(one) for one in features),
+            dim=sum(map(width_of, features)),
             num_rows=num_rows,
         )
 
@@ -222,24 +222,24 @@ def _entities(
     weights: Mapping[str, Float32Array],
     of_ids: Mapping[str, Table],
 ) -> Iterator[VectorBatch]:
-    """Ids and what their features look up, side by side."""
-    columns = {
-        one.name: SPARSE_PREFIX + one.name for one in features if isinstance(one, ServedSparse) and not one.is_id
-    }
-    columns |= {DENSE_PREFIX + one.name: DENSE_PREFIX + one.name for one in features if isinstance(one, ServedDense)}
+    """Ids, and what their features look up side by side: [N, sum of widths] in the order of features."""
+    sparse = [
+        SPARSE_PREFIX + served.name for served in features if isinstance(served, ServedSparse) and not served.is_id
+    ]
+    dense = [DENSE_PREFIX + served.name for served in features if isinstance(served, ServedDense)]
     done = 0
-    for part in read_batches(path, [key, *columns.values()], None, _BATCH_ROWS):
-        found = []
-        for one in features:
-            if isinstance(one, ServedDense):
-                found.append(part.column(DENSE_PREFIX + one.name).to_numpy()[:, None])
-            elif one.is_id:
-                found.append(of_ids[one.name].embed(part.column(key).to_pylist()))
+    for part in read_batches(path, [key, *sparse, *dense], None, _BATCH_ROWS):
+        values = []  # [N, width of the feature] each
+        for served in features:
+            if isinstance(served, ServedDense):
+                values.append(part.column(DENSE_PREFIX + served.name).to_numpy()[:, None])
+            elif served.is_id:
+                values.append(of_ids[served.name].embed(part.column(key).to_pylist()))
             else:
-                table = weights[one.name]
-                feature = SparseFeature(one.name, num_embeddings=len(table), is_list=one.is_list)
-                found.append(_pooled(table, checked_table_rows(part, feature, path=path, first_row=done)))
-        yield VectorBatch(part.column(key), np.concatenate(found, axis=1))
+                table = weights[served.name]
+                feature = SparseFeature(served.name, num_embeddings=len(table), is_list=served.is_list)
+                values.append(_pooled(table, checked_table_rows(part, feature, path=path, first_row=done)))
+        yield VectorBatch(part.column(key), np.concatenate(values, axis=1))
         done += len(part)
 
 

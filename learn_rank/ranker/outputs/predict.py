@@ -8,25 +8,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
-from torch import nn
 
 from learn_rank import checkpoint
-from learn_rank.distributed import Process, gather_equal, on_main, process_group
+from learn_rank.arrays import Float32Array
+from learn_rank.distributed import Process, on_main, process_group
 from learn_rank.errors import InputError
 from learn_rank.io import read_table, write_table
-from learn_rank.progress import progress_bar
 from learn_rank.ranker.data.batch import BatchReader
 from learn_rank.ranker.inputs import RankerInputs, check_fingerprints, open_inputs
 from learn_rank.ranker.model import build_ranker
 from learn_rank.ranker.options import FrozenOptions, RankerOptions
-from learn_rank.ranker.tables.frozen import FrozenVectors
-from learn_rank.ranker.tables.sharding import shard
+from learn_rank.ranker.scoring import score
+from learn_rank.ranker.sharding import shard
 from learn_rank.ranker.tasks import tasks_of
+from learn_rank.ranker.trained import trained_options
 from learn_rank.schema import (
     FEATURES,
     ITEM_ID,
@@ -52,9 +49,9 @@ def write_predictions(
 ) -> dict[str, Any]:
     """Writes directory/{validation,test}.parquet in `predictions_schema`; returns their numbers of rows and the tasks.
 
-    arms: name -> folder of a trained ranker, all of one task; a column of probabilities each, and one per further task.
-    stores is None if all are baselines. Where a task knows conversions of clicks alone, the facts say how many have no
-    click.
+    arms: name -> folder of a trained ranker, all of one task. Each has a column of probabilities per task. stores is
+    None if all are baselines. Where a task covers only conversions of clicks, the facts say how many conversions have
+    no click.
     """
     features = FeatureSet.read(prepared / FEATURES)
     tasks = _tasks(arms, features)
@@ -93,9 +90,9 @@ def predict(
     batch_rows: int = 8192,
     accept_stores: Collection[str] = (),
     frozen: FrozenOptions | None = None,
-) -> npt.NDArray[np.float32]:
+) -> Float32Array:
     """[N] probabilities of the first task, by which the ranker ranks: the first row of `predict_tasks`."""
-    probabilities: npt.NDArray[np.float32] = predict_tasks(
+    probabilities: Float32Array = predict_tasks(
         prepared, stores, checkpoint_dir, split, batch_rows=batch_rows, accept_stores=accept_stores, frozen=frozen
     )[0]
     return probabilities
@@ -110,7 +107,7 @@ def predict_tasks(
     batch_rows: int = 8192,
     accept_stores: Collection[str] = (),
     frozen: FrozenOptions | None = None,
-) -> npt.NDArray[np.float32]:
+) -> Float32Array:
     """[T, N] probabilities of the tasks of `tasks_of` for the N rows of a split, by the best epoch's weights.
 
     Works on any number of ranks, whatever number trained; every rank gets all rows. InputError: no finished checkpoint,
@@ -126,17 +123,9 @@ def predict_tasks(
         )
 
 
-def trained_options(checkpoint_dir: Path) -> tuple[RankerOptions, dict[str, Any]]:
-    """What a trained ranker was trained with, and the whole record of its best checkpoint; InputError without one."""
-    meta = checkpoint.read_meta(checkpoint_dir, checkpoint.BEST)
-    if meta is None:
-        raise InputError(f"{checkpoint_dir}: holds no finished checkpoint; run `learn-rank train` first")
-    return RankerOptions(**meta["options"]), meta
-
-
 def _predict(
     inputs: RankerInputs, checkpoint_dir: Path, split: str, options: RankerOptions, process: Process, batch_rows: int
-) -> npt.NDArray[np.float32]:
+) -> Float32Array:
     reader = BatchReader(
         inputs.split(split),
         inputs.features,
@@ -152,44 +141,14 @@ def _predict(
     return score(ranker.model, reader, inputs.frozen, process, bf16=options.bf16, description=f"predict {split}")
 
 
-@torch.no_grad()  # not inference_mode: the fused tables have no kernel for it on CPU
-def score(
-    model: nn.Module,
-    reader: BatchReader,
-    frozen: FrozenVectors | None,
-    process: Process,
-    *,
-    bf16: bool,
-    description: str,
-) -> npt.NDArray[np.float32]:
-    """[T, N] probabilities of all rows of the reader's file, in file order, on every rank."""
-    model.eval()
-    parts = []
-    with (
-        progress_bar(total=reader.num_rows, description=description, unit="row", is_shown=process.is_main) as bar,
-        torch.autocast(process.device.type, torch.bfloat16, enabled=bf16),
-    ):
-        for batch in reader.in_order():
-            vectors = None if frozen is None else batch.vectors(frozen, process.device)
-            batch = batch.to(process.device)
-            parts.append(torch.sigmoid(model(batch.sparse, batch.dense, vectors).logits).cpu().numpy())
-            bar.update(batch.num_rows * process.world_size)
-    mine = np.concatenate(parts, axis=1)
-    scores = np.empty((len(mine), reader.num_rows), np.float32)
-    for rank, part in enumerate(gather_equal(mine, process.device)):
-        first, end = reader.scoring_range(rank)
-        scores[:, first:end] = part
-    return scores
-
-
 def _tasks(arms: Mapping[str, Path], features: FeatureSet) -> tuple[Task, ...]:
     """The tasks of all rankers; InputError if two differ: they could not be compared."""
-    found = {arm: trained_options(folder)[0] for arm, folder in arms.items()}
-    first, *others = found
+    options = {arm: trained_options(folder)[0] for arm, folder in arms.items()}
+    first, *others = options
     for arm in others:
-        if found[arm].task != found[first].task:
+        if options[arm].task != options[first].task:
             raise InputError(
-                f"{arms[arm]}: was trained with task={found[arm].task}, but {first} with task={found[first].task}; "
+                f"{arms[arm]}: was trained with task={options[arm].task}, but {first} with task={options[first].task}; "
                 "train both with one ranker.task"
             )
-    return tasks_of(features, found[first])
+    return tasks_of(features, options[first])

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from learn_rank.errors import InputError
 from learn_rank.fingerprints import fingerprint
 from learn_rank.io import open_parquet, read_batches
 from learn_rank.progress import note
+from learn_rank.ranker.data.vectors import LearnVectors
 from learn_rank.ranker.options import STORE, FrozenOptions
 from learn_rank.ranker.tables.placement import lookup_each, place
 from learn_rank.schema import ITEM_ID, NUM_INTERACTIONS, USER_ID
@@ -27,21 +28,9 @@ from learn_rank.store.encoding import shortened
 from learn_rank.store.keys import key_type
 from learn_rank.store.reader import FrozenStore
 
-_FEW = 0.1  # of the training rows; fewer with a vector are said
-_BLOCK_ROWS, _MOST_BLOCKS = 1 << 15, 16  # of a table of counts that are looked at
+_FEW = 0.1  # share of the training rows with a vector below which a note says so
+_BLOCK_ROWS, _MOST_BLOCKS = 1 << 15, 16  # that are read of a table of counts
 _NUM_EXAMPLES = 3
-
-
-class LearnVectors(NamedTuple):
-    """user [B, U] and item [B, I] float32; masks [B] bool, False where the store has no vector for the row."""
-
-    user: torch.Tensor
-    item: torch.Tensor
-    user_mask: torch.Tensor
-    item_mask: torch.Tensor
-
-    def to(self, device: torch.device) -> LearnVectors:
-        return LearnVectors(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
 class FrozenVectors:
@@ -49,14 +38,14 @@ class FrozenVectors:
 
     Not an nn.Module: nothing here is in a state_dict or gets a gradient.
 
-    needs_time: vectors are chosen by the time of a row; num_folds user stores are beside the one of all interactions.
-    User rows number all user stores one after another: rows of `user` first, then of user_without_fold_0, _1, ...
+    needs_time: whether vectors are chosen by the time of a row. num_folds: how many user stores there are beside the
+    one of all interactions. User rows count through all user stores: `user` first, then user_without_fold_0, _1, ...
     """
 
     def __init__(self, stores: Path, *, num_folds: int, shuffle_seed: int | None = None) -> None:
         """Opens stores/item, stores/user and one user store per fold. InputError if they are not of one export.
 
-        Stores of `store build` have no common origin that could be compared, and may stand beside those of an export.
+        Stores of `store build` have no common origin to compare, and may be used beside those of an export.
         """
 
         def open_store(name: str) -> FrozenStore:
@@ -90,17 +79,17 @@ class FrozenVectors:
     def check_matches(self, prepared: Path) -> None:
         """InputError if own vectors have an id for none of the training window's users or items; a note if for few.
 
-        prepared: the tables of `prepare`, whose counts say how often each id came up. Vectors of `export` are of these
-        very ids, and leave out who has no history: nothing is asked of them.
+        prepared: the folder of `prepare`, whose counts say how often each id came up. Stores of `export` are not
+        checked: they are made from these ids, and leave out whoever has no history.
         """
         for store, name in ((self._users[0], USER_ID), (self._item, ITEM_ID)):
             if store.manifest.stage != "export":
                 _check_match(store, prepared / f"{name.removesuffix('_id')}_counts.parquet", name)
 
     def placed(self, options: FrozenOptions, process: Process) -> FrozenVectors:
-        """The same vectors with lookups from where options.placement puts them; all ranks call it together.
+        """The same vectors, looked up from where options.placement puts them; all ranks call it together.
 
-        But for placement=store, ranks then call `lookup` together too.
+        From then on all ranks also call `lookup` together, unless the placement is `store`.
         """
         moved = copy.copy(self)
         moved._placement = options.placement
@@ -124,13 +113,13 @@ class FrozenVectors:
             store, first = self._users[number + 1], self._first_rows[number + 1]
             chosen = np.flatnonzero(folds == number)
             before = timestamps[chosen] if store.has_as_of and number < 0 else None
-            found = store.rows_of(user_ids.take(pa.array(chosen)), before)
-            user_rows[chosen] = np.where(found < 0, -1, found + first)
+            store_rows = store.rows_of(user_ids.take(pa.array(chosen)), before)
+            user_rows[chosen] = np.where(store_rows < 0, -1, store_rows + first)
         item_rows = self._item.rows_of(item_ids, timestamps if self._item.has_as_of else None)
         return user_rows, item_rows
 
     def prefetch(self, user_rows: Int64Array, item_rows: Int64Array) -> None:
-        """Asks the system to read the pages of rows that are looked up soon, where lookups read the stores' files."""
+        """Asks the system to read the pages of rows that will soon be looked up, where lookups read files."""
         if self._placement == STORE:
             for store, (_, rows) in zip(self._users, self._by_user_store(user_rows), strict=True):
                 store.prefetch(rows)
@@ -139,9 +128,9 @@ class FrozenVectors:
     def lookup(self, user_rows: torch.Tensor, item_rows: torch.Tensor) -> LearnVectors:
         """Vectors and masks of [B] int64 CPU rows; zeros where the row is -1."""
         parts = self._by_user_store(user_rows.numpy())
-        *found, item = self._lookup([*(torch.from_numpy(rows) for _, rows in parts), item_rows])
+        *user_parts, item = self._lookup([*(torch.from_numpy(rows) for _, rows in parts), item_rows])
         user = item.new_zeros(len(user_rows), self.user_dim)
-        for (positions, _), vectors in zip(parts, found, strict=True):
+        for (positions, _), vectors in zip(parts, user_parts, strict=True):
             user.index_copy_(0, torch.from_numpy(positions).to(user.device), vectors)
         return LearnVectors(user, item, user_rows >= 0, item_rows >= 0)
 
@@ -155,25 +144,29 @@ class FrozenVectors:
 
 
 def _check_match(store: FrozenStore, counts: Path, name: str) -> None:
-    """Of the ids in a table of counts, weighted by them, which share the store has."""
-    asked = found = 0
-    seen: list[Any] = []
+    """Compares a store's ids with a table of counts: InputError if it has none of them, a note if it has few.
+
+    Ids count as often as they came up in the training rows.
+    """
+    num_rows = num_with_vector = 0
+    examples: list[Any] = []
     for ids, weights in _sample_of(counts, name):
-        seen = seen or ids[:_NUM_EXAMPLES].to_pylist()
+        examples = examples or ids[:_NUM_EXAMPLES].to_pylist()
         if key_type(ids) != store.key_type:
             raise InputError(
                 f"{store.directory}: its ids are {_like(store.key_type, store.facts.notes.get('examples'))}, but "
-                f"{name} in {counts} is {_like(key_type(ids), seen)}; build it with ids of the log's type"
+                f"{name} in {counts} is {_like(key_type(ids), examples)}; build it with ids of the log's type"
             )
-        asked += int(weights.sum())
-        found += int(weights[store.places_of(ids) >= 0].sum())
-    if not asked or found >= _FEW * asked:
+        num_rows += int(weights.sum())
+        num_with_vector += int(weights[store.places_of(ids) >= 0].sum())
+    if not num_rows or num_with_vector >= _FEW * num_rows:
         return
+    share = num_with_vector / num_rows
     text = (
-        f"{store.directory}: has vectors for {found / asked:.2%} of the training rows, by {name}; its ids are "
-        f"{_like(store.key_type, store.facts.notes.get('examples'))}, those of the log {_like('', seen)}"
+        f"{store.directory}: has vectors for {share:.2%} of the training rows, by {name}; its ids are "
+        f"{_like(store.key_type, store.facts.notes.get('examples'))}, those of the log {_like('', examples)}"
     )
-    if not found:
+    if not num_with_vector:
         raise InputError(f"{text}; build it with the log's ids, or leave LEARN out with arms=[baseline]")
     if not dist.is_initialized() or dist.get_rank() == 0:
         note(text + "; the other rows take the learned missing vector")
@@ -196,7 +189,7 @@ def _like(kind: str, examples: Sequence[Any] | None) -> str:
 
 
 def _check_belongs(store: FrozenStore, item: FrozenStore) -> None:
-    """InputError if two stores of `export` are of other towers or tables; own vectors may stand beside any."""
+    """InputError if two stores of `export` were made from different towers or tables."""
     if {store.manifest.stage, item.manifest.stage} != {"export"}:
         return
     mine, its = store.manifest.inputs, item.manifest.inputs

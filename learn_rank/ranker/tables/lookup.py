@@ -43,17 +43,17 @@ class SequenceTables(nn.Module):
 
     def forward(self, sparse: KeyedJaggedTensor) -> Embedded:
         """Of B rows, without those that fill up the batch: every one of the others has a value of a shared table."""
-        found: dict[str, JaggedTensor] = {}
+        unpooled: dict[str, JaggedTensor] = {}
         for collection in self.unpooled.values():
-            found |= dict(collection(sparse).items())
-        embedded = {sequence.of: found[sequence.of].values() for sequence in self.sequences}  # [B, D], a value each
+            unpooled |= dict(collection(sparse).items())
+        embedded = {sequence.of: unpooled[sequence.of].values() for sequence in self.sequences}  # [B, D], a value each
         num_rows = len(next(iter(embedded.values())))
         if self.bags is not None:
             names = [name for name in self.names if name not in embedded]
             pooled, widths = _pooled(self.bags(sparse), sparse, names)
             embedded |= zip(names, _first(pooled, num_rows).split(widths, dim=1), strict=True)
         sequences = (
-            _padded(found[SEQUENCE_PREFIX + sequence.name], embedded[sequence.of]) for sequence in self.sequences
+            _padded(unpooled[SEQUENCE_PREFIX + sequence.name], embedded[sequence.of]) for sequence in self.sequences
         )
         return Embedded(torch.cat([embedded[name] for name in self.names], dim=1), tuple(sequences))
 

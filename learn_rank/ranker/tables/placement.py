@@ -43,9 +43,9 @@ Lookup = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
 def place(stores: Sequence[FrozenStore], options: FrozenOptions, process: Process) -> Lookup:
     """The lookup of several stores' vectors, which has the same bits wherever options.placement puts them.
 
-    All ranks call it together; each lookup is collective too, but for placement=store. No placement is a part of a
-    model, so that nothing of it is in a gradient, an optimizer, a state_dict or a checkpoint. InputError: ranks opened
-    different stores; with torchrec no room, or a width that its kernels do not take.
+    All ranks call it together; unless the placement is `store`, each lookup is collective too. No placement is part of
+    a model: nothing of it is in a gradient, an optimizer, a state_dict or a checkpoint. InputError: ranks opened
+    different stores; with torchrec, too little memory or a width that its kernels do not take.
     """
     for store in stores:
         check_same_store(store)
@@ -90,22 +90,22 @@ class TorchRecTables:
 
     @torch.no_grad()
     def __call__(self, rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """As a Lookup; the vectors are on the process's device."""
-        asked, found = dict(zip(self._names, rows, strict=True)), {}
+        """A Lookup, whose vectors are on the process's device."""
+        wanted, vectors = dict(zip(self._names, rows, strict=True)), {}
         for names, collection in self._collections:
-            known = {name: (asked[name] >= 0).nonzero().squeeze(1) for name in names}
+            known = {name: (wanted[name] >= 0).nonzero().squeeze(1) for name in names}
             distinct, position = {}, {}
             for name in names:
                 distinct[name], position[name] = torch.unique(
-                    asked[name].index_select(0, known[name]), return_inverse=True
+                    wanted[name].index_select(0, known[name]), return_inverse=True
                 )
             looked_up = collection(_keyed_jagged(distinct).to(self._device))
             for name in names:
                 values = looked_up[name].values().float()  # [U, D]
-                vectors = values.new_zeros(len(asked[name]), values.shape[1])
+                zeros = values.new_zeros(len(wanted[name]), values.shape[1])
                 taken = values.index_select(0, position[name].to(self._device))
-                found[name] = vectors.index_copy_(0, known[name].to(self._device), taken)
-        return [found[name] for name in self._names]
+                vectors[name] = zeros.index_copy_(0, known[name].to(self._device), taken)
+        return [vectors[name] for name in self._names]
 
 
 def _table_size(name: str, store: FrozenStore) -> TableSize:

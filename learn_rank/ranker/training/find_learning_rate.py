@@ -18,7 +18,7 @@ from learn_rank.ranker.data.batch import BatchReader, RankerBatch
 from learn_rank.ranker.inputs import RankerInputs, open_inputs
 from learn_rank.ranker.model import build_ranker
 from learn_rank.ranker.options import FindOptions, FrozenOptions, RankerOptions
-from learn_rank.ranker.tables.sharding import shard
+from learn_rank.ranker.sharding import shard
 from learn_rank.ranker.training.step import DivergedError, open_reader, train_step
 
 SWEPT = ("learning_rate", "sparse_learning_rate")

@@ -15,8 +15,8 @@ from learn_rank.ranker.data.columns import hide_values
 from learn_rank.ranker.inputs import RankerInputs
 from learn_rank.ranker.model import ranker_loss
 from learn_rank.ranker.options import RankerOptions
-from learn_rank.ranker.tables.sharding import ShardedRanker
-from learn_rank.ranker.tables.tables import pad_rows
+from learn_rank.ranker.sharding import ShardedRanker
+from learn_rank.ranker.tables.trainable import pad_rows
 from learn_rank.ranker.tasks import Sampling
 from learn_rank.schema import SPLITS
 

@@ -26,9 +26,9 @@ from learn_rank.ranker.data.batch import BatchReader, RankerBatch
 from learn_rank.ranker.inputs import RankerInputs, check_fingerprints, check_labels, open_inputs
 from learn_rank.ranker.model import build_ranker
 from learn_rank.ranker.options import LOSS, FrozenOptions, RankerOptions
-from learn_rank.ranker.outputs.predict import score
-from learn_rank.ranker.tables.sharding import ShardedRanker, shard
-from learn_rank.ranker.tables.tables import table_dim
+from learn_rank.ranker.scoring import score
+from learn_rank.ranker.sharding import ShardedRanker, shard
+from learn_rank.ranker.tables.trainable import table_dim
 from learn_rank.ranker.tasks import tasks_of
 from learn_rank.ranker.training.feedback import Feedback
 from learn_rank.ranker.training.progress import Progress

@@ -16,10 +16,10 @@ from learn_rank.errors import InputError
 from learn_rank.ranker.data.vocabulary import read_vocabulary
 from learn_rank.ranker.inputs import RankerInputs, features_fingerprint, read_features
 from learn_rank.ranker.options import RankerOptions
-from learn_rank.ranker.outputs.predict import trained_options
+from learn_rank.ranker.sharding import TABLES
 from learn_rank.ranker.tables.plan import local_shards
-from learn_rank.ranker.tables.sharding import TABLES
-from learn_rank.ranker.tables.tables import table_dim, table_name
+from learn_rank.ranker.tables.trainable import table_dim, table_name
+from learn_rank.ranker.trained import trained_options
 from learn_rank.schema import DENSE, FEATURES, FeatureSet, SparseFeature
 
 # what decides the meaning of weights and need not show in their shapes

@@ -93,8 +93,8 @@ def test_rows_in_any_order_equal_a_plain_loop(sizes: list[int], num_used: int, s
     for feature in SPARSE:
         column = [row[f"sparse.{feature.name}"] for row in rows]
         expected = column if feature.is_list else [[value] for value in column]
-        found = [values.tolist() for values in sparse[feature.name].to_dense()]
-        assert found == expected
+        lists = [values.tolist() for values in sparse[feature.name].to_dense()]
+        assert lists == expected
     for sequence in features.sequences:
         name = f"sequence.{sequence.name}"
         assert [values.tolist() for values in sparse[name].to_dense()] == [row[name] for row in rows]

@@ -84,8 +84,8 @@ def test_division_holds_exactly_the_rows_asked_for(groups: list[int], data: st.D
     first = data.draw(st.integers(0, sum(groups)))
     end = data.draw(st.integers(first, sum(groups)))
     laid_out = [(group, row) for group in order for row in range(groups[group])]
-    found = [(piece.row_group, row) for piece in divide(groups, order, first, end) for row in range(*piece[1:])]
-    assert found == laid_out[first:end]
+    divided = [(piece.row_group, row) for piece in divide(groups, order, first, end) for row in range(*piece[1:])]
+    assert divided == laid_out[first:end]
 
 
 @given(groups=GROUPS, read_rows=st.integers(1, 12), data=st.data())

@@ -21,10 +21,10 @@ from learn_rank.ranker.inputs import open_inputs
 from learn_rank.ranker.model import build_ranker, ranker_loss
 from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.outputs.predict import predict
+from learn_rank.ranker.sharding import ShardedRanker, shard
 from learn_rank.ranker.tables.lookup import look_up
 from learn_rank.ranker.tables.plan import local_shards
-from learn_rank.ranker.tables.sharding import ShardedRanker, shard
-from learn_rank.ranker.tables.tables import build_tables, pad_rows
+from learn_rank.ranker.tables.trainable import build_tables, pad_rows
 from learn_rank.ranker.training.train import train
 from learn_rank.schema import FeatureSet, SequenceFeature, SparseFeature, interactions_schema
 from tests.ranks import run_ranks
@@ -87,7 +87,7 @@ def interactions(num_rows: int, seed: int) -> pa.Table:
         "purchase": click * (rng.random(num_rows) < 0.5).astype(np.int8),
         "sparse.user_id": rng.integers(NUM_USERS, size=num_rows),
         "sparse.item_id": item,
-        "sparse.genres": [list(range(one % 4)) for one in item],
+        "sparse.genres": [list(range(number % 4)) for number in item],
         "sparse.kind": item % NUM_KINDS,
         "sequence.likes": likes,
         "sequence.kinds": [rng.integers(NUM_KINDS + 1, size=rng.integers(5)).tolist() for _ in range(num_rows)],
@@ -157,7 +157,9 @@ def test_embeddings_are_the_rows_of_the_tables(past, kind: str, num_padding: int
     for feature in FEATURES.sparse:
         table, values = tables[feature.name], columns[f"sparse.{feature.name}"]
         empty = torch.zeros(table.shape[1])
-        expected.append([table[one].mean(0) if one else empty for one in values] if feature.is_list else table[values])
+        expected.append(
+            [table[rows].mean(0) if rows else empty for rows in values] if feature.is_list else table[values]
+        )
     pooled = torch.cat([torch.stack(list(part)) for part in expected], 1)
     torch.testing.assert_close(embedded.pooled, pooled)
     assert len(embedded.sequences) == 3
@@ -166,9 +168,9 @@ def test_embeddings_are_the_rows_of_the_tables(past, kind: str, num_padding: int
         longest = max(map(len, rows))
         assert sequence.values.shape == (num_rows, longest, table.shape[1])
         assert sequence.mask.tolist() == [[place < len(row) for place in range(longest)] for row in rows]
-        for found, row in zip(sequence.values, rows, strict=True):
-            assert torch.equal(found[: len(row)], table[row])
-            assert not found[len(row) :].any()
+        for embedded, row in zip(sequence.values, rows, strict=True):
+            assert torch.equal(embedded[: len(row)], table[row])
+            assert not embedded[len(row) :].any()
         assert torch.equal(sequence.target, table[columns[f"sparse.{feature.of}"]])
 
 
@@ -201,13 +203,13 @@ def test_every_value_of_a_sequence_is_trained(past) -> None:
 
 def test_a_signal_that_only_the_sequence_holds_is_learnt(past, tmp_path: Path) -> None:
     labels = past.table("test")["click"].to_numpy()
-    found = {}
+    areas = {}
     for backbone in ("din", "dcnv2"):
         options = replace(OPTIONS, backbone=backbone, epochs=8, patience=8, sparse_learning_rate=0.3)
         train(past.prepared, None, tmp_path / backbone, options, validation_metric=auc)
-        found[backbone] = auc(None, labels, predict(past.prepared, None, tmp_path / backbone, "test"))
-    assert found["din"] > 0.8
-    assert found["dcnv2"] < 0.6  # reads no sequences unless told to
+        areas[backbone] = auc(None, labels, predict(past.prepared, None, tmp_path / backbone, "test"))
+    assert areas["din"] > 0.8
+    assert areas["dcnv2"] < 0.6  # reads no sequences unless told to
 
 
 def test_two_towers_in_bfloat16_learn_it_from_the_tables_they_share(past, tmp_path: Path) -> None:

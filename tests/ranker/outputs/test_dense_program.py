@@ -16,7 +16,7 @@ from learn_rank.ranker.options import BACKBONES, RankerOptions
 from learn_rank.ranker.outputs.dense_program import DenseScorer, can_write_onnx, write_programs
 from learn_rank.ranker.tasks import build_heads
 from learn_rank.schema import Task
-from learn_rank.serving.files import ServedDense, ServedModel, ServedSequence, ServedSparse
+from learn_rank.serving.folder import ServedDense, ServedModel, ServedSequence, ServedSparse
 from learn_rank.serving.programs import open_program
 
 DIM, VECTOR = 4, 6
@@ -73,9 +73,9 @@ def test_program_gives_the_rankers_logits(options: dict[str, Any], tmp_path: Pat
         inputs = inputs_of(model, num_rows, lengths)
         with torch.no_grad():
             expected = scorer(*inputs)
-        found = program(inputs)
-        assert found.shape == (3 if "task" in options else 1, num_rows)
-        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+        logits = program(inputs)
+        assert logits.shape == (3 if "task" in options else 1, num_rows)
+        torch.testing.assert_close(logits, expected, atol=1e-6, rtol=1e-5)
         assert num_rows < 3 or expected.std() > 0.01
 
 

@@ -19,7 +19,8 @@ from learn_rank.ranker.inputs import open_inputs
 from learn_rank.ranker.model import load_adaptor
 from learn_rank.ranker.options import LearnColumnsOptions
 from learn_rank.ranker.outputs.export_features import write_learn_columns
-from learn_rank.ranker.outputs.predict import predict, trained_options
+from learn_rank.ranker.outputs.predict import predict
+from learn_rank.ranker.trained import trained_options
 from learn_rank.ranker.training.train import RankerOptions, train
 from learn_rank.schema import LEARN_COLUMNS, FeatureSet
 from learn_rank.store import FrozenStore
@@ -53,7 +54,7 @@ def test_the_columns_are_what_the_ranker_sees_while_it_predicts(
     predict(log.prepared, log.stores, directory, "test", batch_rows=100)
     assert len(seen) > 5
     columns = np.concatenate([vectors_of(table, name) for name in LEARN_COLUMNS], axis=1)
-    np.testing.assert_allclose(columns, torch.cat([one.features() for one in seen]).numpy(), atol=1e-6)
+    np.testing.assert_allclose(columns, torch.cat([output.features() for output in seen]).numpy(), atol=1e-6)
 
 
 def test_layouts_hold_the_same_numbers(log, directory: Path, tmp_path: Path) -> None:
@@ -106,11 +107,11 @@ def test_a_users_log_of_other_names_and_times_gets_the_vectors_of_its_times(
     names = {"user_id": "uid", "item_id": "sku", "timestamp": "shown_at"}
     write(log, directory, tmp_path / "out", tmp_path / "in", **names)
     write(log, directory, tmp_path / "own", log.prepared / "interactions" / "test.parquet")
-    found = pq.read_table(tmp_path / "out")
-    assert found.column_names == ["shown_at", "sku", "uid", *LEARN_COLUMNS]
+    written = pq.read_table(tmp_path / "out")
+    assert written.column_names == ["shown_at", "sku", "uid", *LEARN_COLUMNS]
     expected = pq.read_table(tmp_path / "own" / "test.parquet")
     for name in LEARN_COLUMNS:
-        np.testing.assert_array_equal(vectors_of(found, name), vectors_of(expected, name))
+        np.testing.assert_array_equal(vectors_of(written, name), vectors_of(expected, name))
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us"])
@@ -158,8 +159,8 @@ def test_rows_without_a_vector_take_the_learned_one_and_are_counted(log, directo
     inputs = open_inputs(log.prepared, log.stores, options)
     assert inputs.frozen is not None
     missing = load_adaptor(directory, options, inputs.frozen).user_missing.detach().numpy()
-    found = vectors_of(pq.read_table(tmp_path / "out" / "new.parquet"), "learn_user")
-    np.testing.assert_array_equal(found, np.tile(missing, (50, 1)))
+    user = vectors_of(pq.read_table(tmp_path / "out" / "new.parquet"), "learn_user")
+    np.testing.assert_array_equal(user, np.tile(missing, (50, 1)))
 
 
 def test_files_that_are_there_are_kept_and_counted(log, directory: Path, tmp_path: Path) -> None:

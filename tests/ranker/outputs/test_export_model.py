@@ -33,11 +33,11 @@ def test_a_single_row_is_taken_and_a_list_is_averaged() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "found"),
+    ("rows", "value"),
     [([3, 4], 4), ([0, -1], -1), ([0, None], "null"), ([[0], [1, 7]], 7), ([[0], []], "empty"), ([[0], None], "null")],
 )
-def test_rows_that_a_table_does_not_have_are_refused(rows: list[Any], found: object) -> None:
+def test_rows_that_a_table_does_not_have_are_refused(rows: list[Any], value: object) -> None:
     with pytest.raises(
-        InputError, match=rf"item_features\.parquet: column 'sparse\.genres', row 6 is {found}, expected"
+        InputError, match=rf"item_features\.parquet: column 'sparse\.genres', row 6 is {value}, expected"
     ):
         pooled(pa.array(rows))

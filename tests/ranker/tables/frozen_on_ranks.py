@@ -1,6 +1,6 @@
 """What test_placement.py runs on one rank in its own process and on two as torchrun starts them; it leaves JSON behind.
 
-Every check is done on every rank; `found` says what came out on this one.
+Every check is done on every rank; `results` says what came out on this one.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from learn_rank.errors import InputError
 from learn_rank.ranker.inputs import open_inputs
 from learn_rank.ranker.model import build_ranker, ranker_loss
 from learn_rank.ranker.options import FrozenOptions, RankerOptions
-from learn_rank.ranker.outputs.predict import predict, score
+from learn_rank.ranker.outputs.predict import predict
+from learn_rank.ranker.scoring import score
+from learn_rank.ranker.sharding import ShardedRanker, shard
 from learn_rank.ranker.tables.placement import TorchRecTables, place
 from learn_rank.ranker.tables.plan import local_shards
-from learn_rank.ranker.tables.sharding import ShardedRanker, shard
-from learn_rank.ranker.tables.tables import pad_rows
+from learn_rank.ranker.tables.trainable import pad_rows
 from learn_rank.ranker.training.step import open_reader
 from learn_rank.ranker.training.train import train
 from learn_rank.store.guard import assert_frozen
@@ -64,7 +65,7 @@ def main(prepared: Path, stores: Path, folder: Path) -> None:
     """folder holds STORES; what is found goes into folder / number of ranks."""
     with process_group() as process:
         root = folder / str(process.world_size)
-        found = {
+        results = {
             "lookups": {name: lookups(folder, options, process) for name, options in PLACEMENTS.items()},
             "runs": {
                 f"{placement} / {sharding}": run(prepared, stores, root, placement, sharding, process)
@@ -76,9 +77,9 @@ def main(prepared: Path, stores: Path, folder: Path) -> None:
         for name in SHARDINGS:
             save_again(prepared, stores, folder, name, process)
         if process.world_size > 1:
-            found["another store"] = another_store(folder, process)
-            found["a rank that does not call"] = missing_rank(folder / "float16", process)
-        (root / f"{process.rank}.json").write_text(json.dumps(found))
+            results["another store"] = another_store(folder, process)
+            results["a rank that does not call"] = missing_rank(folder / "float16", process)
+        (root / f"{process.rank}.json").write_text(json.dumps(results))
 
 
 def bits(tensor: torch.Tensor) -> str:
@@ -188,8 +189,10 @@ def copies_are_equal(stores: Path, frozen: Any) -> bool:
     rows = torch.arange(num_rows)
     user_rows = torch.where(rows < user.num_rows, rows, -1)
     item_rows = torch.where(rows < item.num_rows, rows, -1)
-    found = frozen.lookup(user_rows, item_rows)
-    return bits(found.user) == bits(user.vectors(user_rows)) and bits(found.item) == bits(item.vectors(item_rows))
+    looked_up = frozen.lookup(user_rows, item_rows)
+    return bits(looked_up.user) == bits(user.vectors(user_rows)) and bits(looked_up.item) == bits(
+        item.vectors(item_rows)
+    )
 
 
 def copies(frozen: Any) -> list[torch.Tensor]:
@@ -206,13 +209,13 @@ def state_of(ranker: ShardedRanker) -> dict[str, Any]:
 
 def whole_runs(prepared: Path, stores: Path, root: Path) -> list[str]:
     """The probabilities of `train` and `predict`, by where the vectors lie."""
-    found = []
+    checksums = []
     for name in ("store", "sharded", "torchrec"):
         options = {"frozen": PLACEMENTS[name]}
         train(prepared, stores, root / "train" / name, OPTIONS, validation_metric=lambda *_: 0.5, **options)
         scores = predict(prepared, stores, root / "train" / name, "test", **options)
-        found.append(hashlib.sha256(scores.tobytes()).hexdigest())
-    return found
+        checksums.append(hashlib.sha256(scores.tobytes()).hexdigest())
+    return checksums
 
 
 def save_again(prepared: Path, stores: Path, folder: Path, sharding: str, process: Process) -> None:

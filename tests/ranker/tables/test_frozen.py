@@ -17,8 +17,9 @@ from learn_rank.artifact import Manifest
 from learn_rank.distributed import process_group
 from learn_rank.errors import InputError
 from learn_rank.publish import publish
+from learn_rank.ranker.data.vectors import LearnVectors
 from learn_rank.ranker.options import FrozenOptions
-from learn_rank.ranker.tables.frozen import FrozenVectors, LearnVectors
+from learn_rank.ranker.tables.frozen import FrozenVectors
 from learn_rank.store.reader import FrozenStore
 from learn_rank.store.writer import write_store
 
@@ -46,9 +47,9 @@ def timed(tmp_path: Path, write_export) -> Path:
 
 
 def test_a_row_takes_the_newest_snapshot_strictly_before_it(timed: Path) -> None:
-    found = look(FrozenVectors(timed, num_folds=0), [7] * 5 + [8], [1] * 6, [10, 11, 20, 21, 99, 26])
-    assert found.user_mask.tolist() == [False, True, True, True, True, True]
-    assert found.user[:, 0].tolist() == [0, 10, 10, 20, 30, 25]
+    looked_up = look(FrozenVectors(timed, num_folds=0), [7] * 5 + [8], [1] * 6, [10, 11, 20, 21, 99, 26])
+    assert looked_up.user_mask.tolist() == [False, True, True, True, True, True]
+    assert looked_up.user[:, 0].tolist() == [0, 10, 10, 20, 30, 25]
 
 
 @settings(max_examples=30)
@@ -57,8 +58,8 @@ def test_no_row_sees_a_snapshot_at_or_after_its_time(tmp_path_factory, write_exp
     stores = tmp_path_factory.mktemp("stores")
     write_export(stores / "item", [1], constant([0.1]))
     write_export(stores / "user", [7, 7, 7], constant([5, 15, 25]), as_of=np.array([5, 15, 25]))
-    found = look(FrozenVectors(stores, num_folds=0), [7] * len(times), [1] * len(times), times)
-    for time, is_found, seen in zip(times, found.user_mask.tolist(), found.user[:, 0].tolist(), strict=True):
+    looked_up = look(FrozenVectors(stores, num_folds=0), [7] * len(times), [1] * len(times), times)
+    for time, is_found, seen in zip(times, looked_up.user_mask.tolist(), looked_up.user[:, 0].tolist(), strict=True):
         assert is_found == (time > 5)
         assert not is_found or seen < time
 
@@ -68,9 +69,9 @@ def test_a_training_row_takes_the_vector_made_without_its_fold(tmp_path: Path, w
     write_export(tmp_path / "user", [7, 8], constant([1, 2]))
     write_export(tmp_path / "user_without_fold_0", [7, 8], constant([10, 20]))
     write_export(tmp_path / "user_without_fold_1", [8], constant([200]))  # all of 7's rows are in fold 1
-    found = look(FrozenVectors(tmp_path, num_folds=2), [7, 7, 7, 8, 8, 8], [1] * 6, [0] * 6, [-1, 0, 1, -1, 0, 1])
-    assert found.user[:, 0].tolist() == [1, 10, 0, 2, 20, 200]
-    assert found.user_mask.tolist() == [True, True, False, True, True, True]
+    looked_up = look(FrozenVectors(tmp_path, num_folds=2), [7, 7, 7, 8, 8, 8], [1] * 6, [0] * 6, [-1, 0, 1, -1, 0, 1])
+    assert looked_up.user[:, 0].tolist() == [1, 10, 0, 2, 20, 200]
+    assert looked_up.user_mask.tolist() == [True, True, False, True, True, True]
 
 
 def test_a_fold_that_was_not_exported_is_refused(tmp_path: Path, write_export) -> None:
@@ -83,26 +84,26 @@ def test_a_fold_that_was_not_exported_is_refused(tmp_path: Path, write_export) -
 def test_unknown_ids_give_zeros_and_a_false_mask(tmp_path: Path, write_export) -> None:
     write_export(tmp_path / "item", [1], constant([0.5]))
     write_export(tmp_path / "user", [7], constant([0.25], dim=3))
-    found = look(FrozenVectors(tmp_path, num_folds=0), [7, 8], [2, 1], [0, 0])
-    assert found.user.tolist() == [[0.25] * 3, [0.0] * 3]
-    assert found.item.tolist() == [[0.0] * 4, [0.5] * 4]
-    assert found.user_mask.tolist() == [True, False]
-    assert found.item_mask.tolist() == [False, True]
+    looked_up = look(FrozenVectors(tmp_path, num_folds=0), [7, 8], [2, 1], [0, 0])
+    assert looked_up.user.tolist() == [[0.25] * 3, [0.0] * 3]
+    assert looked_up.item.tolist() == [[0.0] * 4, [0.5] * 4]
+    assert looked_up.user_mask.tolist() == [True, False]
+    assert looked_up.item_mask.tolist() == [False, True]
 
 
 def test_ids_may_be_strings(tmp_path: Path, write_export) -> None:
     write_export(tmp_path / "item", ["b", "a"], constant([0.5, 0.25]))
     write_export(tmp_path / "user", ["ü", "v"], constant([1, 2]))
-    found = look(FrozenVectors(tmp_path, num_folds=0), ["v", "ü", "w"], ["a", "b", "a"], [0] * 3)
-    assert found.user[:, 0].tolist() == [2, 1, 0]
-    assert found.item[:, 0].tolist() == [0.25, 0.5, 0.25]
+    looked_up = look(FrozenVectors(tmp_path, num_folds=0), ["v", "ü", "w"], ["a", "b", "a"], [0] * 3)
+    assert looked_up.user[:, 0].tolist() == [2, 1, 0]
+    assert looked_up.item[:, 0].tolist() == [0.25, 0.5, 0.25]
 
 
 def test_vectors_need_no_gradient(timed: Path) -> None:
-    found = look(FrozenVectors(timed, num_folds=0), [7], [1], [99])
-    assert isinstance(found, LearnVectors)
-    assert not found.user.requires_grad
-    assert not found.item.requires_grad
+    looked_up = look(FrozenVectors(timed, num_folds=0), [7], [1], [99])
+    assert isinstance(looked_up, LearnVectors)
+    assert not looked_up.user.requires_grad
+    assert not looked_up.item.requires_grad
 
 
 def test_shuffled_stores_keep_who_has_a_vector_but_not_whose_it_is(tmp_path: Path, write_export) -> None:
@@ -204,11 +205,14 @@ def test_own_stores_of_two_files_and_one_beside_an_export_belong_together(tmp_pa
 @pytest.mark.parametrize(
     ("users", "message"),
     [
-        (["U1", "U2", "U3"], "user: has vectors for 0.00% of the training rows, by user_id; its ids are string like "
-                             "'U1', 'U2', 'U3', those of the log like 'u0', 'u1', 'u2'; build it with the log's ids"),
+        (
+            ["U1", "U2", "U3"],
+            "user: has vectors for 0.00% of the training rows, by user_id; its ids are string like "
+            "'U1', 'U2', 'U3', those of the log like 'u0', 'u1', 'u2'; build it with the log's ids",
+        ),
         ([1, 2], "user: its ids are int64 like 1, 2, but user_id in .*user_counts.parquet is string like 'u0', 'u1'"),
     ],
-)  # fmt: skip
+)
 def test_own_vectors_that_match_no_id_of_the_log_are_refused_with_ids_of_both(
     tmp_path: Path, users: list, message: str
 ) -> None:

@@ -29,7 +29,7 @@ SCRIPT = Path(__file__).parent / "frozen_on_ranks.py"
 SCRIPT_NAMES = runpy.run_path(str(SCRIPT))
 PLACEMENTS, RUNS, SHARDINGS = (SCRIPT_NAMES[name] for name in ("PLACEMENTS", "RUNS", "SHARDINGS"))
 NUM_RANKS = (1, 2)
-Found = dict[int, list[dict[str, Any]]]  # number of ranks -> what each found
+Results = dict[int, list[dict[str, Any]]]  # number of ranks -> what each of them says
 
 
 def write(directory: Path, num_rows: int, dim: int = 64, dtype: str = "float16") -> FrozenStore:
@@ -65,8 +65,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(log, folder: Path) -> Found:
-    """What frozen_on_ranks.py found on one rank, here, and on two, under torchrun."""
+def results(log, folder: Path) -> Results:
+    """What frozen_on_ranks.py says on one rank, here, and on two, under torchrun."""
     before = files(log.stores)
     for num_ranks in NUM_RANKS:
         (folder / str(num_ranks)).mkdir()
@@ -81,16 +81,16 @@ def found(log, folder: Path) -> Found:
 
 @pytest.mark.parametrize("num_ranks", NUM_RANKS)
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_lookups_have_the_bits_of_the_store(found: Found, num_ranks: int, placement: str) -> None:
-    for rank in found[num_ranks]:
+def test_lookups_have_the_bits_of_the_store(results: Results, num_ranks: int, placement: str) -> None:
+    for rank in results[num_ranks]:
         assert len(rank["lookups"][placement]) == 30
         assert all(rank["lookups"][placement])
 
 
 @pytest.mark.parametrize("num_ranks", NUM_RANKS)
 @pytest.mark.parametrize("name", [" / ".join(run) for run in RUNS])
-def test_training_leaves_the_vectors_alone(found: Found, num_ranks: int, name: str) -> None:
-    for rank in found[num_ranks]:
+def test_training_leaves_the_vectors_alone(results: Results, num_ranks: int, name: str) -> None:
+    for rank in results[num_ranks]:
         run = rank["runs"][name]
         assert run["copies are equal"]
         assert run["gradients of copies"] == 0
@@ -99,9 +99,9 @@ def test_training_leaves_the_vectors_alone(found: Found, num_ranks: int, name: s
 
 @pytest.mark.parametrize("num_ranks", NUM_RANKS)
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_placed_vectors_are_no_part_of_the_ranker(found: Found, num_ranks: int, placement: str) -> None:
+def test_placed_vectors_are_no_part_of_the_ranker(results: Results, num_ranks: int, placement: str) -> None:
     """Names, shapes and bytes of all that is trained or saved are those of vectors that are read from files."""
-    for rank in found[num_ranks]:
+    for rank in results[num_ranks]:
         run, plain = (rank["runs"][f"{name} / auto"] for name in (placement, "store"))
         for part in ("saved", "parameters and buffers", "bytes in optimizers"):
             assert run[part] == plain[part], part
@@ -112,7 +112,9 @@ def test_placed_vectors_are_no_part_of_the_ranker(found: Found, num_ranks: int, 
 
 @pytest.mark.parametrize("num_ranks", NUM_RANKS)
 @pytest.mark.parametrize("name", RUNS)
-def test_a_checkpoint_holds_the_ranker_alone(found: Found, folder: Path, num_ranks: int, name: tuple[str, str]) -> None:
+def test_a_checkpoint_holds_the_ranker_alone(
+    results: Results, folder: Path, num_ranks: int, name: tuple[str, str]
+) -> None:
     keys = saved(folder / str(num_ranks) / name[0] / name[1])
     assert not [key for key in keys if "store" in key or "frozen" in key]
     assert {key for key in keys if key.startswith("model.tables")} == {
@@ -123,18 +125,18 @@ def test_a_checkpoint_holds_the_ranker_alone(found: Found, folder: Path, num_ran
 
 
 @pytest.mark.parametrize("num_ranks", NUM_RANKS)
-def test_results_have_the_same_bits_wherever_vectors_lie(found: Found, num_ranks: int) -> None:
-    for rank in found[num_ranks]:
+def test_results_have_the_same_bits_wherever_vectors_lie(results: Results, num_ranks: int) -> None:
+    for rank in results[num_ranks]:
         assert len({rank["runs"][f"{placement} / auto"]["scores"] for placement in PLACEMENTS}) == 1
         assert len(rank["trained"]) == 3
         assert len(set(rank["trained"])) == 1
-    assert len({rank["trained"][0] for rank in found[num_ranks]}) == 1
+    assert len({rank["trained"][0] for rank in results[num_ranks]}) == 1
 
 
 @pytest.mark.parametrize("num_ranks", NUM_RANKS)
 @pytest.mark.parametrize("sharding", SHARDINGS)
 def test_checkpoints_load_on_other_ranks_and_shardings(
-    found: Found, folder: Path, num_ranks: int, sharding: str
+    results: Results, folder: Path, num_ranks: int, sharding: str
 ) -> None:
     first, again = (
         load_all(folder / str(ranks) / name)
@@ -148,8 +150,8 @@ def test_checkpoints_load_on_other_ranks_and_shardings(
 
 @pytest.mark.parametrize("num_ranks", NUM_RANKS)
 @pytest.mark.parametrize("kind", SCRIPT_NAMES["GUARDED"])
-def test_every_rank_refuses_a_copy_that_one_of_them_would_train(found: Found, num_ranks: int, kind: str) -> None:
-    ranks = [rank["guard"][kind] for rank in found[num_ranks]]
+def test_every_rank_refuses_a_copy_that_one_of_them_would_train(results: Results, num_ranks: int, kind: str) -> None:
+    ranks = [rank["guard"][kind] for rank in results[num_ranks]]
     assert any(any(rank["changed"]) for rank in ranks)
     for rank in ranks:
         if rank["shards"]:
@@ -160,16 +162,16 @@ def test_every_rank_refuses_a_copy_that_one_of_them_would_train(found: Found, nu
     assert any(rank["shards"] for rank in ranks)
 
 
-def test_ranks_that_opened_different_stores_all_refuse(found: Found) -> None:
-    for rank in found[2]:
+def test_ranks_that_opened_different_stores_all_refuse(results: Results) -> None:
+    for rank in results[2]:
         assert len(rank["another store"]) == 2
         for said in rank["another store"]:
             assert said.startswith("rank 1 opened ")
             assert said.endswith("give all hosts the same store")
 
 
-def test_a_rank_that_does_not_call_is_an_error_on_the_others(found: Found) -> None:
-    assert "Timed out" in found[2][0]["a rank that does not call"]
+def test_a_rank_that_does_not_call_is_an_error_on_the_others(results: Results) -> None:
+    assert "Timed out" in results[2][0]["a rank that does not call"]
 
 
 def test_widths_that_the_kernels_do_not_take_are_refused(tmp_path: Path) -> None:

@@ -41,8 +41,8 @@ def plan(
 
 
 def test_the_largest_tables_go_first_to_the_rank_with_the_fewest_bytes() -> None:
-    found = plan(sizes(a=50, b=100, c=60, d=1000), [GIB, GIB])
-    assert list(found.items()) == [
+    places = plan(sizes(a=50, b=100, c=60, d=1000), [GIB, GIB])
+    assert list(places.items()) == [
         ("d", Place("row_wise")),
         ("b", Place("table_wise", 0)),
         ("c", Place("table_wise", 1)),
@@ -55,8 +55,8 @@ def test_one_rank_holds_every_table_whole() -> None:
 
 
 def test_small_tables_are_replicated_where_that_is_asked_for() -> None:
-    found = plan(sizes(a=50, b=100), [GIB, GIB], replicated=50)
-    assert found == {"b": Place("table_wise", 0), "a": Place("data_parallel")}
+    places = plan(sizes(a=50, b=100), [GIB, GIB], replicated=50)
+    assert places == {"b": Place("table_wise", 0), "a": Place("data_parallel")}
 
 
 def test_a_table_that_fits_no_single_rank_is_split() -> None:
@@ -103,7 +103,7 @@ def test_a_plan_is_told_rank_by_rank() -> None:
 
 
 def test_a_table_that_cannot_be_replicated_stays_whole() -> None:
-    tables = [replace(one, can_replicate=one.name != "a") for one in sizes(a=50, b=40)]
+    tables = [replace(size, can_replicate=size.name != "a") for size in sizes(a=50, b=40)]
     assert plan(tables, [GIB, GIB], "data_parallel") == {"a": Place("table_wise", 0), "b": Place("data_parallel")}
     assert plan(tables, [GIB, GIB], replicated=50) == {"a": Place("table_wise", 0), "b": Place("data_parallel")}
 
@@ -121,18 +121,18 @@ def test_a_table_that_cannot_be_replicated_stays_whole() -> None:
 def test_no_rank_is_given_more_than_it_has(rows: list[int], budgets: list[int], sharding: str, replicated: int) -> None:
     tables = sizes(**{f"t{k}": count for k, count in enumerate(rows)})
     try:
-        found = plan(tables, budgets, sharding, replicated=replicated)
+        places = plan(tables, budgets, sharding, replicated=replicated)
     except InputError:
         # all rows split evenly is what auto tries last: if that fits, auto must not fail
         even = [bytes_per_rank(table, Place("row_wise"), len(budgets)) for table in tables]
         fits = all(sum(part) <= budget for part, budget in zip(zip(*even, strict=True), budgets, strict=True))
         assert sharding != "auto" or not fits or not all(map(all, even))
         return
-    assert found.keys() == {table.name for table in tables}
+    assert places.keys() == {table.name for table in tables}
     for rank, budget in enumerate(budgets):
-        assert sum(bytes_per_rank(table, found[table.name], len(budgets))[rank] for table in tables) <= budget
+        assert sum(bytes_per_rank(table, places[table.name], len(budgets))[rank] for table in tables) <= budget
     for table in tables:
-        if sharding != "auto" and found[table.name].sharding != sharding:
+        if sharding != "auto" and places[table.name].sharding != sharding:
             assert sharding == "row_wise"
             assert 0 in bytes_per_rank(table, Place("row_wise"), len(budgets))
 

@@ -12,7 +12,7 @@ from learn_rank.distributed import process_group
 from learn_rank.errors import InputError
 from learn_rank.ranker.model import build_ranker
 from learn_rank.ranker.options import FindOptions, RankerOptions
-from learn_rank.ranker.tables.sharding import shard
+from learn_rank.ranker.sharding import shard
 from learn_rank.ranker.training.find_learning_rate import SWEPT, find_learning_rates, smooth, suggest
 
 OPTIONS = RankerOptions(use_learn=False, hidden_dims=[16], embedding_dim=8, batch_size=250)

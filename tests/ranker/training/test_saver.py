@@ -14,7 +14,7 @@ from learn_rank import checkpoint
 from learn_rank.distributed import Process, process_group
 from learn_rank.ranker.model import build_ranker
 from learn_rank.ranker.options import RankerOptions
-from learn_rank.ranker.tables.sharding import shard
+from learn_rank.ranker.sharding import shard
 from learn_rank.ranker.training import saver as saver_module
 from learn_rank.ranker.training.saver import Saver, _copy, _local_tensors, open_saver
 from learn_rank.schema import FeatureSet

@@ -12,7 +12,7 @@ from learn_rank.errors import InputError
 from learn_rank.ranker.data.batch import BatchReader
 from learn_rank.ranker.model import build_ranker, ranker_loss
 from learn_rank.ranker.options import RankerOptions
-from learn_rank.ranker.tables.sharding import shard
+from learn_rank.ranker.sharding import shard
 from learn_rank.ranker.training.train import train
 from learn_rank.schema import FeatureSet
 

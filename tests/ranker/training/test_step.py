@@ -16,7 +16,7 @@ from learn_rank.ranker.inputs import open_inputs
 from learn_rank.ranker.model import build_ranker
 from learn_rank.ranker.options import CLICK, ESMM, RankerOptions
 from learn_rank.ranker.outputs.predict import predict
-from learn_rank.ranker.tables.sharding import shard
+from learn_rank.ranker.sharding import shard
 from learn_rank.ranker.tasks import Sampling, task_logits, task_losses
 from learn_rank.ranker.training.step import DivergedError, open_reader, rows_per_rank, train_step
 from learn_rank.ranker.training.train import train

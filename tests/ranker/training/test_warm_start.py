@@ -18,8 +18,8 @@ from learn_rank.errors import InputError
 from learn_rank.ranker.inputs import open_inputs
 from learn_rank.ranker.model import build_ranker
 from learn_rank.ranker.options import RankerOptions
+from learn_rank.ranker.sharding import shard
 from learn_rank.ranker.tables.plan import local_shards
-from learn_rank.ranker.tables.sharding import shard
 from learn_rank.ranker.training.train import train
 from learn_rank.ranker.training.warm_start import fill_from_earlier, row_sources
 from learn_rank.schema import FeatureSet, SparseFeature
@@ -199,7 +199,7 @@ from learn_rank.ranker.inputs import open_inputs
 from learn_rank.ranker.model import build_ranker
 from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.tables.plan import local_shards
-from learn_rank.ranker.tables.sharding import shard
+from learn_rank.ranker.sharding import shard
 from learn_rank.ranker.training.warm_start import fill_from_earlier
 
 second, out, options = Path(sys.argv[1]), sys.argv[2], RankerOptions(**json.loads(sys.argv[3]))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -118,27 +118,27 @@ class ServedModel:
         item_mask [N], with LEARN; per sequence values [N, L, D], mask [N, L] and target [N, D].
         """
         learn = ("user", "item", "user_mask", "item_mask") if self.has_learn else ()
-        sequences = [name for one in self.sequences for name in (one.values, one.mask, one.target)]
-        return ("dense", "sparse", *learn, *sequences)
+        sequences = [(sequence.values, sequence.mask, sequence.target) for sequence in self.sequences]
+        return ("dense", "sparse", *learn, *chain.from_iterable(sequences))
 
     @property
     def width(self) -> int:
-        """Of a row."""
+        """Numbers in a row: the sparse embeddings and the dense features."""
         return self.sparse_width + len(self.dense)
 
     @property
     def sparse_width(self) -> int:
-        return sum(one.dim for one in self.sparse)
+        return sum(feature.dim for feature in self.sparse)
 
     def of_side(self, side: str) -> tuple[ServedSparse | ServedDense, ...]:
         """Features of one side, in order: what a row of its store holds side by side."""
-        return tuple(one for one in self.features if one.side == side)
+        return tuple(feature for feature in self.features if feature.side == side)
 
     @cached_property
     def places(self) -> dict[ServedSparse | ServedDense, slice]:
         """Where each feature is in a row: the sparse embeddings one after another, then the dense numbers."""
-        ends = list(accumulate((width_of(one) for one in self.features), initial=0))
-        return {one: slice(*pair) for one, pair in zip(self.features, pairwise(ends), strict=True)}
+        ends = list(accumulate(map(width_of, self.features), initial=0))
+        return {feature: slice(*pair) for feature, pair in zip(self.features, pairwise(ends), strict=True)}
 
     def write(self, path: Path) -> None:
         write_json(path, asdict(self))
@@ -151,15 +151,18 @@ class ServedModel:
         try:
             fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             for name, kind in _KINDS.items():
-                fields[name] = tuple(kind(**one) for one in fields[name])
+                fields[name] = tuple(kind(**entry) for entry in fields[name])
             return ServedModel(**fields)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise InputError(f"{path}: not readable ({error}); run `learn-rank {STAGE}` again")
 
 
 _KINDS: dict[str, Any] = {
-    "sparse": ServedSparse, "dense": ServedDense, "sequences": ServedSequence, "tasks": Task,
-}  # fmt: skip
+    "sparse": ServedSparse,
+    "dense": ServedDense,
+    "sequences": ServedSequence,
+    "tasks": Task,
+}
 
 
 def width_of(feature: ServedSparse | ServedDense) -> int:

@@ -22,7 +22,7 @@ from learn_rank.ranker.model import Ranker
 from learn_rank.ranker.options import DATA_PARALLEL, RankerOptions
 from learn_rank.ranker.tables.adagrad import ReplicaAdagrad
 from learn_rank.ranker.tables.plan import describe_plan, local_shards, memory_budgets, plan_tables, torchrec_plan
-from learn_rank.ranker.tables.tables import fill_rows, table_name, table_size
+from learn_rank.ranker.tables.trainable import fill_rows, table_name, table_size
 from learn_rank.schema import SparseFeature
 
 TABLES = "tables"  # Ranker.tables
@@ -72,7 +72,7 @@ def shard(ranker: Ranker, options: RankerOptions, sparse: tuple[SparseFeature, .
     table is allocated: they do not fit.
     """
     collections = _collections(ranker)
-    unpooled = {name for one in collections if one.is_unpooled for name in one.weights}
+    unpooled = {name for collection in collections if collection.is_unpooled for name in collection.weights}
     sizes = [
         table_size(feature, options.embedding_dim, can_replicate=table_name(feature) not in unpooled)
         for feature in sparse
@@ -86,19 +86,20 @@ def shard(ranker: Ranker, options: RankerOptions, sparse: tuple[SparseFeature, .
         advice=_ADVICE,
     )
     sharders = [
-        sharder(
+        kind(
             fused_params={
                 "optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
                 "learning_rate": options.sparse_learning_rate,
                 "eps": _EPS,
             }
         )
-        for sharder in (EmbeddingBagCollectionSharder, EmbeddingCollectionSharder)
+        for kind in (EmbeddingBagCollectionSharder, EmbeddingCollectionSharder)
     ]
     module_plans = {}
-    for one in collections:
-        its_plan = {name: plan[name] for name in one.weights}
-        module_plans[one.path] = torchrec_plan(one.module, its_plan, sharders[one.is_unpooled], process)
+    for collection in collections:
+        its_plan = {name: plan[name] for name in collection.weights}
+        sharder = sharders[collection.is_unpooled]
+        module_plans[collection.path] = torchrec_plan(collection.module, its_plan, sharder, process)
     _quieten_torchrec()
     model = DistributedModelParallel(
         ranker,
@@ -108,7 +109,7 @@ def shard(ranker: Ranker, options: RankerOptions, sparse: tuple[SparseFeature, .
         init_data_parallel=process.world_size > 1,  # alone there is no one to average with; 4 % of a small step
     )
     model.module.to(process.device)  # the dense part; being wrapped would have moved it
-    weights = {table: name for one in collections for table, name in one.weights.items()}
+    weights = {table: name for collection in collections for table, name in collection.weights.items()}
     _fill_tables(model, weights, sparse, options)
     parameters = dict(model.named_parameters())
     dense_optimizer = KeyedOptimizerWrapper(
@@ -140,14 +141,14 @@ class _Collection:
 
 
 def _collections(ranker: nn.Module) -> list[_Collection]:
-    found = []
+    collections = []
     for path, module in ranker.named_modules():
         is_unpooled = isinstance(module, EmbeddingCollection)
         if is_unpooled or isinstance(module, EmbeddingBagCollection):
             kind = "embeddings" if is_unpooled else "embedding_bags"
             weights = {table: f"{path}.{kind}.{table}.weight" for table in getattr(module, kind)}
-            found.append(_Collection(path, module, weights, is_unpooled))
-    return found
+            collections.append(_Collection(path, module, weights, is_unpooled))
+    return collections
 
 
 def _fill_tables(

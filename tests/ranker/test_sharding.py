@@ -17,10 +17,10 @@ from learn_rank.errors import InputError
 from learn_rank.ranker.data.batch import BatchReader
 from learn_rank.ranker.model import build_ranker, ranker_loss
 from learn_rank.ranker.options import RankerOptions
+from learn_rank.ranker.sharding import ShardedRanker, shard
 from learn_rank.ranker.tables.lookup import pooled_embeddings
 from learn_rank.ranker.tables.plan import local_shards
-from learn_rank.ranker.tables.sharding import ShardedRanker, shard
-from learn_rank.ranker.tables.tables import build_tables, fill_rows, pad_rows
+from learn_rank.ranker.tables.trainable import build_tables, fill_rows, pad_rows
 from learn_rank.schema import FeatureSet, SparseFeature
 
 OPTIONS = RankerOptions(use_learn=False, hidden_dims=[8], embedding_dim=8)
