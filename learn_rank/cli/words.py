@@ -178,6 +178,19 @@ def keys_of(schema: type) -> Iterator[tuple[str, str, str]]:
         yield one.name, str(default), one.metadata.get("help", "")
 
 
+def headings_of(schema: type) -> dict[str, str]:
+    """Dotted key -> heading of every group of options of a config dataclass; empty where it has none."""
+    hints = typing.get_type_hints(schema)
+    headings = {}
+    for part in dataclasses.fields(schema):
+        kind = _bare(hints[part.name])
+        if dataclasses.is_dataclass(kind):
+            headings[part.name] = part.metadata.get("help", "")
+            inner = headings_of(typing.cast(type, kind))
+            headings |= {f"{part.name}.{key}": heading for key, heading in inner.items()}
+    return headings
+
+
 def nearest(key: str, valid: Sequence[str], *, prefix: str = "") -> str:
     """What to add to an error about an unknown key: the valid one it may have meant."""
     near = get_close_matches(key, valid, n=1, cutoff=0.5) or [

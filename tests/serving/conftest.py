@@ -48,8 +48,9 @@ sequence:
   brands: {of: brand, max_length: 4}
 split: {num_folds: 2}
 """
-SMALL = ["ranker.epochs=1", "ranker.hidden_dims=[16]", "ranker.embedding_dim=8", "ranker.batch_size=256",
-         "ranker.fusion_dim=8"]  # fmt: skip
+SMALL = ["ranker.training.epochs=1", "ranker.backbone.hidden_dims=[16]", "ranker.tables.embedding_dim=8",
+         "ranker.training.batch_size=256",
+         "ranker.adaptor.fusion_dim=8"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def single(make_run: Callable[..., Run]) -> Run:
 
 @pytest.fixture(scope="session")
 def din(make_run: Callable[..., Run]) -> Run:
-    return make_run("din", "ranker.backbone=din")
+    return make_run("din", "ranker.backbone.name=din")
 
 
 def _make_run(prepared: Run, name: str, *options: str) -> Run:

@@ -21,8 +21,9 @@ class DIN(nn.Module):
 
     def __init__(self, widths: Widths, options: RankerOptions) -> None:
         super().__init__()
-        self.units = nn.ModuleList(ActivationUnit(width, options.attention_dims) for width in widths.sequences)
-        self.top = mlp(widths.total, options.hidden_dims, 1, dropout=options.dropout, activation=PReLU)
+        chosen = options.backbone
+        self.units = nn.ModuleList(ActivationUnit(width, chosen.din.attention_dims) for width in widths.sequences)
+        self.top = mlp(widths.total, chosen.hidden_dims, 1, dropout=chosen.dropout, activation=PReLU)
 
     def forward(self, features: Features) -> torch.Tensor:
         """Logits [B]."""

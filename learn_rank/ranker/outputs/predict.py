@@ -23,8 +23,9 @@ from learn_rank.progress import progress_bar
 from learn_rank.ranker.data.batch import BatchReader
 from learn_rank.ranker.inputs import RankerInputs, check_fingerprints, open_inputs
 from learn_rank.ranker.model import build_ranker
-from learn_rank.ranker.options import FrozenOptions, RankerOptions
+from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.tables.frozen import FrozenVectors
+from learn_rank.ranker.tables.options import FrozenOptions
 from learn_rank.ranker.tables.sharding import shard
 from learn_rank.ranker.tasks import tasks_of
 from learn_rank.schema import (
@@ -131,7 +132,7 @@ def trained_options(checkpoint_dir: Path) -> tuple[RankerOptions, dict[str, Any]
     meta = checkpoint.read_meta(checkpoint_dir, checkpoint.BEST)
     if meta is None:
         raise InputError(f"{checkpoint_dir}: holds no finished checkpoint; run `learn-rank train` first")
-    return RankerOptions(**meta["options"]), meta
+    return RankerOptions.of_record(meta["options"], where=str(checkpoint_dir)), meta
 
 
 def _predict(
@@ -149,7 +150,8 @@ def _predict(
     state = {"model": ranker.model.state_dict()}
     checkpoint.load(checkpoint_dir, state, checkpoint.BEST)
     ranker.model.load_state_dict(state["model"])
-    return score(ranker.model, reader, inputs.frozen, process, bf16=options.bf16, description=f"predict {split}")
+    bf16 = options.training.bf16
+    return score(ranker.model, reader, inputs.frozen, process, bf16=bf16, description=f"predict {split}")
 
 
 @torch.no_grad()  # not inference_mode: the fused tables have no kernel for it on CPU
@@ -184,12 +186,12 @@ def score(
 
 def _tasks(arms: Mapping[str, Path], features: FeatureSet) -> tuple[Task, ...]:
     """The tasks of all rankers; InputError if two differ: they could not be compared."""
-    found = {arm: trained_options(folder)[0] for arm, folder in arms.items()}
-    first, *others = found
+    options = {arm: trained_options(folder)[0] for arm, folder in arms.items()}
+    first, *others = options
     for arm in others:
-        if found[arm].task != found[first].task:
+        task, wanted = options[arm].task.name, options[first].task.name
+        if task != wanted:
             raise InputError(
-                f"{arms[arm]}: was trained with task={found[arm].task}, but {first} with task={found[first].task}; "
-                "train both with one ranker.task"
+                f"{arms[arm]}: was trained with ranker.task.name={task}, but {first} with {wanted}; train both alike"
             )
-    return tasks_of(features, found[first])
+    return tasks_of(features, options[first])

@@ -9,28 +9,33 @@ import pytest
 import torch
 from torch import nn
 
-from learn_rank.ranker.backbones import Features, SequenceEmbeddings, Widths, start_without_learn
-from learn_rank.ranker.options import BACKBONES, RankerOptions
+from learn_rank.options import with_changes
+from learn_rank.ranker.backbones.features import Features, SequenceEmbeddings, Widths
+from learn_rank.ranker.backbones.options import BACKBONES
+from learn_rank.ranker.backbones.start import start_without_learn
+from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.tasks import build_heads
 
 B, D, L, LEARN = 6, 4, 5, 7
-OPTIONS = RankerOptions(hidden_dims=[8, 4], embedding_dim=D, cross_rank=5)
+OPTIONS = with_changes(
+    RankerOptions(), {"backbone.hidden_dims": [8, 4], "tables.embedding_dim": D, "backbone.dcnv2.cross_rank": 5}
+)
 WIDTHS = Widths(2, (D, D, D), LEARN, (D,), names=("user", "item", "genre"))
 CASES: list[dict[str, Any]] = [
-    *({"backbone": name} for name in BACKBONES),
-    {"backbone": "dcnv2", "cross_rank": 0},
-    {"backbone": "dcnv2", "cross_rank": 100},  # as wide as the features, which the baseline has fewer of
-    {"backbone": "masknet", "mask_blocks": 0},
-    {"backbone": "finalmlp", "gate_features": ["user", "item"]},
-    {"task": "esmm"},
-    {"task": "mmoe"},
+    *({"backbone.name": name} for name in BACKBONES),
+    {"backbone.dcnv2.cross_rank": 0},
+    {"backbone.dcnv2.cross_rank": 100},  # as wide as the features, which the baseline has fewer of
+    {"backbone.name": "masknet", "backbone.masknet.num_blocks": 0},
+    {"backbone.name": "finalmlp", "backbone.finalmlp.gate_features": ["user", "item"]},
+    {"task.name": "esmm"},
+    {"task.name": "mmoe"},
 ]
 
 
 def both(changed: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
     """With LEARN features and without."""
     torch.manual_seed(0)
-    options = replace(OPTIONS, **changed)
+    options = with_changes(OPTIONS, changed)
     wide, narrow = build_heads(WIDTHS, options), build_heads(replace(WIDTHS, learn=0), options)
     start_without_learn(wide, narrow, WIDTHS)
     return wide, narrow
@@ -64,7 +69,7 @@ def test_after_a_step_every_learn_feature_counts(changed: dict[str, Any]) -> Non
 
 def test_what_the_baseline_lacks_starts_as_it_was_made() -> None:
     torch.manual_seed(0)
-    widths, options = Widths(0, (D, D, D), LEARN), replace(OPTIONS, backbone="dlrm")
+    widths, options = Widths(0, (D, D, D), LEARN), with_changes(OPTIONS, {"backbone.name": "dlrm"})
     wide = build_heads(widths, options)
     before = wide.bottom[0].weight.clone()
     start_without_learn(wide, build_heads(replace(widths, learn=0), options), widths)
