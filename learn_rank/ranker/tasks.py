@@ -46,7 +46,7 @@ def tasks_of(features: FeatureSet, options: RankerOptions) -> tuple[Task, ...]:
 
 
 def build_heads(widths: Widths, options: RankerOptions) -> nn.Module:
-    """What stands on the features: Features -> logits [B] of one task, or [2, B] of click and conversion."""
+    """The network on top of the features: Features -> logits [B] of one task, or [2, B] of click and conversion."""
     if options.task.name in (CLICK, CONVERSION):
         return build_backbone(widths, options)
     return TwoTowers(widths, options) if options.task.name == ESMM else MixtureOfExperts(widths, options)

@@ -55,7 +55,9 @@ def test_a_log_with_one_label_has_no_second_task(features: FeatureSet) -> None:
     single = replace(features, cvr_label="click")
     assert tasks_of(single, RankerOptions()) == (Task("click", "click"),)
     for task in ("conversion", "esmm", "mmoe"):
-        with pytest.raises(InputError, match=f"task.name={task} needs a second label, but cvr_label is .* 'click'; set"):
+        with pytest.raises(
+            InputError, match=f"task.name={task} needs a second label, but cvr_label is .* 'click'; set"
+        ):
             build_ranker(single, with_changes(RankerOptions(), {"task.name": task}), None)
 
 

@@ -61,7 +61,7 @@ class ActivationUnit(nn.Module):
 
 
 class PReLU(nn.PReLU):
-    """As its parent, whose gradient took a fifth of a step on a CPU: 1.4 times faster there, in bfloat16 2.7 times."""
+    """PReLU with one slope, with a gradient 1.4 times as fast on a CPU as PyTorch's (2.7 times in bfloat16)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.relu().lerp(x, self.weight.to(x.dtype))

@@ -1,4 +1,4 @@
-"""What a training run says while it goes on: a live line, a line per epoch, scalars for TensorBoard and trackers."""
+"""What a training run shows on its way: a live line, a line per epoch, scalars for TensorBoard and trackers."""
 
 from __future__ import annotations
 

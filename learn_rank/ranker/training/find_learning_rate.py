@@ -1,4 +1,4 @@
-"""Which learning rates suit a ranker? Rates that rise from step to step say where it learns and where it breaks."""
+"""Which learning rates suit a ranker? Rates that rise step by step show where it learns and where it diverges."""
 
 from __future__ import annotations
 

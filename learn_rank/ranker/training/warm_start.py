@@ -1,4 +1,4 @@
-"""A ranker that goes on from an earlier one on later data: weights and optimizer state, table rows by their values."""
+"""Starts a ranker from an earlier one, on later data: weights and optimizer state, table rows by their values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from learn_rank.ranker.tables.sharding import TABLES
 from learn_rank.ranker.tables.tables import table_dim, table_name
 from learn_rank.schema import DENSE, FEATURES, FeatureSet, SparseFeature
 
-# what decides the meaning of weights and need not show in their shapes
+# they decide what weights mean, and do not always show in their shapes
 _SAME_OPTIONS = (
     "backbone.name",
     "backbone.reads_sequences",
@@ -41,13 +41,13 @@ def fill_from_earlier(
 ) -> dict[str, Any]:
     """Fills the state of a new ranker from the best epoch of init_from, RUN/train/ARM, in place.
 
-    weights: name of a table -> of its weights in the state. What is not of a table is taken over as it is; of a table,
-    the rows whose values both runs know, and the row of unknown values. New values keep their fresh rows. One whole
-    earlier table at a time is held in memory, on every rank. All ranks call it together.
+    weights: name of a table -> name of its weights in the state. Everything but the tables is copied. Of a table are
+    copied the rows of values that both runs know, and the row of unknown values; new values keep their fresh rows. Each
+    rank holds one whole earlier table in memory at a time. All ranks call it together.
 
-    Returns, of each sparse feature, how many rows were `carried`, are `new`, and of the earlier ones were `dropped`;
-    `stores_differ` if the earlier ranker saw other vectors; `transforms_differ` if its dense values were fitted
-    otherwise. InputError: no such ranker, or one of other features, labels or shape.
+    Returns, for each sparse feature, how many rows were `carried` over, how many are `new` and how many of the earlier
+    ones were `dropped`; `stores_differ`: the earlier ranker saw other vectors; `transforms_differ`: its dense values were
+    transformed otherwise. InputError: there is no such ranker, or its features, labels or shapes differ.
     """
     earlier = Path(options.training.init_from)
     prepared = earlier.parents[1] / "prepare"
@@ -89,7 +89,7 @@ def fill_from_earlier(
 def row_sources(feature: SparseFeature, old: SparseFeature, prepared: Path, earlier_prepared: Path) -> Int64Array:
     """[rows]: the row of the earlier table that stands for the same value, -1 for a new value.
 
-    The last row, of unknown values, comes from the last. Hash buckets come one by one.
+    The last row, which stands for unknown values, comes from the last. A hash bucket comes from that of its number.
 
     vocabulary   earlier  a -> 0, b -> 1, unknown -> 2      now  b -> 0, c -> 1, a -> 2, unknown -> 3
     sources      [1, -1, 0, 2]

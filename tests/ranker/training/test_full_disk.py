@@ -82,7 +82,7 @@ def test_training_goes_on_without_space_and_after_an_epoch_from_the_last_checkpo
     with pytest.raises(InputError) as raised:
         train(log.prepared, log.stores, run, options, validation_metric=filling)
     assert str(raised.value).startswith(f"{run}: the disk is full and a checkpoint was not saved, checkpoint-")
-    assert "is intact; free some space, then run the same command again: it goes on from there" in str(raised.value)
+    assert "is intact; free some space, then run the same command again: it continues from there" in str(raised.value)
     survivor = checkpoint.read_meta(run)
     assert survivor is not None
     assert survivor["progress"]["epoch"] == 1
@@ -120,7 +120,7 @@ def test_saves_within_an_epoch_are_left_out_with_a_line_each_until_there_is_spac
     facts = train(log.prepared, log.stores, run, options, validation_metric=freeing)
     said = [line for line in capsys.readouterr().err.splitlines() if "disk is full" in line]
     assert len(said) == 2
-    assert "there is no earlier one; free some space; training goes on and tries again" in said[0]
+    assert "there is no earlier one; free some space; training continues and tries again" in said[0]
     assert facts["num_steps"] == 10
     meta = checkpoint.read_meta(run)
     assert meta is not None
