@@ -46,8 +46,8 @@ def fill_from_earlier(
     rank holds one whole earlier table in memory at a time. All ranks call it together.
 
     Returns, for each sparse feature, how many rows were `carried` over, how many are `new` and how many of the earlier
-    ones were `dropped`; `stores_differ`: the earlier ranker saw other vectors; `transforms_differ`: its dense values were
-    transformed otherwise. InputError: there is no such ranker, or its features, labels or shapes differ.
+    ones were `dropped`; `stores_differ`: the earlier ranker saw other vectors; `transforms_differ`: its dense values
+    were transformed otherwise. InputError: there is no such ranker, or its features, labels or shapes differ.
     """
     earlier = Path(options.training.init_from)
     prepared = earlier.parents[1] / "prepare"
