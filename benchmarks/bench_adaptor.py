@@ -1,6 +1,6 @@
 """Which adaptor? One option changed at a time, measured on the validation window, where options may be chosen.
 
-    python benchmarks/bench_adaptor.py run=RUN dir=DIR [of=normalization] [seeds=3] [backbone=dcnv2] [threads=1]
+    python benchmarks/bench_adaptor.py run=RUN dir=DIR [of=adaptor.normalization] [seeds=3] [backbone=dcnv2] [threads=1]
                                        [bf16=1] [out=benchmarks/results]
 
 RUN is a run directory with its export, as for study.py. Everything but the option is a ranker's default. of: one option

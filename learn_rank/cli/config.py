@@ -153,7 +153,7 @@ class ExportModelConfig:
     arm: str = option("learn", "The ranker to write: baseline, learn or shuffled.")
     out: str = option("", "Folder of the result. Empty: RUN/model.")
     onnx: bool | None = option(
-        None, "Write scorer.onnx beside scorer.pt2, which needs learn-rank[onnx]. None: where that is installed."
+        None, "Write scorer.onnx beside scorer.pt2, which needs learn-rank[onnx]. Empty: where that is installed."
     )
     link_stores: bool = option(False, "Link LEARN's vectors to the run's files (hard links) in place of copies.")
     accept_stores: list[str] = option([], "Fingerprints of refreshed stores that may be used.")

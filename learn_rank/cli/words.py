@@ -169,7 +169,7 @@ def split_list(text: str, *, where: str) -> list[str]:
 
 
 def keys_of(schema: type) -> Iterator[tuple[str, str, str]]:
-    """(dotted key, default, help) of every option of a config dataclass."""
+    """(dotted key, default as a word, help) of every option of a config dataclass."""
     hints = typing.get_type_hints(schema)
     for part in dataclasses.fields(schema):
         kind = _bare(hints[part.name])
@@ -178,7 +178,20 @@ def keys_of(schema: type) -> Iterator[tuple[str, str, str]]:
                 yield f"{part.name}.{key}", default, text
             continue
         made = part.default_factory() if callable(part.default_factory) else part.default
-        yield part.name, str(made), part.metadata.get("help", "")
+        yield part.name, as_word(made), part.metadata.get("help", "")
+
+
+def as_word(value: Any) -> str:
+    """The text that `read_word` takes for a value: of a default, what --help shows.
+
+    >>> as_word([0.5, 2]), as_word(True), as_word(None), as_word({})
+    ('[0.5,2]', 'true', '', '{}')
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{','.join(as_word(element) for element in value)}]"
+    return "" if value is None else str(value)
 
 
 def headings_of(schema: type) -> dict[str, str]:

@@ -54,7 +54,7 @@ class PrepareOptions:
         default="",
         metadata={
             "help": "run directory of an earlier log, such as yesterday's, whose fitted dense features are kept: what "
-            "a ranker that goes on from that run (ranker.init_from) has learned to read"
+            "a ranker that goes on from that run (ranker.training.init_from) has learned to read"
         },
     )
 
