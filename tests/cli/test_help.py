@@ -67,4 +67,4 @@ def test_options_of_the_command_line_itself_are_sentences(name: str) -> None:
     for part in own:
         text = part.metadata["help"]
         is_group = dataclasses.is_dataclass(part.default_factory) or part.name == "dataset"
-        assert is_group or part.name == "memory_limit" or (text[0].isupper() and text.endswith(".")), part.name
+        assert is_group or (text[0].isupper() and text.endswith(".")), part.name
