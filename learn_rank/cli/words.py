@@ -100,19 +100,16 @@ def convert(value: Any, kind: Any, *, key: str = "", where: str = "") -> Any:
                 prefix = f"{key}." if key and where else ""
                 hint = nearest(name, list(kinds), prefix=prefix)
                 raise InputError(f"{where or key}: no key '{prefix}{name}'{hint}")
-        return {
-            name: convert(part, kinds[name], key=f"{key}.{name}" if key else name, where=where)
-            for name, part in value.items()
-        }
+        keys = {name: f"{key}.{name}" if key else name for name in value}
+        return {name: convert(inner, kinds[name], key=keys[name], where=where) for name, inner in value.items()}
     if typing.get_origin(bare) is dict:
         _require(value, Mapping, bare, said)
-        inner = typing.get_args(bare)[1]
-        return {name: convert(entry, inner, key=f"{key}.{name}", where=where) for name, entry in value.items()}
+        entries = typing.get_args(bare)[1]
+        return {name: convert(entry, entries, key=f"{key}.{name}", where=where) for name, entry in value.items()}
     if typing.get_origin(bare) is list:
         _require(value, list | str, bare, said)
-        inner = typing.get_args(bare)[0]
         elements = [value] if isinstance(value, str) else value
-        return [convert(element, inner, key=key, where=where) for element in elements]
+        return [convert(element, typing.get_args(bare)[0], key=key, where=where) for element in elements]
     _require(value, str, bare, said)
     if bare is str:
         return value
@@ -218,7 +215,7 @@ def nearest(key: str, valid: Sequence[str], *, prefix: str = "") -> str:
 def _kinds(schema: type) -> dict[str, Any]:
     """Field -> its type, where OmegaConf cannot be told which of two: a name or several, a column or its settings."""
     hints = typing.get_type_hints(schema)
-    kinds = {part.name: hints[part.name] for part in dataclasses.fields(schema)}
+    kinds = {field.name: hints[field.name] for field in dataclasses.fields(schema)}
     replaced = {Any: str | list[str], dict[str, Any]: dict[str, str | dict[str, str]]}
     return {name: next((new for old, new in replaced.items() if kind == old), kind) for name, kind in kinds.items()}
 

@@ -10,7 +10,7 @@ from typing import Any
 from learn_rank import checkpoint
 from learn_rank.distributed import Process, on_main
 from learn_rank.errors import InputError
-from learn_rank.options import flat_record
+from learn_rank.options import flat, flat_record
 from learn_rank.progress import note
 from learn_rank.ranker.inputs import RankerInputs, check_fingerprints
 from learn_rank.ranker.options import RankerOptions
@@ -68,11 +68,11 @@ def meta_of(inputs: RankerInputs, options: RankerOptions, process: Process, prog
 
 
 def _check_options(meta: dict[str, Any], directory: Path, options: RankerOptions) -> None:
-    trained = flat_record(meta["options"])
+    trained = flat(RankerOptions.of_record(meta["options"], where=str(directory)))
     for name, value in flat_record(options.of_weights()).items():
-        if trained.get(name) != value:
+        if trained[name] != value:
             raise InputError(
-                f"{directory}: was trained with ranker.{name}={trained.get(name)}, not {value}; use another folder"
+                f"{directory}: was trained with ranker.{name}={trained[name]}, not {value}; use another folder"
             )
 
 

@@ -164,6 +164,18 @@ def test_resuming_after_a_stop_between_epochs_equals_no_stop(log, trained, tmp_p
     assert_equal_bits(log.saved_tensors(tmp_path, small()), log.saved_tensors(trained[0], small()))
 
 
+def test_a_folder_of_an_earlier_version_is_refused(log, trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    meta = checkpoint.read_meta(trained[0])
+    old = {**meta, "options": {"backbone": "dcnv2", "learning_rate": 5e-3}}
+    monkeypatch.setattr(checkpoint, "read_meta", lambda *_: old)
+    for call in (
+        lambda: train(log.prepared, log.stores, trained[0], small(), validation_metric=auc),
+        lambda: predict(log.prepared, log.stores, trained[0], "test"),
+    ):
+        with pytest.raises(InputError, match=r"was trained by another version of learn-rank .*; train it again"):
+            call()
+
+
 def test_another_learning_rate_in_the_same_folder_is_refused(log, trained) -> None:
     with pytest.raises(
         InputError, match=r"was trained with ranker.training.learning_rate=0\.005, not 0\.001; use another folder"
