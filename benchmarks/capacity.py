@@ -1,6 +1,6 @@
 """What frozen vectors, tables and checkpoints take in disk, memory, network and time: the tables of docs/capacity.md.
 
-    python benchmarks/capacity.py [users=4e8] [items=31e6] [snapshots=1] [ranks=64] [hosts=8] [batch=4096]
+    python -m benchmarks.capacity [users=4e8] [items=31e6] [snapshots=1] [ranks=64] [hosts=8] [batch=4096]
                                    [rows_per_day=1e10] [build=RATE ...]
 
 Sizes are exact: they follow from the file formats (learn_rank/store/files.py, learn_rank/ranker/tables/plan.py). Rates
@@ -21,11 +21,11 @@ RECORD = KEY + 4 + 2 * DIM  # a row on its way to its place
 class Rates:
     """Measured, per second; the benchmark that measures each."""
 
-    build: float = 460e3  # rows through `store build`: bench_store.py
-    verify: float = 585e6  # bytes through `store verify`: bench_store.py
-    lookup: float = 11e6  # ids -> vectors on one thread, 20 M rows: bench_frozen.py
-    train: float = 23_500  # log rows per CPU-second of `train` with LEARN, dcnv2, float32: bench_train.py
-    two_ranks: float = 1.12  # CPU of a row on two ranks over that on one: bench_train.py
+    build: float = 460e3  # rows through `store build`: store/build.py
+    verify: float = 585e6  # bytes through `store verify`: store/build.py
+    lookup: float = 11e6  # ids -> vectors on one thread, 20 M rows: store/lookup.py
+    train: float = 23_500  # log rows per CPU-second of `train` with LEARN, dcnv2, float32: train/speed.py
+    two_ranks: float = 1.12  # CPU of a row on two ranks over that on one: train/speed.py
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """How long does a request take? One user against N candidates with `learn_rank.serving.Scorer`, by way of running it.
 
-    python benchmarks/bench_scoring.py run=RUN dir=DIR [arm=learn] [candidates=500] [calls=2000] [threads=1]
+    python -m benchmarks.serve.latency run=RUN dir=DIR [arm=learn] [candidates=500] [calls=2000] [threads=1]
                                        [out=benchmarks/results]
 
 RUN is a run directory with a trained ranker, which is exported to DIR/model first. Every call is another user of the
@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from result_page import machine, write_page
 
+from benchmarks.results_file import machine, write_page
 from learn_rank.artifact import read_manifest
 from learn_rank.cli.main import main as learn_rank
 from learn_rank.ranker.outputs.dense_program import can_write_onnx, load_scorer
@@ -60,7 +60,7 @@ def main() -> None:
         given,
         "scoring",
         "# Scoring one user's candidates",
-        f"`python benchmarks/bench_scoring.py run=RUN dir=DIR arm={arm} candidates={candidates} calls={calls} "
+        f"`python -m benchmarks.serve.latency run=RUN dir=DIR arm={arm} candidates={candidates} calls={calls} "
         f"threads={threads}`",
         f"{machine(threads)} {read_manifest(run / 'prepare', stage='prepare').options['recipe']['name']}, "
         f"{options['backbone']}, task={options['task']}: {len(model.sparse)} sparse and {len(model.dense)} dense "

@@ -1,6 +1,6 @@
 """This package's backbones beside the same models of other libraries: test AUC, and the time to get there.
 
-    python benchmarks/bench_backbones.py run=RUN dir=DIR [seeds=3] [threads=1] [pairs=dcnv2,finalmlp,deepfm]
+    python -m benchmarks.train.backbones run=RUN dir=DIR [seeds=3] [threads=1] [pairs=dcnv2,finalmlp,deepfm]
                                          [out=benchmarks/results]
 
 RUN is a run directory: `learn-rank prepare dataset=ml_1m dataset.root=DATA run_dir=RUN`. Same rows, features, embedding
@@ -32,12 +32,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from host_log import read_features
-from host_rankers import BATCH_ROWS, CHECKOUT, DIM, HIDDEN, HOSTS, FuxiCTR
-from lift_tables import read_window
-from result_page import machine, of_some, write_page
 from sklearn.metrics import roc_auc_score
 
+from benchmarks.hosts.log import read_features
+from benchmarks.hosts.rankers import BATCH_ROWS, CHECKOUT, DIM, HIDDEN, HOSTS, FuxiCTR
+from benchmarks.results_file import machine, of_some, write_page
+from benchmarks.studies.lift_tables import read_window
 from learn_rank.artifact import read_manifest
 from learn_rank.durable import write_json
 from learn_rank.ranker.backbones.options import DCNv2Options
@@ -207,7 +207,7 @@ def main() -> None:
         given,
         f"backbones_{recipe['name']}{of_some(chosen, PAIRS)}",
         f"# Backbones beside their peers: {recipe['name']}",
-        f"`python benchmarks/bench_backbones.py run=RUN dir=DIR seeds={seeds} threads={threads} "
+        f"`python -m benchmarks.train.backbones run=RUN dir=DIR seeds={seeds} threads={threads} "
         f"pairs={','.join(chosen)}`",
         f"{machine(threads)} Means over {seeds} seeds. Difference "
         "of test AUC with the mean of the seeds' paired 95 % intervals, clustered by user. Embeddings of "

@@ -1,6 +1,6 @@
 """How fast are frozen vectors by id, beside what people use? Batches of 8192 ids, 64-d vectors, each peer against ours.
 
-    python benchmarks/bench_frozen.py dir=DIR [rows=1000000,20000000] [rounds=15] [out=benchmarks/results]
+    python -m benchmarks.store.lookup dir=DIR [rows=1000000,20000000] [rounds=15] [out=benchmarks/results]
 
 Three questions, each for uniform and Zipf ids (5 % of them unknown) on one and on two threads: ids -> rows, rows ->
 vectors, ids -> vectors; then the first batches from a cold disk. One peer's table is in memory at a time, beside our
@@ -24,9 +24,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
-from frozen_peers import BATCH, DIM, ROW_PEERS, SMALL_ONLY, VECTOR_PEERS, Int64Array, Peer, Table, open_table, spread
-from result_page import machine, rows_of, write_page
 
+from benchmarks.results_file import machine, rows_of, write_page
+from benchmarks.store.lookup_peers import (
+    BATCH,
+    DIM,
+    ROW_PEERS,
+    SMALL_ONLY,
+    VECTOR_PEERS,
+    Int64Array,
+    Peer,
+    Table,
+    open_table,
+    spread,
+)
 from learn_rank.artifact import Manifest
 from learn_rank.publish import publish
 from learn_rank.store.files import ROWS
@@ -295,7 +306,7 @@ def main() -> None:
             settings,
             f"frozen_{rows_of(num_rows)}",
             f"# Frozen vectors by id: {num_rows:,} rows x {DIM}",
-            f"`python benchmarks/bench_frozen.py dir=DIR rows={num_rows} rounds={rounds}`",
+            f"`python -m benchmarks.store.lookup dir=DIR rows={num_rows} rounds={rounds}`",
             f"{machine(packages=['torch', 'torchrec', 'numpy', 'pyarrow'])} {BATCH} ids a batch, {UNKNOWN:.0%} "
             "unknown. Cells: median ms (10th percentile), times ours: one peer at a time in turn with ours, the ratio "
             "is of the medians of that race. Rows of peers were given in the form they take, outside the clock.",

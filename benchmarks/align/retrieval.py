@@ -1,11 +1,11 @@
 """How much better do LEARN's towers rank a user's next item than models of item ids do? The paper's Tables 3 and 4.
 
-    python benchmarks/bench_retrieval.py dir=DIR data=AMAZON_SCIENTIFIC [seeds=3] [methods=SASRec,LEARN] [threads=1]
+    python -m benchmarks.align.retrieval dir=DIR data=AMAZON_SCIENTIFIC [seeds=3] [methods=SASRec,LEARN] [threads=1]
                                          [out=benchmarks/results]
 
 Every method sees the same leave-one-out split and ranks all items but those of the user's history; the epoch is chosen
 on validation. The peers' settings are the best on validation of the grid below, theirs and ours at the same seeds. What
-is in DIR already is not run again. Peers that are not installed are named and left out, see recbole_peers.py.
+is in DIR already is not run again. Peers that are not installed are named and left out, see align/recbole_models.py.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recbole_peers import PeerResult, train_peer
-from result_page import machine, write_page
 
+from benchmarks.align.recbole_models import PeerResult, train_peer
+from benchmarks.results_file import machine, write_page
 from learn_rank.durable import write_json
 from learn_rank.schema import MANIFEST, SPLITS
 
@@ -180,7 +180,7 @@ def main() -> None:
     rows = sum(facts["splits"][split]["rows"] for split in SPLITS)
     parts = [
         "# Retrieval: the next item among all items",
-        f"`python benchmarks/bench_retrieval.py dir=DIR data=AMAZON_SCIENTIFIC seeds={len(seeds)} threads={threads}`",
+        f"`python -m benchmarks.align.retrieval dir=DIR data=AMAZON_SCIENTIFIC seeds={len(seeds)} threads={threads}`",
         f"{machine(threads)}{recbole} Amazon reviews 2018, Industrial and Scientific, 5-core: "
         f"{facts['splits']['test']['users']:,} users, {facts['items']:,} items, {rows:,} purchases; each user's last "
         "purchase is the test, the last but one chooses the epoch and the settings. All items but those of the history "
@@ -194,7 +194,7 @@ def main() -> None:
         parts += [
             peer_table(peers),
             f"RecBole makes {next(iter(peers.values()))[0].num_sequences:,} training sequences of the purchases, one "
-            "of each but a user's first. Sequences a second: of training, with padding trimmed (`recbole_peers.py`).",
+            "of each but a user's first. Sequences a second: of training, with padding trimmed (`align/recbole_models.py`).",
         ]
         tried = [f"{name} {w}/{d}/{r:g} {ndcg:.4f}" for name, one in GRID.items() for (w, d, r), ndcg in one.items()]
         parts.append(f"Tried, width/dropout/learning rate, with validation NDCG@10 at seed 0: {', '.join(tried)}.")

@@ -1,6 +1,6 @@
 """A table of vectors of any size through `learn-rank store build`, `verify` and `refresh`, watched from outside.
 
-    python benchmarks/bench_store.py dir=DIR [rows=31000000] [input=float32] [dtype=float16] [memory_limit=2GiB]
+    python -m benchmarks.store.build dir=DIR [rows=31000000] [input=float32] [dtype=float16] [memory_limit=2GiB]
                                      [refresh=0.01] [out=benchmarks/results]
 
 Writes DIR/<input>_<rows>/ (260 bytes a row in float32, 130 in float16; kept, and used again) and DIR/store. The input
@@ -25,8 +25,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from result_page import machine, rows_of, write_page
 
+from benchmarks.results_file import machine, rows_of, write_page
 from learn_rank.store.reader import FrozenStore
 
 DIM = 64
@@ -182,7 +182,7 @@ def main() -> None:
         settings,
         f"store_{rows_of(rows)}",
         f"# A frozen store of {rows:,} x {DIM}",
-        f"`python benchmarks/bench_store.py dir=DIR rows={rows} input={kept} dtype={dtype} memory_limit={limit}`",
+        f"`python -m benchmarks.store.build dir=DIR rows={rows} input={kept} dtype={dtype} memory_limit={limit}`",
         f"{machine(packages=['pyarrow'])} Parquet {size[source] / 1e9:.1f} GB; store with both versions "
         f"{size[store] / 1e9:.1f} GB. Input out of the page cache at the start of each step.",
         "\n".join(lines),

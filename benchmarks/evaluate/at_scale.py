@@ -1,6 +1,6 @@
 """A log of any size through `learn-rank evaluate`, watched from outside: seconds, peak memory, spill.
 
-    python benchmarks/evaluate_at_scale.py rows=1000000000 dir=DIR [memory_limit=2GiB] [out=benchmarks/results]
+    python -m benchmarks.evaluate.at_scale rows=1000000000 dir=DIR [memory_limit=2GiB] [out=benchmarks/results]
 
 Writes DIR/predictions (21 bytes a row; kept, and used again), DIR/users.parquet, DIR/items.parquet, then runs the
 command on them: two models, user and item segments, exact AUC, calibration, all intervals. The spill needs 32 bytes a
@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from result_page import machine, rows_of, write_page
+
+from benchmarks.results_file import machine, rows_of, write_page
 
 _FILE_ROWS, _CHUNK = 25_000_000, 1 << 20
 _SPREAD = 7919  # user ids are not consecutive
@@ -131,7 +132,7 @@ def main() -> None:
         settings,
         f"evaluate_{rows_of(rows)}",
         "# One evaluation at scale",
-        f"`python benchmarks/evaluate_at_scale.py rows={rows} dir=DIR memory_limit={limit}`",
+        f"`python -m benchmarks.evaluate.at_scale rows={rows} dir=DIR memory_limit={limit}`",
         f"{machine(packages=['pyarrow'])} Two models, 16 slices, exact AUC, calibration, every interval, bootstrap; "
         "rows unsorted.",
         "\n".join(lines),

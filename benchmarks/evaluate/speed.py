@@ -1,6 +1,6 @@
 """How fast is the evaluation, beside what people use? One table; every method in turn in each round, medians of all.
 
-    python benchmarks/bench_evaluate.py [rows=10000000] [rounds=3] [out=benchmarks/results]
+    python -m benchmarks.evaluate.speed [rows=10000000] [rounds=3] [out=benchmarks/results]
 
 Peers that are not installed are named and left out: pip install polars pandas; pip install --no-deps fuxictr. torchrec
 comes with learn-rank[cpu]. `rows` is for the fast peers; the slow ones run at a tenth of it.
@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from result_page import machine, write_page
 
+from benchmarks.results_file import machine, write_page
 from learn_rank.evaluation import EvaluateOptions, evaluate
 
 SEGMENTS = np.array(["cold_start", "long_tail", "others"])
@@ -284,7 +284,7 @@ def main() -> None:
         settings,
         "evaluate",
         "# Evaluation speed",
-        f"`python benchmarks/bench_evaluate.py rows={rows} rounds={rounds}`",
+        f"`python -m benchmarks.evaluate.speed rows={rows} rounds={rounds}`",
         f"{machine(packages=['pyarrow'])} Medians of {rounds} interleaved rounds. Every method gives UAUC and WUAUC of "
         "one model from rows in memory, in random order; ours also as two models with all slices and intervals, and as "
         "a whole report (exact AUC with intervals, calibration, bootstrap). Peers use the threads they choose.",

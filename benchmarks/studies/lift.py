@@ -1,6 +1,7 @@
 """Does LEARN help this log, and which part of it? Every arm with the same budget, settings chosen on validation.
 
-    python benchmarks/study.py run=RUN dir=DIR [seeds=5] [trials=6] [trial_seeds=3] [backbones=dcnv2,din,finalmlp]
+    python -m benchmarks.studies.lift run=RUN dir=DIR [seeds=5] [trials=6] [trial_seeds=3]
+                               [backbones=dcnv2,din,finalmlp]
                                [content=RUN/ablate/without_align/seed-0] [threads=1] [bf16=1] [out=benchmarks/results]
 
 RUN is a run directory: `learn-rank pipeline dataset=ml_1m dataset.root=DATA encoder=minilm run_dir=RUN`.
@@ -29,9 +30,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lift_tables import HOW, Window, cell, read_window
-from result_page import machine, of_some, write_page
 
+from benchmarks.results_file import machine, of_some, write_page
+from benchmarks.studies.lift_tables import HOW, Window, cell, read_window
 from learn_rank.artifact import read_manifest
 from learn_rank.cli.validation import validation_uauc
 from learn_rank.durable import write_json
@@ -227,7 +228,7 @@ def main() -> None:
         given,
         f"study_{recipe['name']}{of_some(backbones, BACKBONES)}",
         f"# Does LEARN help? {recipe['name']}",
-        f"`python benchmarks/study.py run=RUN dir=DIR seeds={budget.seeds} trials={budget.trials} "
+        f"`python -m benchmarks.studies.lift run=RUN dir=DIR seeds={budget.seeds} trials={budget.trials} "
         f"trial_seeds={budget.trial_seeds} backbones={','.join(backbones)}{' content=CONTENT' if content else ''}"
         f"{' bf16=1' if budget.bf16 else ''}`",
         f"{machine(threads)} Test window of {len(window.labels):,} rows, means over {budget.seeds} seeds. {HOW} Every "

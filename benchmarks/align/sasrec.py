@@ -1,4 +1,4 @@
-"""RecBole's SASRec at the size of bench_align.py: its training steps, and its user vectors prefix by prefix."""
+"""RecBole's SASRec at the size of align/speed.py: its training steps, and its user vectors prefix by prefix."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from recbole_peers import PositiveLog, restore_numpy_names, trim_padding, write_atomic_file
 
+from benchmarks.align.recbole_models import PositiveLog, restore_numpy_names, trim_padding, write_atomic_file
 from learn_rank.alignment.histories import Histories
 
 MOST = 50  # interactions that a user vector sees

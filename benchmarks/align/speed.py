@@ -1,13 +1,13 @@
 """How many user sequences a second do the towers train on and export, beside RecBole's SASRec of the same size?
 
-    python benchmarks/bench_align.py [sections=training,export,parts,gpu] [rounds=5] [users=20000] [items=10000]
+    python -m benchmarks.align.speed [sections=training,export,parts,gpu] [rounds=5] [users=20000] [items=10000]
                                      [threads=1] [peak_tflops=989] [out=benchmarks/results]
 
 Hidden size 64, 2 layers, 2 heads, MLP 256, dropout 0.1, the last 50 interactions, softmax over all items; users of 5 to
 50 interactions, content of 384 dimensions. RecBole makes a training sequence of every prefix of a user's interactions;
 ours reads a user once and predicts at every position: what compares is predicted positions, and users (positions over
 the positions a user has). Methods take turns, groups of steps; figures are medians of rounds. RecBole: see
-recbole_peers.py; without it, ours alone. The gpu section is the paper's size, for CUDA.
+align/recbole_models.py; without it, ours alone. The gpu section is the paper's size, for CUDA.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
-from align_peers import MOST, RECBOLE_ROWS, RecBole, Step
-from result_page import machine, write_page
 from torch.nn import functional as F
 
+from benchmarks.align.sasrec import MOST, RECBOLE_ROWS, RecBole, Step
+from benchmarks.results_file import machine, write_page
 from learn_rank.alignment.gallery import Gallery
 from learn_rank.alignment.histories import Histories
 from learn_rank.alignment.loss import catalogue_loss
@@ -353,7 +353,7 @@ def main() -> None:
     chosen = settings.get("sections", ",".join(sections)).split(",")
     texts = [
         "# Alignment speed",
-        f"`python benchmarks/bench_align.py sections={','.join(chosen)} rounds={rounds}`",
+        f"`python -m benchmarks.align.speed sections={','.join(chosen)} rounds={rounds}`",
         f"{machine(torch.get_num_threads())} Medians of {rounds} rounds; "
         f"{histories.num_users:,} users, {len(histories.items):,} interactions.",
     ]

@@ -21,9 +21,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from host_log import MAX_VALUES, Log, Rows
 from torch import nn
 
+from benchmarks.hosts.log import MAX_VALUES, Log, Rows
 from learn_rank.adaptor import LearnFeatures
 
 DIM, HIDDEN, BATCH_ROWS, PREDICT_ROWS = 16, (256, 128), 2048, 8192
