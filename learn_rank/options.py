@@ -122,21 +122,25 @@ class Check:
     prefix: str
 
     def is_one_of(self, name: str, choices: tuple[str, ...]) -> None:
+        """The option is one of these texts."""
         value = getattr(self.options, name)
         if value not in choices:
             raise InputError(f"{self.prefix}{name} is '{value}', expected one of {', '.join(choices)}")
 
     def at_least(self, least: int, *names: str) -> None:
+        """Every one of these options is `least` or more, and a number."""
         for name, value in self._values(names):
             if not value >= least:
                 raise InputError(f"{name} is {value}, expected at least {least}")
 
     def above_zero(self, *names: str) -> None:
+        """Every one of these options is more than 0, and a number."""
         for name, value in self._values(names):
             if not value > 0:
                 raise InputError(f"{name} is {value}, expected more than 0")
 
     def below_one(self, *names: str) -> None:
+        """Every one of these options is a share: 0 or more, and less than 1."""
         for name, value in self._values(names):
             if not 0 <= value < 1:
                 raise InputError(f"{name} is {value}, expected at least 0 and less than 1")
