@@ -98,7 +98,7 @@ def whole(size: Size, rates: Rates) -> str:
         f"| `placement=store`: ids to vectors per rank and step | {2 * size.batch / rates.lookup * 1e3:.2f} ms |",
         f"| trainable tables per rank | {gb(tables / size.ranks)} |",
         f"| one checkpoint | {gb(tables)} |",
-        f"| checkpoints on disk with ranker.checkpoint_keep=2, at most four at a time | {gb(4 * tables)} |",
+        f"| checkpoints on disk with ranker.checkpoint.keep=2, at most four at a time | {gb(4 * tables)} |",
         f"| a day's {size.rows_per_day:,.0f} rows on so many CPU ranks of this machine | {hours(per_rank_day)} |",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from learn_rank.errors import InputError
 
-LIMIT_HELP = "most that the command may add to the process's memory, such as 512MiB or 8GB; more goes through the disk"
+LIMIT_HELP = (
+    "Most memory that the command may add to the process, such as 512MiB or 8GB. The rest goes through the disk."
+)
 _UNITS = {"MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _CGROUP = Path("/sys/fs/cgroup")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from learn_rank.cli.config import load
+from learn_rank.cli.load import load
 from learn_rank.cli.main import _COMMANDS
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

@@ -1,7 +1,7 @@
 """Which adaptor? One option changed at a time, measured on the validation window, where options may be chosen.
 
-    python -m benchmarks.studies.adaptor run=RUN dir=DIR [of=normalization] [seeds=3] [backbone=dcnv2] [threads=1]
-                                       [bf16=1] [out=benchmarks/results]
+    python -m benchmarks.studies.adaptor run=RUN dir=DIR [of=adaptor.normalization] [seeds=3] [backbone=dcnv2]
+                                       [threads=1] [bf16=1] [out=benchmarks/results]
 
 RUN is a run directory with its export, as for studies/lift.py. Everything but the option is a ranker's default.
 of: one option alone, beside baseline, adaptor and control. What is in DIR already is not trained again.
@@ -21,28 +21,29 @@ from benchmarks.results_file import machine, write_page
 from benchmarks.studies.lift import measure, seeded
 from benchmarks.studies.lift_tables import HOW, cell, read_window
 from learn_rank.artifact import read_manifest
+from learn_rank.options import with_changes
 from learn_rank.ranker.options import RankerOptions
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "no LEARN": {"use_learn": False},
-    "raw vectors": {"use_fusion": False},
+    "no LEARN": {"adaptor.use_learn": False},
+    "raw vectors": {"adaptor.use_fusion": False},
     "adaptor": {},
-    "fusion of product and cosine too": {"fusion_inputs": "interactions"},
-    "ranker's gradient stopped at the fusion": {"stop_ranker_gradient": True},
-    "CVR loss weight 0": {"cvr_loss_weight": 0.0},
-    "CVR loss weight 0.1": {"cvr_loss_weight": 0.1},
-    "CVR loss weight 2": {"cvr_loss_weight": 2.0},
-    "fusion 16 wide": {"fusion_dim": 16},
-    "fusion 128 wide": {"fusion_dim": 128},
-    "vectors times 1": {"vector_scale": 1.0},
-    "vectors times 0.25": {"vector_scale": 0.25},
-    "each vector standardised, its mean left": {"normalization": "layer"},
-    "each dimension standardised": {"normalization": "batch"},
-    "vectors as they are, of length 1": {"normalization": "none", "vector_scale": 1.0},
-    "shuffled vectors": {"shuffle_seed": 0},
-    "shuffled vectors, each standardised": {"shuffle_seed": 0, "normalization": "layer"},
-    "no dropout of vectors": {"vector_dropout": 0.0},
-    "dropout of vectors 0.6": {"vector_dropout": 0.6},
+    "fusion of product and cosine too": {"adaptor.fusion_inputs": "interactions"},
+    "ranker's gradient stopped at the fusion": {"adaptor.stop_ranker_gradient": True},
+    "CVR loss weight 0": {"adaptor.cvr_loss_weight": 0.0},
+    "CVR loss weight 0.1": {"adaptor.cvr_loss_weight": 0.1},
+    "CVR loss weight 2": {"adaptor.cvr_loss_weight": 2.0},
+    "fusion 16 wide": {"adaptor.fusion_dim": 16},
+    "fusion 128 wide": {"adaptor.fusion_dim": 128},
+    "vectors times 1": {"adaptor.vector_scale": 1.0},
+    "vectors times 0.25": {"adaptor.vector_scale": 0.25},
+    "each vector standardised, its mean left": {"adaptor.normalization": "layer"},
+    "each dimension standardised": {"adaptor.normalization": "batch"},
+    "vectors as they are, of length 1": {"adaptor.normalization": "none", "adaptor.vector_scale": 1.0},
+    "shuffled vectors": {"adaptor.shuffle_seed": 0},
+    "shuffled vectors, each standardised": {"adaptor.shuffle_seed": 0, "adaptor.normalization": "layer"},
+    "no dropout of vectors": {"adaptor.vector_dropout": 0.0},
+    "dropout of vectors 0.6": {"adaptor.vector_dropout": 0.6},
 }
 
 
@@ -57,9 +58,11 @@ def main() -> None:
     lines = ["| adaptor | UAUC | lift, UAUC | lift, WUAUC | epochs |", "|---" * 5 + "|"]
     before: list[np.ndarray] = []
     for name, changed in VARIANTS.items():
-        if of and of not in changed and changed not in ({"use_learn": False}, {}, {"shuffle_seed": 0}):
+        if of and of not in changed and changed not in ({"adaptor.use_learn": False}, {}, {"adaptor.shuffle_seed": 0}):
             continue
-        options = RankerOptions(backbone=backbone, checkpoint_seconds=86_400, bf16=bf16, **changed)
+        options = with_changes(
+            RankerOptions(), {"backbone.name": backbone, "checkpoint.seconds": 86_400, "training.bf16": bf16, **changed}
+        )
         results = [
             measure(
                 run,
@@ -72,7 +75,7 @@ def main() -> None:
         after = [np.load(result["folder"] / "validation.npy") for result in results]
         before = before or after
         lift, weighted = window.lift(before, after), window.lift(before, after, is_weighted=True)
-        cells = [cell(lift), cell(weighted)] if changed.get("use_learn", True) else ["", ""]
+        cells = [cell(lift), cell(weighted)] if changed.get("adaptor.use_learn", True) else ["", ""]
         epochs = ", ".join(str(result["epoch"]) for result in results)
         lines.append(f"| {name} | {lift.treatment:.4f} | {' | '.join(cells)} | {epochs} |")
         print(lines[-1], flush=True)

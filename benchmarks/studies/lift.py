@@ -25,7 +25,6 @@ import os
 import shutil
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,34 +36,35 @@ from benchmarks.studies.lift_tables import HOW, Window, cell, read_window
 from learn_rank.artifact import read_manifest
 from learn_rank.cli.validation import validation_uauc
 from learn_rank.durable import write_json
+from learn_rank.options import with_changes
 from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.outputs.predict import predict
 from learn_rank.ranker.training.train import train
 
 BACKBONES = ("dcnv2", "din", "finalmlp")
 ARMS: dict[str, dict[str, Any]] = {
-    "baseline": {"use_learn": False},
-    "raw vectors": {"use_fusion": False},
+    "baseline": {"adaptor.use_learn": False},
+    "raw vectors": {"adaptor.use_fusion": False},
     "adaptor": {},
-    "adaptor, shuffled": {"shuffle_seed": 0},
+    "adaptor, shuffled": {"adaptor.shuffle_seed": 0},
     "adaptor, content": {},
 }
 SHARED: dict[str, list[Any]] = {
-    "learning_rate": [1e-3, 5e-4, 2e-3],
-    "sparse_learning_rate": [0.1, 0.03, 0.2],
-    "unknown_share": [0.3, 0.0],
-    "dropout": [0.0, 0.2],
-    "hidden_dims": [[256, 128], [128, 64], [512, 256]],
+    "training.learning_rate": [1e-3, 5e-4, 2e-3],
+    "tables.learning_rate": [0.1, 0.03, 0.2],
+    "training.unknown_share": [0.3, 0.0],
+    "backbone.dropout": [0.0, 0.2],
+    "backbone.hidden_dims": [[256, 128], [128, 64], [512, 256]],
 }
 OF_VECTORS: dict[str, list[Any]] = {
-    "vector_dropout": [0.3, 0.0, 0.5],
-    "normalization": ["center", "batch"],
-    "vector_scale": [0.5, 1.0, 0.25],
+    "adaptor.vector_dropout": [0.3, 0.0, 0.5],
+    "adaptor.normalization": ["center", "batch"],
+    "adaptor.vector_scale": [0.5, 1.0, 0.25],
 }
 OF_ADAPTOR: dict[str, list[Any]] = {
-    "cvr_loss_weight": [0.5, 0.1, 2.0],
-    "fusion_inputs": ["concatenation", "interactions"],
-    "stop_ranker_gradient": [False, True],
+    "adaptor.cvr_loss_weight": [0.5, 0.1, 2.0],
+    "adaptor.fusion_inputs": ["concatenation", "interactions"],
+    "adaptor.stop_ranker_gradient": [False, True],
 }
 
 
@@ -84,7 +84,8 @@ def settings_of(arm: str, trial: int) -> dict[str, Any]:
 
 def seeded(options: RankerOptions, seed: int) -> RankerOptions:
     """The same training with another seed; the control's vectors are shuffled anew too."""
-    return replace(options, seed=seed, shuffle_seed=None if options.shuffle_seed is None else seed)
+    is_shuffled = options.adaptor.shuffle_seed is not None
+    return with_changes(options, {"seed": seed, "adaptor.shuffle_seed": seed if is_shuffled else None})
 
 
 def measure(run: Path, stores: Path, options: RankerOptions, folder: Path) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def measure(run: Path, stores: Path, options: RankerOptions, folder: Path) -> di
     if not (folder / "result.json").is_file():
         start = time.monotonic()
         work = folder / "train"
-        used = stores if options.use_learn else None
+        used = stores if options.adaptor.use_learn else None
         facts = train(run / "prepare", used, work, options, validation_metric=validation_uauc)
         seconds = time.monotonic() - start
         for split in ("validation", "test"):
@@ -122,9 +123,8 @@ def study_arm(run: Path, stores: Path, backbone: str, arm: str, folder: Path, bu
     """The chosen trial, its settings, its validation UAUC and the test scores of every seed."""
 
     def measured(trial: int, seed: int) -> dict[str, Any]:
-        options = RankerOptions(
-            backbone=backbone, **ARMS[arm], **settings_of(arm, trial), checkpoint_seconds=86_400, bf16=budget.bf16
-        )
+        fixed = {"backbone.name": backbone, "checkpoint.seconds": 86_400, "training.bf16": budget.bf16}
+        options = with_changes(RankerOptions(), fixed | ARMS[arm] | settings_of(arm, trial))
         result = measure(run, stores / "export", seeded(options, seed), folder / f"trial-{trial}-seed-{seed}")
         print(f"{backbone}, {arm}, trial {trial}, seed {seed}: validation {result['validation']:.4f} in epoch "
               f"{result['epoch']}, {result['seconds']:.0f} s", flush=True)  # fmt: skip
@@ -233,8 +233,8 @@ def main() -> None:
         f"{' bf16=1' if budget.bf16 else ''}`",
         f"{machine(threads)} Test window of {len(window.labels):,} rows, means over {budget.seeds} seeds. {HOW} Every "
         f"arm has the same {budget.trials} trials, the best by validation UAUC of {chosen_by}; epochs by validation "
-        f"UAUC, patience {RankerOptions().patience}. Over shuffled: less the adaptor on shuffled vectors. Intervals of "
-        "AUC: the mean of those of the seeds.",
+        f"UAUC, patience {RankerOptions().training.patience}. Over shuffled: less the adaptor on shuffled vectors. "
+        "Intervals of AUC: the mean of those of the seeds.",
         overall_table(window, found),
         segment_table(window, found),
         chosen_table(found),

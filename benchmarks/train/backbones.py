@@ -40,7 +40,15 @@ from benchmarks.results_file import machine, of_some, write_page
 from benchmarks.studies.lift_tables import read_window
 from learn_rank.artifact import read_manifest
 from learn_rank.durable import write_json
-from learn_rank.ranker.options import RankerOptions
+from learn_rank.ranker.backbones.options import DCNv2Options
+from learn_rank.ranker.options import (
+    AdaptorOptions,
+    BackboneOptions,
+    CheckpointOptions,
+    RankerOptions,
+    TableOptions,
+    TrainingOptions,
+)
 from learn_rank.ranker.outputs.predict import predict
 from learn_rank.ranker.training.train import train
 from learn_rank.schema import FEATURES, FeatureSet
@@ -61,12 +69,18 @@ def train_ours(run: Path, folder: Path, backbone: str, rate: float, seed: int) -
         return marks[-1][1]
 
     width = DIM * len(FeatureSet.read(run / "prepare" / FEATURES).sparse)
-    rank = RankerOptions().cross_rank
+    rank = RankerOptions().backbone.dcnv2.cross_rank
+    cross = DCNv2Options(num_cross_layers=3, cross_rank=rank if 2 * rank < width else 0)
     options = RankerOptions(
-        backbone=backbone, use_learn=False, embedding_dim=DIM, hidden_dims=list(HIDDEN), batch_size=BATCH_ROWS,
-        num_cross_layers=3, cross_rank=rank if 2 * rank < width else 0, sparse_learning_rate=rate, epochs=MAX_EPOCHS,
-        patience=PATIENCE, monitor="auc", seed=seed, unknown_share=0.0, checkpoint_seconds=86_400,
-    )  # fmt: skip
+        seed=seed,
+        backbone=BackboneOptions(backbone, hidden_dims=list(HIDDEN), dcnv2=cross),
+        adaptor=AdaptorOptions(use_learn=False),
+        tables=TableOptions(embedding_dim=DIM, learning_rate=rate),
+        training=TrainingOptions(
+            epochs=MAX_EPOCHS, monitor="auc", patience=PATIENCE, batch_size=BATCH_ROWS, unknown_share=0.0
+        ),
+        checkpoint=CheckpointOptions(seconds=86_400),
+    )
     start = time.process_time()
     train(run / "prepare", None, folder / "train", options, validation_metric=auc)
     scores = predict(run / "prepare", None, folder / "train", "test")

@@ -48,6 +48,7 @@ from benchmarks.train.steps import (
 )
 from learn_rank.adaptor import LearnAdaptor, cvr_loss
 from learn_rank.distributed import process_group
+from learn_rank.options import with_changes
 from learn_rank.ranker.data.batch import BatchReader, RankerBatch
 from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.tables.frozen import FrozenVectors
@@ -61,7 +62,7 @@ def peers(prepared: Path, features: FeatureSet, rounds: int) -> str:
     lines = ["| method | CPU ms a step | wall ms | rows per CPU-second | CPU, times ours |", "|---|---|---|---|---|"]
     left_out = [name for name, (module, _, _) in PEERS.items() if importlib.util.find_spec(module) is None]
     for bf16 in (False, True):
-        options = RankerOptions(use_learn=False, bf16=bf16)
+        options = with_changes(RankerOptions(), {"adaptor.use_learn": False, "training.bf16": bf16})
         own: list[Cost] = []
         rows = []
         for name, (_, make, has_bf16) in PEERS.items():
@@ -98,7 +99,9 @@ def learn(prepared: Path, stores: Path, features: FeatureSet, rounds: int) -> st
     bases, whole = {}, {}
     for backbone in ("mlp", "dcnv2", "dlrm"):
         for bf16 in (False, True):
-            options = RankerOptions(bf16=bf16, **({} if backbone == "mlp" else {"backbone": backbone}))
+            options = with_changes(RankerOptions(), {"training.bf16": bf16})
+            if backbone != "mlp":
+                options = with_changes(options, {"backbone.name": backbone})
             with process_group() as process:
                 arms = [
                     step_of(build(features, options, one, process, is_mlp=backbone == "mlp"), options, one)
@@ -121,7 +124,7 @@ def parts_of_learn(
 ) -> str:
     """Markdown: what LEARN adds to a step with the MLP, each part timed by itself."""
     in_dim, hidden = len(batches[0].sparse.keys()) * DIM, HIDDEN[0]
-    adaptor = LearnAdaptor(frozen.user_dim, frozen.item_dim, vector_dropout=RankerOptions().vector_dropout)
+    adaptor = LearnAdaptor(frozen.user_dim, frozen.item_dim, vector_dropout=RankerOptions().adaptor.vector_dropout)
     narrow, wide = nn.Linear(in_dim, hidden), nn.Linear(in_dim + adaptor.feature_dim, hidden)
     vectors = [batch.vectors(frozen, CPU) for batch in batches]
     numbers = range(len(batches))
@@ -205,7 +208,7 @@ def loop(prepared: Path, stores: Path, features: FeatureSet, rounds: int) -> str
     """Markdown: the whole of `learn-rank train` against its bare steps: reading, hiding values, checks, checkpoints."""
     lines = ["| `learn-rank train`, dcnv2, fp32 | CPU ms per 4096 rows | its bare step | more |", "|---|---|---|---|"]
     for name, frozen in (("without LEARN", None), ("with LEARN", FrozenVectors(stores, num_folds=0))):
-        options = RankerOptions(use_learn=frozen is not None, epochs=2)
+        options = with_changes(RankerOptions(), {"adaptor.use_learn": frozen is not None, "training.epochs": 2})
         times: list[float] = []
 
         def metric(users: Any, labels: Any, scores: Any, times: list[float] = times) -> float:
@@ -243,7 +246,7 @@ def loader(prepared: Path, stores: Path, features: FeatureSet, rounds: int) -> s
     return "\n".join(lines)
 
 
-RANK_PLANS = {  # ranks, rows a step over all ranks, RankerOptions.sharding
+RANK_PLANS = {  # ranks, rows a step over all ranks, RankerOptions.tables.sharding
     "1 rank": (1, BATCH, "table_wise"),
     "2 ranks, table-wise": (2, BATCH, "table_wise"),
     "2 ranks, row-wise": (2, BATCH, "row_wise"),
@@ -280,12 +283,19 @@ def ranks(prepared: Path, rounds: int) -> str:
 def child(settings: dict[str, str]) -> None:
     """One rank of `ranks`: seconds a step into the folder settings["child"]."""
     prepared, features = Path(settings["dir"]), features_of("small")
-    options = RankerOptions(use_learn=False, batch_size=int(settings["batch_size"]), sharding=settings["sharding"])
+    options = with_changes(
+        RankerOptions(),
+        {
+            "adaptor.use_learn": False,
+            "training.batch_size": int(settings["batch_size"]),
+            "tables.sharding": settings["sharding"],
+        },
+    )
     with process_group() as process:
         reader = BatchReader(
             prepared / "interactions/train.parquet",
             features,
-            batch_rows=options.batch_size // process.world_size,
+            batch_rows=options.training.batch_size // process.world_size,
             rank=process.rank,
             world_size=process.world_size,
         )

@@ -16,7 +16,7 @@ from torch import nn
 from benchmarks.train.peers import DIM, Train, initial_mlp
 from learn_rank.adaptor import LearnAdaptor
 from learn_rank.distributed import Process
-from learn_rank.ranker.backbones import Features
+from learn_rank.ranker.backbones.features import Features
 from learn_rank.ranker.data.batch import BatchReader, RankerBatch
 from learn_rank.ranker.model import Ranker, build_ranker, ranker_loss
 from learn_rank.ranker.options import RankerOptions
@@ -51,7 +51,9 @@ def build(
     adaptor = (
         None
         if frozen is None
-        else LearnAdaptor(frozen.user_dim, frozen.item_dim, vector_dropout=options.vector_dropout, synchronise=True)
+        else LearnAdaptor(
+            frozen.user_dim, frozen.item_dim, vector_dropout=options.adaptor.vector_dropout, synchronise=True
+        )
     )
     backbone = MlpBackbone(len(features.sparse), 0 if adaptor is None else adaptor.feature_dim)
     ranker = Ranker(build_tables(features, DIM), backbone=backbone, adaptor=adaptor)
@@ -62,10 +64,10 @@ def step_of(ranker: ShardedRanker, options: RankerOptions, frozen: FrozenVectors
     """Steps on batches that are there already: vectors, forward, losses, backward, optimizers."""
 
     def step(batch: RankerBatch) -> float:
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.training.bf16):
             vectors = None if frozen is None else batch.vectors(frozen, CPU)
             output = ranker.model(batch.sparse, batch.dense, vectors)
-        loss = ranker_loss(output, batch, cvr_loss_weight=options.cvr_loss_weight)
+        loss = ranker_loss(output, batch, cvr_loss_weight=options.adaptor.cvr_loss_weight)
         ranker.zero_grad()
         loss.total.backward()
         ranker.step()

@@ -12,7 +12,7 @@ from learn_rank.cli.stages import store_fingerprints
 from learn_rank.errors import InputError
 from learn_rank.inputs import PARQUET, find_inputs
 from learn_rank.publish import check_target
-from learn_rank.ranker.options import LearnColumnsOptions
+from learn_rank.ranker.outputs.options import LearnColumnsOptions
 
 
 def export_features(config: ExportFeaturesConfig) -> None:

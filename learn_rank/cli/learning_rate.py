@@ -1,8 +1,8 @@
-"""find-learning-rate: what the range test found, as JSON, as a page and on the terminal."""
+"""find-learning-rate: the result of the range test as JSON, as a page and on the terminal."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from learn_rank.ranker.training.find_learning_rate import Sweep
 
 _STAGE = "find-learning-rate"
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2  # 1 named the options without their group
 
 
 def find_learning_rate(config: RunConfig) -> None:
@@ -26,41 +26,39 @@ def find_learning_rate(config: RunConfig) -> None:
 
     prepared, stores, directory = (folder(config, name) for name in ("prepare", "export", _STAGE))
     arm = config.arms[0]
-    options = replace(
-        config.ranker, use_learn=arm != "baseline", shuffle_seed=config.ranker.seed if arm == "shuffled" else None
-    )
+    options = config.ranker.for_arm(arm, is_shuffled=arm == "shuffled")
     inputs = {"prepare": fingerprint_of(prepared, "prepare")}
-    if options.use_learn:
+    if options.adaptor.use_learn:
         inputs |= store_fingerprints(prepared, stores)
 
     def work_in(work: Path) -> dict[str, Any]:
-        found = find_learning_rates(
-            prepared, stores if options.use_learn else None, options, config.find, frozen=config.frozen
+        sweeps = find_learning_rates(
+            prepared, stores if options.adaptor.use_learn else None, options, config.find, frozen=config.frozen
         )
-        on_main(lambda: _write(found, work, arm))
-        return {"suggestions": {sweep.option: sweep.suggestion for sweep in found}}
+        on_main(lambda: _write(sweeps, work, arm))
+        return {"suggestions": {sweep.option: sweep.suggestion for sweep in sweeps}}
 
     manifest = Manifest(_STAGE, inputs, {**options.of_weights(), "find": asdict(config.find)})
     stage_on_ranks(directory, manifest, work_in)
     on_main(lambda: _print(directory))
 
 
-def _write(found: list[Sweep], work: Path, arm: str) -> None:
+def _write(sweeps: list[Sweep], work: Path, arm: str) -> None:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     from learn_rank.evaluation.report.figures import range_plot
     from learn_rank.evaluation.report.write import TEMPLATES
 
-    write_json(work / "lr.json", {"schema_version": _SCHEMA_VERSION, "sweeps": [asdict(sweep) for sweep in found]})
+    write_json(work / "lr.json", {"schema_version": _SCHEMA_VERSION, "sweeps": [asdict(sweep) for sweep in sweeps]})
     environment = Environment(
         loader=FileSystemLoader([Path(__file__).parent, TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    plots = [range_plot(sweep.rates, sweep.losses, sweep.smoothed, sweep.suggestion) for sweep in found]
+    plots = [range_plot(sweep.rates, sweep.losses, sweep.smoothed, sweep.suggestion) for sweep in sweeps]
     page = environment.get_template("learning_rate.html.jinja").render(
-        pairs=list(zip(found, plots, strict=True)), arm=arm
+        pairs=list(zip(sweeps, plots, strict=True)), arm=arm
     )
     write_text(work / "lr.html", page)
 

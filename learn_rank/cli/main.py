@@ -99,14 +99,14 @@ _COMMANDS = {
         "train the rankers: baseline, learn, shuffled; also under torchrun",
         "RUN/prepare, RUN/export",
         "RUN/train/<arm>: checkpoints, TensorBoard scalars",
-        "learn-rank train run_dir=runs/mt arms=[baseline,learn] ranker.backbone=dlrm",
+        "learn-rank train run_dir=runs/mt arms=[baseline,learn] ranker=dlrm",
         ("arms", "ranker", "frozen", "accept_stores"),
     ),
     "find-learning-rate": _Command(
         "raise the ranker's learning rates from step to step and say which suit it; also under torchrun",
         "RUN/prepare; RUN/export if the first of arms is not the baseline",
         "RUN/find-learning-rate: lr.json, lr.html",
-        "learn-rank find-learning-rate run_dir=runs/mt ranker.batch_size=8192",
+        "learn-rank find-learning-rate run_dir=runs/mt ranker.training.batch_size=8192",
         ("find", "arms", "ranker", "frozen"),
         function="learning_rate.find_learning_rate",
     ),
@@ -275,7 +275,7 @@ _REMEDIES = {
 def _run(command: str, overrides: Sequence[str]) -> None:
     # waiting OpenMP threads that spin cost a busy machine up to 20x; read when torch starts its threads
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from learn_rank.cli.config import load
+    from learn_rank.cli.load import load
 
     config, function = _COMMANDS[command].config, _COMMANDS[command].function or f"stages.{command}"
     if command == "evaluate" and any(word.startswith("run_dir=") for word in overrides):
@@ -301,24 +301,19 @@ def _overview(prefix: str = "") -> str:
 
 
 def _help(name: str) -> str:
-    from learn_rank.cli.config import SCHEMAS, RunConfig, recipe_names
-    from learn_rank.cli.words import keys_of
+    from learn_rank.cli.help import options_of
 
     command = _COMMANDS[name]
     lines = [
-        f"learn-rank {name}: {command.summary}", "",
-        f"reads    {command.reads}", f"writes   {command.writes}", f"example  {command.example}", "", "options",
-    ]  # fmt: skip
-    own = SCHEMAS.get(command.config)
-    schema, sections = (own, ()) if own else (RunConfig, ("run_dir", *command.sections))
-    for key, default, text in keys_of(schema):
-        if not sections or key.split(".")[0] in sections:
-            lines.append(f"  {key}={default}\n      {text}" if text else f"  {key}={default}")
-    for group in command.sections:
-        if recipes := recipe_names(group):
-            lines.append(f"  {group}=NAME with NAME one of {', '.join(recipes)}")
-    if "ablate" in command.sections:
-        lines.append(f"  names of ablate.variants: {', '.join(recipe_names('ablation'))}")
+        f"learn-rank {name}: {command.summary}",
+        "",
+        f"reads    {command.reads}",
+        f"writes   {command.writes}",
+        f"example  {command.example}",
+        "",
+        "options",
+        *options_of(command.config, command.sections),
+    ]
     return "\n".join(lines)
 
 

@@ -21,7 +21,7 @@ def export_model(config: ExportModelConfig) -> None:
     run_dir = Path(config.run_dir)
     prepared, stores, trained = run_dir / "prepare", run_dir / "export", run_dir / "train" / config.arm
     inputs = {"prepare": fingerprint_of(prepared, "prepare"), "train": fingerprint_of(trained, "train")}
-    has_learn = read_manifest(trained, stage="train").options["use_learn"]
+    has_learn = read_manifest(trained, stage="train").options["adaptor"]["use_learn"]
     if has_learn:
         inputs |= store_fingerprints(prepared, stores)
     out = Path(config.out) if config.out else run_dir / "model"

@@ -16,6 +16,7 @@ from learn_rank.cli.folders import fingerprint_of, folder, say, stage, stage_on_
 from learn_rank.cli.validation import validation_metrics
 from learn_rank.errors import InputError
 from learn_rank.evaluation.options import GIVEN, EvaluateOptions
+from learn_rank.options import with_changes
 from learn_rank.publish import publish
 from learn_rank.schema import FEATURES, VALUE, FeatureSet, Task, score_columns
 
@@ -75,21 +76,17 @@ def train(config: RunConfig) -> None:
     from learn_rank.ranker.training.train import train as run
 
     metrics = validation_metrics()
-    monitored = metrics.pop(config.ranker.monitor)
+    monitored = metrics.pop(config.ranker.training.monitor)
     prepared, stores = folder(config, "prepare"), folder(config, "export")
     with process_group() as process:
         for arm in config.arms:
-            options = replace(
-                config.ranker,
-                use_learn=arm != "baseline",
-                shuffle_seed=config.ranker.seed if _is_shuffled(config, arm) else None,
-            )
-            used = store_fingerprints(prepared, stores) if options.use_learn else {}
+            options = config.ranker.for_arm(arm, is_shuffled=_is_shuffled(config, arm))
+            used = store_fingerprints(prepared, stores) if options.adaptor.use_learn else {}
             inputs = {"prepare": fingerprint_of(prepared, "prepare")}
-            if options.init_from:
-                earlier = Path(options.init_from) / "train" / arm
+            if options.training.init_from:
+                earlier = Path(options.training.init_from) / "train" / arm
                 inputs["init_from"] = fingerprint_of(earlier, "train")
-                options = replace(options, init_from=str(earlier))
+                options = with_changes(options, {"training.init_from": str(earlier)})
             manifest = Manifest("train", inputs, options.of_weights())
             directory = folder(config, "train") / arm
             if on_main(partial(_is_trained, directory, manifest, used, config.accept_stores)):
@@ -107,7 +104,7 @@ def train(config: RunConfig) -> None:
                 facts.update(
                     run(
                         prepared,
-                        stores if options.use_learn else None,
+                        stores if options.adaptor.use_learn else None,
                         work,
                         options,
                         validation_metric=monitored,

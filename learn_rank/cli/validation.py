@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from learn_rank.ranker.options import AUC, LOSS, UAUC, WUAUC
+from learn_rank.ranker.training.options import AUC, LOSS, UAUC, WUAUC
 
 # (user_ids [N], labels [N] in {0, 1}, probabilities [N]) -> the number; None where it is undefined
 Metric = Callable[[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]], float | None]
 
 
 def validation_metrics() -> dict[str, Metric]:
-    """What `ranker.monitor` can name."""
+    """What `ranker.training.monitor` can name."""
     return {UAUC: validation_uauc, WUAUC: validation_wuauc, AUC: validation_auc, LOSS: validation_loss}
 
 

@@ -13,7 +13,8 @@ from typing import Any, TypeVar, cast
 
 from learn_rank.alignment.options import SHAPE, AlignOptions
 from learn_rank.artifact import read_manifest
-from learn_rank.cli.config import PAPER_DATASETS, RunConfig, config_dir, recipe_names
+from learn_rank.cli.config import PAPER_DATASETS, RunConfig
+from learn_rank.cli.load import config_dir, recipe_names
 from learn_rank.cli.recipe_file import read_recipe
 from learn_rank.cli.words import build, convert, keys_of, locate, nearest, put, read_word
 from learn_rank.content.encoder import EncoderOptions

@@ -54,7 +54,7 @@ class PrepareOptions:
         default="",
         metadata={
             "help": "run directory of an earlier log, such as yesterday's, whose fit of dense features is kept, as a "
-            "ranker that continues from that run (ranker.init_from) needs it"
+            "ranker that continues from that run (ranker.training.init_from) needs it"
         },
     )
 

@@ -86,7 +86,9 @@ class SparseSource:
     encoding: str = field(default="vocabulary", metadata=_doc("vocabulary (values of the training rows) or hash"))
     min_count: int = field(default=1, metadata=_doc("values rarer than this in training share the unknown row"))
     num_buckets: int = field(default=0, metadata=_doc("table rows when encoding=hash"))
-    embedding_dim: int = field(default=0, metadata=_doc("width of its table, a multiple of 4; 0: ranker.embedding_dim"))
+    embedding_dim: int = field(
+        default=0, metadata=_doc("width of its table, a multiple of 4; 0: ranker.tables.embedding_dim")
+    )
 
 
 @dataclass
@@ -149,7 +151,8 @@ class DatasetRecipe:
         default_factory=dict, metadata=_doc("numeric features by name: a column, or column, transform and missing")
     )
     sequence: dict[str, SequenceSource] = field(
-        default_factory=dict, metadata=_doc("behaviour sequences by name; ranker.use_sequences lets a ranker see them")
+        default_factory=dict,
+        metadata=_doc("behaviour sequences by name; ranker.backbone.use_sequences lets a ranker see them"),
     )
     split: SplitOptions = field(default_factory=SplitOptions)
     notes: list[str] = field(default_factory=list, metadata=_doc("sentences the report must carry"))
@@ -196,7 +199,7 @@ class DatasetRecipe:
             if source.embedding_dim < 0 or source.embedding_dim % 4:
                 raise InputError(
                     f"{where}: sparse.{name}.embedding_dim is {source.embedding_dim}, must be a multiple of 4, "
-                    "or 0 for ranker.embedding_dim"
+                    "or 0 for ranker.tables.embedding_dim"
                 )
         split = self.split
         for key in ("validation_fraction", "test_fraction"):

@@ -16,8 +16,9 @@ from learn_rank.errors import InputError
 from learn_rank.fingerprints import file_fingerprint, fingerprint
 from learn_rank.io import open_parquet, parquet_files, read_batches, require_columns, to_numpy
 from learn_rank.progress import note
-from learn_rank.ranker.options import CLICK, CONVERSION, FrozenOptions, RankerOptions
+from learn_rank.ranker.options import CLICK, CONVERSION, RankerOptions
 from learn_rank.ranker.tables.frozen import FrozenVectors
+from learn_rank.ranker.tables.options import FrozenOptions
 from learn_rank.ranker.tasks import tasks_of
 from learn_rank.schema import FEATURES, FeatureSet
 
@@ -47,7 +48,7 @@ class RankerInputs:
 
 
 def open_inputs(prepared: Path, stores: Path | None, options: RankerOptions) -> RankerInputs:
-    """Opens prepared/ and, with options.use_learn, stores/; the baseline ignores stores.
+    """Opens prepared/ and, with use_learn, stores/; the baseline ignores stores.
 
     InputError: no stores where they are needed, stores without any of the log's ids, no sequences where the ranker
     reads them.
@@ -55,12 +56,12 @@ def open_inputs(prepared: Path, stores: Path | None, options: RankerOptions) -> 
     features = read_features(prepared / FEATURES, options)
     fingerprints = {"features": features_fingerprint(prepared)}
     frozen = None
-    if options.use_learn:
+    if options.adaptor.use_learn:
         if stores is None:
             raise InputError(
-                "use_learn=true needs the stores of `learn-rank export`; export them or set use_learn=false"
+                "ranker.adaptor.use_learn=true needs the stores of `learn-rank export`; export them or set it to false"
             )
-        frozen = FrozenVectors(stores, num_folds=features.num_folds, shuffle_seed=options.shuffle_seed)
+        frozen = FrozenVectors(stores, num_folds=features.num_folds, shuffle_seed=options.adaptor.shuffle_seed)
         frozen.check_matches(prepared)
         fingerprints |= {f"{_STORE}{name}": value for name, value in frozen.fingerprints.items()}
     return RankerInputs(prepared, features, frozen, fingerprints)
@@ -72,10 +73,11 @@ def read_features(path: Path, options: RankerOptions) -> FeatureSet:
     InputError: there are none where it reads them.
     """
     features = FeatureSet.read(path)
-    if not options.reads_sequences:
+    if not options.backbone.reads_sequences:
         return replace(features, sequences=())
     if not features.sequences:
-        why = "use_sequences=true" if options.use_sequences else f"backbone={options.backbone}"
+        is_asked, name = options.backbone.use_sequences, options.backbone.name
+        why = "ranker.backbone.use_sequences=true" if is_asked else f"ranker.backbone.name={name}"
         raise InputError(
             f"{path}: {why} reads behaviour sequences, but there are none; add one to the dataset recipe, "
             "`sequence: {history: {of: item_id, max_length: 50}}`, then run `learn-rank prepare` again"
@@ -106,8 +108,8 @@ def check_fingerprints(
 
     names = sorted(inputs.fingerprints.keys() | meta["inputs"].keys())
     pairs = {name: (meta["inputs"].get(name), inputs.fingerprints.get(name)) for name in names}
-    differing = {name: (trained, found) for name, (trained, found) in pairs.items() if trained != found}
-    refused = [name for name, (_, found) in differing.items() if not is_store(name) or found not in accept_stores]
+    differing = {name: (trained, given) for name, (trained, given) in pairs.items() if trained != given}
+    refused = [name for name, (_, given) in differing.items() if not is_store(name) or given not in accept_stores]
     if refused:
         which = ", ".join(f"{name} (fingerprint {pairs[name][0]}, this is {pairs[name][1]})" for name in refused)
         advice = "train again in another folder, or give what it was trained with"
@@ -115,8 +117,8 @@ def check_fingerprints(
             accepted = [*accept_stores, *(str(pairs[name][1]) for name in refused)]
             advice = f"if it is a refresh of that store, accept it: accept_stores=[{','.join(accepted)}]; or {advice}"
         raise InputError(f"{directory}: was trained with other inputs: {which}; {advice}")
-    for name, (trained, found) in differing.items():
-        on_main(partial(note, f"{directory}: {name} {found} is accepted in place of {trained}"))
+    for name, (trained, given) in differing.items():
+        on_main(partial(note, f"{directory}: {name} {given} is accepted in place of {trained}"))
 
 
 def check_labels(path: Path, features: FeatureSet, options: RankerOptions) -> dict[str, int]:
@@ -129,18 +131,18 @@ def check_labels(path: Path, features: FeatureSet, options: RankerOptions) -> di
     labels = _LabelCounts()
     for clicks, conversions in _labels(path, features.ranking_label, features.cvr_label):
         labels.add(clicks, conversions)
-        if options.task == CLICK and not labels.missing_class(features, options):
+        if options.task.name == CLICK and not labels.missing_class(features, options):
             return {}
     missing = labels.missing_class(features, options)
     if missing:
         raise InputError(f"{path}: {missing}")
-    if options.task == CLICK:
+    if options.task.name == CLICK:
         return {}
     without_click = labels.conversions - labels.clicked_conversions
     if without_click:
         note(
             f"{path}: {without_click} of {labels.conversions} rows with '{features.cvr_label}' have no "
-            f"'{features.ranking_label}'; task={options.task} counts no conversion there"
+            f"'{features.ranking_label}'; ranker.task.name={options.task.name} counts no conversion there"
         )
     return {"num_conversions_without_click": without_click}
 
@@ -160,21 +162,22 @@ class _LabelCounts:
 
     def missing_class(self, features: FeatureSet, options: RankerOptions) -> str:
         """Which label cannot be learnt for want of a class, and what to do; empty if all can."""
-        ranking, cvr, task = features.ranking_label, features.cvr_label, options.task
+        ranking, cvr, task = features.ranking_label, features.cvr_label, options.task.name
+        needs = "it needs both classes to train"
         if task != CONVERSION and not 0 < self.clicks < self.rows:
-            found = f"{self.clicks} of {self.rows} rows"
-            return f"ranking label '{ranking}' is 1 in {found}; it needs both classes to train"
+            return f"ranking label '{ranking}' is 1 in {self.clicks} of {self.rows} rows; {needs}"
         if task != CLICK and not 0 < self.clicked_conversions < self.clicks:
-            found = f"{self.clicked_conversions} of {self.clicks} rows with '{ranking}'"
-            return f"CVR label '{cvr}' is 1 in {found}; it needs both classes to train task={task}, choose another"
-        is_clicks = options.cvr_space == "clicks"
-        counted = self.clicks if is_clicks else self.rows
-        positives = self.clicked_conversions if is_clicks else self.conversions
-        if options.use_learn and options.use_fusion and not 0 < positives < counted:
-            found = f"{positives} of {counted} {options.cvr_space}"
+            share = f"{self.clicked_conversions} of {self.clicks} rows with '{ranking}'"
+            return f"CVR label '{cvr}' is 1 in {share}; {needs} ranker.task.name={task}, choose another"
+        space = options.adaptor.cvr_space
+        num_rows, positives = self.rows, self.conversions
+        if space == "clicks":
+            num_rows, positives = self.clicks, self.clicked_conversions
+        has_adaptor = options.adaptor.use_learn and options.adaptor.use_fusion
+        if has_adaptor and not 0 < positives < num_rows:
             return (
-                f"CVR label '{cvr}' is 1 in {found}; it needs both classes to train the adaptor, choose another "
-                "cvr_space or CVR label"
+                f"CVR label '{cvr}' is 1 in {positives} of {num_rows} {space}; {needs} the adaptor, choose another "
+                "ranker.adaptor.cvr_space or CVR label"
             )
         return ""
 

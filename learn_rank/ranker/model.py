@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from learn_rank import checkpoint
 from learn_rank.adaptor import LearnAdaptor, RawVectors, cvr_loss
 from learn_rank.errors import InputError
-from learn_rank.ranker.backbones import Features, Widths, is_built_in, start_without_learn
+from learn_rank.ranker.backbones.features import Features, Widths
+from learn_rank.ranker.backbones.start import start_without_learn
 from learn_rank.ranker.data.batch import RankerBatch
 from learn_rank.ranker.data.vectors import LearnVectors
 from learn_rank.ranker.options import CLICK, RankerOptions
@@ -79,14 +79,14 @@ class Ranker(nn.Module):
 def build_ranker(features: FeatureSet, options: RankerOptions, frozen: FrozenVectors | None) -> Ranker:
     """An unsharded ranker whose dense weights depend on options.seed alone; frozen gives the widths of the adaptor.
 
-    InputError: labels or features that options.task or options.backbone cannot work with.
+    InputError: labels or features that the task or the backbone cannot work with.
     """
     tasks_of(features, options)  # refuses
     torch.manual_seed(options.seed)
     adaptor = None
     if frozen is not None:
         adaptor = _build_adaptor(options, frozen)
-    dims = {feature.name: table_dim(feature, options.embedding_dim) for feature in features.sparse}
+    dims = {feature.name: table_dim(feature, options.tables.embedding_dim) for feature in features.sparse}
     widths = Widths(
         dense=len(features.dense),
         sparse=tuple(dims.values()),
@@ -95,10 +95,10 @@ def build_ranker(features: FeatureSet, options: RankerOptions, frozen: FrozenVec
         names=tuple(dims),
     )
     backbone = build_heads(widths, options)
-    if widths.learn and is_built_in(options):
+    if widths.learn and options.backbone.built_in is not None:  # who brings a backbone also chooses its first weights
         torch.manual_seed(options.seed)
-        start_without_learn(backbone, build_heads(replace(widths, learn=0), options), widths)
-    return Ranker(build_tables(features, options.embedding_dim), backbone=backbone, adaptor=adaptor)
+        start_without_learn(backbone, build_heads(widths.without_learn(), options), widths)
+    return Ranker(build_tables(features, options.tables.embedding_dim), backbone=backbone, adaptor=adaptor)
 
 
 def load_adaptor(checkpoint_dir: Path, options: RankerOptions, frozen: FrozenVectors) -> LearnAdaptor:
@@ -108,29 +108,32 @@ def load_adaptor(checkpoint_dir: Path, options: RankerOptions, frozen: FrozenVec
     """
     adaptor = _build_adaptor(options, frozen)
     if not isinstance(adaptor, LearnAdaptor):
-        raise InputError(f"{checkpoint_dir}: was trained with use_fusion=false and has no adaptor; train with true")
+        raise InputError(
+            f"{checkpoint_dir}: was trained with ranker.adaptor.use_fusion=false and has no adaptor; train with true"
+        )
     weights = adaptor.state_dict()
-    checkpoint.load(checkpoint_dir, {"model": {f"adaptor.{name}": value for name, value in weights.items()}},
-                    checkpoint.BEST)  # fmt: skip
+    state = {"model": {f"adaptor.{name}": value for name, value in weights.items()}}
+    checkpoint.load(checkpoint_dir, state, checkpoint.BEST)
     return adaptor.eval()
 
 
 def _build_adaptor(options: RankerOptions, frozen: FrozenVectors) -> RawVectors:
+    chosen = options.adaptor
     vectors: dict[str, Any] = {
-        "normalization": options.normalization,
-        "scale": options.vector_scale,
-        "vector_dropout": options.vector_dropout,
+        "normalization": chosen.normalization,
+        "scale": chosen.vector_scale,
+        "vector_dropout": chosen.vector_dropout,
         "synchronise": True,
     }
-    if not options.use_fusion:
+    if not chosen.use_fusion:
         return RawVectors(frozen.user_dim, frozen.item_dim, **vectors)
     return LearnAdaptor(
         frozen.user_dim,
         frozen.item_dim,
-        fusion_dim=options.fusion_dim,
-        fusion_inputs=options.fusion_inputs,
-        dropout=options.dropout,
-        stop_ranker_gradient=options.stop_ranker_gradient,
+        fusion_dim=chosen.fusion_dim,
+        fusion_inputs=chosen.fusion_inputs,
+        dropout=options.backbone.dropout,
+        stop_ranker_gradient=chosen.stop_ranker_gradient,
         **vectors,
     )
 

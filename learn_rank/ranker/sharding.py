@@ -19,15 +19,16 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 
 from learn_rank.distributed import Process
 from learn_rank.ranker.model import Ranker
-from learn_rank.ranker.options import DATA_PARALLEL, RankerOptions
+from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.tables.adagrad import ReplicaAdagrad
+from learn_rank.ranker.tables.options import DATA_PARALLEL
 from learn_rank.ranker.tables.plan import describe_plan, local_shards, memory_budgets, plan_tables, torchrec_plan
 from learn_rank.ranker.tables.trainable import fill_rows, table_name, table_size
 from learn_rank.schema import SparseFeature
 
 TABLES = "tables"  # Ranker.tables
 _EPS = 1e-8
-_ADVICE = "use more ranks, encoding: hash with fewer buckets, or a smaller ranker.embedding_dim"
+_ADVICE = "use more ranks, encoding: hash with fewer buckets, or a smaller ranker.tables.embedding_dim"
 
 
 @dataclass(frozen=True)
@@ -74,22 +75,22 @@ def shard(ranker: Ranker, options: RankerOptions, sparse: tuple[SparseFeature, .
     collections = _collections(ranker)
     unpooled = {name for collection in collections if collection.is_unpooled for name in collection.weights}
     sizes = [
-        table_size(feature, options.embedding_dim, can_replicate=table_name(feature) not in unpooled)
+        table_size(feature, options.tables.embedding_dim, can_replicate=table_name(feature) not in unpooled)
         for feature in sparse
     ]
     plan = plan_tables(
         sizes,
         memory_budgets(process),
-        sharding=options.sharding,
-        row_wise_rows=options.row_wise_rows,
-        data_parallel_rows=options.data_parallel_rows,
+        sharding=options.tables.sharding,
+        row_wise_rows=options.tables.row_wise_rows,
+        data_parallel_rows=options.tables.data_parallel_rows,
         advice=_ADVICE,
     )
     sharders = [
         kind(
             fused_params={
                 "optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-                "learning_rate": options.sparse_learning_rate,
+                "learning_rate": options.tables.learning_rate,
                 "eps": _EPS,
             }
         )
@@ -114,7 +115,9 @@ def shard(ranker: Ranker, options: RankerOptions, sparse: tuple[SparseFeature, .
     parameters = dict(model.named_parameters())
     dense_optimizer = KeyedOptimizerWrapper(
         {name: parameter for name, parameter in parameters.items() if name not in weights.values()},
-        lambda dense: torch.optim.AdamW(dense, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True),
+        lambda dense: torch.optim.AdamW(
+            dense, lr=options.training.learning_rate, weight_decay=options.training.weight_decay, fused=True
+        ),
     )
     optimizers = [(TABLES, model.fused_optimizer), ("dense", dense_optimizer)]
     replicas = {weights[table]: table for table, place in plan.items() if place.sharding == DATA_PARALLEL}
@@ -122,7 +125,7 @@ def shard(ranker: Ranker, options: RankerOptions, sparse: tuple[SparseFeature, .
         replica_optimizer = KeyedOptimizerWrapper(
             {name: parameters[name] for name in replicas},
             lambda tables: ReplicaAdagrad(
-                dict(zip(replicas.values(), tables, strict=True)), lr=options.sparse_learning_rate, eps=_EPS
+                dict(zip(replicas.values(), tables, strict=True)), lr=options.tables.learning_rate, eps=_EPS
             ),
         )
         optimizers.append((TABLES, replica_optimizer))

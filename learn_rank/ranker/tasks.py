@@ -12,41 +12,44 @@ from torch import nn
 from learn_rank.adaptor import cvr_loss
 from learn_rank.errors import InputError
 from learn_rank.layers import mlp
-from learn_rank.ranker.backbones import Features, Widths, build_backbone
+from learn_rank.ranker.backbones.build import build_backbone
+from learn_rank.ranker.backbones.features import Features, Widths
 from learn_rank.ranker.data.batch import RankerBatch
 from learn_rank.ranker.options import CLICK, CONVERSION, ESMM, MMOE, RankerOptions
 from learn_rank.schema import FeatureSet, Task
 
 
 def tasks_of(features: FeatureSet, options: RankerOptions) -> tuple[Task, ...]:
-    """What a ranker of options.task predicts, in the order of its logits; it ranks by the first.
+    """What a ranker of this task predicts, in the order of its logits; it ranks by the first.
 
     esmm and mmoe: the click, the conversion of a click, and click and conversion together. InputError: no CVR label
     beside the ranking label, or one with a name that a task needs.
     """
     click, conversion = features.ranking_label, features.cvr_label
     clicks = Task(click, click)
-    if options.task == CLICK:
+    if options.task.name == CLICK:
         return (clicks,)
     if click == conversion:
         raise InputError(
-            f"task={options.task} needs a second label, but cvr_label is the ranking label '{click}'; set the recipe's "
-            "cvr_label to another of interactions.labels, then run `learn-rank prepare` again"
+            f"ranker.task.name={options.task.name} needs a second label, but cvr_label is the ranking label '{click}'; "
+            "set the recipe's cvr_label to another of interactions.labels, then run `learn-rank prepare` again"
         )
     conversions = Task(f"{conversion}_given_{click}", conversion, given=click)
-    if options.task == CONVERSION:
+    if options.task.name == CONVERSION:
         return (conversions,)
     both = f"{click}_and_{conversion}"
     if both in features.labels:
-        raise InputError(f"label '{both}': task={options.task} makes a label of this name; give the recipe's another")
+        raise InputError(
+            f"label '{both}': ranker.task.name={options.task.name} makes a label of this name; rename the recipe's"
+        )
     return clicks, conversions, Task(both, both)
 
 
 def build_heads(widths: Widths, options: RankerOptions) -> nn.Module:
-    """What stands on the features: Features -> logits [B] of one task, or [2, B] of click and conversion."""
-    if options.task in (CLICK, CONVERSION):
+    """The network on top of the features: Features -> logits [B] of one task, or [2, B] of click and conversion."""
+    if options.task.name in (CLICK, CONVERSION):
         return build_backbone(widths, options)
-    return TwoTowers(widths, options) if options.task == ESMM else MixtureOfExperts(widths, options)
+    return TwoTowers(widths, options) if options.task.name == ESMM else MixtureOfExperts(widths, options)
 
 
 class TwoTowers(nn.Module):
@@ -70,13 +73,12 @@ class MixtureOfExperts(nn.Module):
 
     def __init__(self, widths: Widths, options: RankerOptions) -> None:
         super().__init__()
-        *expert_dims, tower_dim = options.hidden_dims
+        *expert_dims, tower_dim = options.backbone.hidden_dims
         expert_dims = expert_dims or [tower_dim]
-        self.experts = nn.ModuleList(
-            mlp(widths.total, expert_dims, dropout=options.dropout) for _ in range(options.num_experts)
-        )
-        self.gates = nn.ModuleList(nn.Linear(widths.total, options.num_experts) for _ in range(2))
-        self.towers = nn.ModuleList(mlp(expert_dims[-1], [tower_dim], 1, dropout=options.dropout) for _ in range(2))
+        num_experts, dropout = options.task.num_experts, options.backbone.dropout
+        self.experts = nn.ModuleList(mlp(widths.total, expert_dims, dropout=dropout) for _ in range(num_experts))
+        self.gates = nn.ModuleList(nn.Linear(widths.total, num_experts) for _ in range(2))
+        self.towers = nn.ModuleList(mlp(expert_dims[-1], [tower_dim], 1, dropout=dropout) for _ in range(2))
 
     def forward(self, features: Features) -> torch.Tensor:
         """Logits [2, B]: click, conversion of a click."""
@@ -135,7 +137,7 @@ def task_losses(
     total_rows: torch.Tensor | None = None,
     total_clicks: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
-    """The losses of options.task, each a mean over the rows that it counts; of no rows it is 0, with gradients of zero.
+    """The losses of the task, each a mean over the rows that it counts; of no rows it is 0, with gradients of zero.
 
         click        BCE(click) over all rows
         conversion   BCE(conversion) over clicked rows

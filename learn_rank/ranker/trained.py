@@ -18,4 +18,4 @@ def trained_options(checkpoint_dir: Path) -> tuple[RankerOptions, dict[str, Any]
     meta = checkpoint.read_meta(checkpoint_dir, checkpoint.BEST)
     if meta is None:
         raise InputError(f"{checkpoint_dir}: holds no finished checkpoint; run `learn-rank train` first")
-    return RankerOptions(**meta["options"]), meta
+    return RankerOptions.of_record(meta["options"], where=str(checkpoint_dir)), meta

@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 
 from learn_rank.cli import alignment, stages
 from learn_rank.cli.ablation_report import Run, markdown, summarise, text
-from learn_rank.cli.config import AblateOptions, config_dir, load
+from learn_rank.cli.config import AblateOptions
+from learn_rank.cli.load import config_dir, load
 from learn_rank.cli.main import main
 from learn_rank.cli.variants import read_variants, variant_names
 from learn_rank.data.synthetic import SyntheticOptions, synthetic_recipe, write_synthetic
@@ -22,7 +23,7 @@ from learn_rank.store.reader import FrozenStore
 
 SMALL = [
     "encoder.dim=16", "align.width=16", "align.num_layers=1", "align.num_heads=2", "align.epochs=1",
-    "ranker.epochs=1", "ranker.hidden_dims=[16]", "ranker.embedding_dim=4",
+    "ranker.training.epochs=1", "ranker.backbone.hidden_dims=[16]", "ranker.tables.embedding_dim=4",
 ]  # fmt: skip
 
 

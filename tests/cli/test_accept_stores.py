@@ -14,7 +14,8 @@ from learn_rank.cli.main import main
 
 SMALL = [
     "demo.num_users=300", "demo.num_items=200", "demo.num_interactions=8000", "encoder.dim=16", "align.width=16",
-    "align.num_heads=2", "align.epochs=1", "ranker.epochs=2", "ranker.hidden_dims=[16]", "ranker.embedding_dim=4",
+    "align.num_heads=2", "align.epochs=1", "ranker.training.epochs=2", "ranker.backbone.hidden_dims=[16]",
+    "ranker.tables.embedding_dim=4",
     "arms=[learn]",
 ]  # fmt: skip
 
@@ -105,5 +106,5 @@ def test_an_unfinished_run_is_kept_until_its_refreshed_stores_are_accepted(
 def test_how_checkpoints_are_saved_does_not_make_a_trained_ranker_again(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stage("train", run, "ranker.checkpoint_steps=1", "ranker.checkpoint_keep=5")
+    stage("train", run, "ranker.checkpoint.steps=1", "ranker.checkpoint.keep=5")
     assert "train/learn                  unchanged" in capsys.readouterr().out

@@ -10,7 +10,7 @@ import pytest
 
 import learn_rank
 from learn_rank.artifact import command_of
-from learn_rank.cli.config import config_dir, load
+from learn_rank.cli.load import config_dir, load
 from learn_rank.cli.main import _COMMANDS, main
 from learn_rank.errors import InputError
 
@@ -118,7 +118,7 @@ def test_memory_limit_says_the_same_in_every_command(capsys: pytest.CaptureFixtu
         (["pipelin"], "no command 'pipelin'; did you mean 'pipeline'?"),
         (["align", "run_dir=x", "align.epoch=3"], "no option 'align.epoch'; did you mean 'align.epochs'?"),
         (["align", "run_dir=x", "epochs=3"], "no option 'epochs'; did you mean"),
-        (["train", "run_dir=x", "ranker.backbon=dlrm"], "did you mean 'ranker.backbone'?"),
+        (["train", "run_dir=x", "ranker.backbon=dlrm"], "did you mean 'ranker.backbone.name'?"),
         (["align", "run_dir=x", "align.epochs"], "'align.epochs' is not key=value"),
         (["align", "run_dir=x", "align.epochs=many"], "many"),
         (["align"], "run_dir is missing"),

@@ -14,7 +14,8 @@ from tests.ranks import run_alone
 
 SMALL = [
     "demo.num_users=300", "demo.num_items=200", "demo.num_interactions=8000", "encoder.dim=16", "align.width=16",
-    "align.num_heads=2", "align.epochs=1", "ranker.epochs=1", "ranker.hidden_dims=[16]", "ranker.embedding_dim=4",
+    "align.num_heads=2", "align.epochs=1", "ranker.training.epochs=1", "ranker.backbone.hidden_dims=[16]",
+    "ranker.tables.embedding_dim=4",
     "arms=[baseline,learn,shuffled]",
 ]  # fmt: skip
 STAGES = ("raw", "prepare", "extract", "align", "predict", "evaluate")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from learn_rank.cli.config import load
+from learn_rank.cli.load import load
 from learn_rank.cli.recipe_file import parse_mapping, read_recipe
 from learn_rank.errors import InputError
 

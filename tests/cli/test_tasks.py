@@ -14,7 +14,8 @@ from learn_rank.cli.main import main
 
 SMALL = [
     "demo.num_users=300", "demo.num_items=200", "demo.num_interactions=8000", "encoder.dim=16", "align.width=16",
-    "align.num_heads=2", "align.epochs=1", "ranker.epochs=1", "ranker.hidden_dims=[16]", "ranker.embedding_dim=4",
+    "align.num_heads=2", "align.epochs=1", "ranker.training.epochs=1", "ranker.backbone.hidden_dims=[16]",
+    "ranker.tables.embedding_dim=4",
     "evaluate.bootstrap_samples=0",
 ]  # fmt: skip
 TASKS = ("conversion_given_click", "click_and_conversion")
@@ -23,7 +24,7 @@ TASKS = ("conversion_given_click", "click_and_conversion")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "run"
-    main(["demo", f"run_dir={folder}", *SMALL, "ranker.task=esmm", "arms=[baseline,learn,shuffled]"])
+    main(["demo", f"run_dir={folder}", *SMALL, "ranker.task.name=esmm", "arms=[baseline,learn,shuffled]"])
     return folder
 
 
@@ -88,7 +89,7 @@ def test_the_first_report_and_the_terminal_show_all_tasks(run: Path, capsys: pyt
 def test_a_ranker_of_conversions_alone_is_judged_by_them(run: Path) -> None:
     command = ["run_dir=" + str(run), *(option for option in SMALL if not option.startswith("demo."))]
     for stage in ("train", "predict", "evaluate"):
-        main([stage, *command, "ranker.task=conversion", "arms=[baseline]"])
+        main([stage, *command, "ranker.task.name=conversion", "arms=[baseline]"])
     report = report_of(run / "evaluate")
     assert (report["label"], report["baseline"], report["further"]) == ("conversion|click", "baseline", [])
     assert not (run / "evaluate" / TASKS[0]).exists()

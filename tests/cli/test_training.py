@@ -10,12 +10,13 @@ import pytest
 
 from learn_rank.artifact import read_manifest
 from learn_rank.cli import stages
-from learn_rank.cli.config import load
+from learn_rank.cli.load import load
 from learn_rank.cli.main import main
 from learn_rank.data.synthetic import SyntheticOptions, synthetic_recipe, write_synthetic
 
-SMALL = ["arms=[baseline]", "ranker.epochs=2", "ranker.hidden_dims=[16]", "ranker.embedding_dim=4",
-         "ranker.batch_size=500"]  # fmt: skip
+SMALL = ["arms=[baseline]", "ranker.training.epochs=2", "ranker.backbone.hidden_dims=[16]",
+         "ranker.tables.embedding_dim=4",
+         "ranker.training.batch_size=500"]  # fmt: skip
 
 
 def prepared(run: Path, *overrides: str, seed: int) -> Path:
@@ -40,8 +41,8 @@ def test_rates_are_found_written_drawn_and_suggested(run: Path, capsys: pytest.C
     out = capsys.readouterr().out
     found = json.loads((run / "find-learning-rate" / "lr.json").read_text())
     page = (run / "find-learning-rate" / "lr.html").read_text()
-    assert found["schema_version"] == 1
-    assert [sweep["option"] for sweep in found["sweeps"]] == ["learning_rate", "sparse_learning_rate"]
+    assert found["schema_version"] == 2
+    assert [sweep["option"] for sweep in found["sweeps"]] == ["training.learning_rate", "tables.learning_rate"]
     for sweep in found["sweeps"]:
         assert len(sweep["rates"]) == len(sweep["losses"]) == len(sweep["smoothed"]) > 20
         assert f"ranker.{sweep['option']}={sweep['suggestion']:g}" in out
@@ -64,7 +65,7 @@ def test_a_loss_that_diverges_ends_in_an_error_and_the_best_epoch_before_predict
         )
         main(["train", f"run_dir={tmp_path}", *SMALL])
     assert raised.value.code == 2
-    said = f"step {steps + 2}; lower learning_rate"
+    said = f"step {steps + 2}; lower ranker.training.learning_rate"
     kept = f"epoch 1 is kept in {tmp_path / 'train' / 'baseline'}, where `learn-rank predict` finds it"
     error = capsys.readouterr().err.splitlines()[-1]
     assert said in error
@@ -80,7 +81,13 @@ def test_tomorrows_ranker_goes_on_from_todays_and_is_made_again_when_that_change
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tomorrow = prepared(tmp_path / "tomorrow", seed=1)
-    command = ["train", f"run_dir={tomorrow}", *SMALL, f"ranker.init_from={run}", "ranker.monitor=auc"]
+    command = [
+        "train",
+        f"run_dir={tomorrow}",
+        *SMALL,
+        f"ranker.training.init_from={run}",
+        "ranker.training.monitor=auc",
+    ]
     main(command)
     manifest = read_manifest(tomorrow / "train" / "baseline", stage="train")
     assert manifest.inputs["init_from"] == read_manifest(run / "train" / "baseline", stage="train").fingerprint
@@ -98,7 +105,7 @@ def test_tomorrows_ranker_goes_on_from_todays_and_is_made_again_when_that_change
     main(command)
     assert "unchanged" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        main([*command[:-2], f"ranker.init_from={tmp_path}"])
+        main([*command[:-2], f"ranker.training.init_from={tmp_path}"])
     assert "not there or not finished; run `learn-rank train` first" in capsys.readouterr().err
 
 

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from learn_rank.cli.validation import validation_metrics
-from learn_rank.ranker.options import MONITORS
+from learn_rank.ranker.training.options import MONITORS
 
 
 @pytest.fixture(scope="module")

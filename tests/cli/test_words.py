@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from learn_rank.cli.config import SCHEMAS, RunConfig, config_dir, load
+from learn_rank.cli.config import SCHEMAS, RunConfig
+from learn_rank.cli.load import config_dir, load
 from learn_rank.cli.words import keys_of, locate, read_word, split_list
 from learn_rank.data.recipe import DatasetRecipe
 from learn_rank.errors import InputError
@@ -102,13 +103,14 @@ def test_one_or_several_may_be_named(words: str, treatments: list[str]) -> None:
 def test_numbers_and_truths_are_read_where_they_are_wanted() -> None:
     config = load(
         "run",
-        ["run_dir=x", "align.epochs=3", "align.learning_rate=1e-3", "align.bf16=true", "ranker.hidden_dims=[64, 32]",
-         "ranker.shuffle_seed=null", "ranker.task_weights=[1,0.5]", "arms=baseline", "ablate.seeds=[1,2]",
+        ["run_dir=x", "align.epochs=3", "align.learning_rate=1e-3", "align.bf16=true",
+         "ranker.backbone.hidden_dims=[64, 32]",
+         "ranker.adaptor.shuffle_seed=null", "ranker.task.weights=[1,0.5]", "arms=baseline", "ablate.seeds=[1,2]",
          "export.as_of=[2026-05-01,2026-05-08]"],
     )  # fmt: skip
     assert (config.align.epochs, config.align.learning_rate, config.align.bf16) == (3, 1e-3, True)
-    assert (config.ranker.hidden_dims, config.ranker.task_weights) == ([64, 32], [1.0, 0.5])
-    assert (config.ranker.shuffle_seed, config.arms, config.ablate.seeds) == (None, ["baseline"], [1, 2])
+    assert (config.ranker.backbone.hidden_dims, config.ranker.task.weights) == ([64, 32], [1.0, 0.5])
+    assert (config.ranker.adaptor.shuffle_seed, config.arms, config.ablate.seeds) == (None, ["baseline"], [1, 2])
     assert config.export.as_of == ["2026-05-01", "2026-05-08"]
 
 
@@ -163,8 +165,8 @@ def test_words_may_come_in_any_order() -> None:
         (["align.learning_rate=nan"], "align.learning_rate is 'nan', expected a number"),
         (["align.learning_rate=inf"], "align.learning_rate is 'inf', expected a number"),
         (["align.bf16=maybe"], "align.bf16 is 'maybe', expected true or false"),
-        (["ranker.hidden_dims=[64,x]"], "ranker.hidden_dims is 'x', expected a whole number"),
-        (["ranker.hidden_dims=[64,]"], "an element is empty"),
+        (["ranker.backbone.hidden_dims=[64,x]"], "ranker.backbone.hidden_dims is 'x', expected a whole number"),
+        (["ranker.backbone.hidden_dims=[64,]"], "an element is empty"),
         (["encoder.text.names=genres"], "encoder.text.names is 'genres', expected {name: value}"),
         (["encoder.text.names={a: [1]}"], "encoder.text.names.a is a list, expected a text"),
         (["~align.epochs=3"], "no option '~align.epochs'; did you mean 'align.epochs'?"),
@@ -172,7 +174,10 @@ def test_words_may_come_in_any_order() -> None:
         (["encoder.text=x"], "no option 'encoder.text'"),
         (["=x"], "no option ''"),
         (["dataset.root=x"], "dataset.root is set but no dataset"),
-        (["ranker=deepfm"], "expected one of dcnv2, dlrm; a network is chosen by ranker.backbone=deepfm"),
+        (["ranker=deepfn"], "ranker=deepfn: expected one of dcnv2, deepfm, din, dlrm, finalmlp, masknet"),
+        (["ranker.learning_rate=0.1"], "ranker.learning_rate is now ranker.training.learning_rate"),
+        (["ranker.backbone=dlrm"], "ranker.backbone is now ranker.backbone.name"),
+        (["+ranker.task=esmm"], "ranker.task is now ranker.task.name"),
         (["encoder=bert"], "encoder=bert: expected one of hf, minilm, tfidf_svd"),
         (["align="], "align=: expected one of next_item, paper, small"),
         (["align=../align/paper"], "align=../align/paper: expected one of"),
@@ -186,7 +191,7 @@ def test_words_may_come_in_any_order() -> None:
         (["align.warmup_share=1.5"], "align.warmup_share is 1.5, must be 0 to 1"),
         (["align.seed=-1"], "align.seed is -1, expected 0 to 4294967295"),
         (["ranker.seed=-1"], "ranker.seed is -1"),
-        (["ranker.shuffle_seed=-1"], "ranker.shuffle_seed is -1"),
+        (["ranker.adaptor.shuffle_seed=-1"], "ranker.adaptor.shuffle_seed is -1"),
         (["demo.seed=-5"], "demo.seed is -5"),
         (["evaluate.seed=-5"], "evaluate.seed is -5"),
         (["encoder.seed=4294967296"], "encoder.seed is 4294967296"),

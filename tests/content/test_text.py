@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
-from learn_rank.cli.config import config_dir
+from learn_rank.cli.load import config_dir
 from learn_rank.content.catalogue import read_catalogue
 from learn_rank.content.encoder import EncoderOptions
 from learn_rank.content.text import TextOptions, compose_texts, text_fields

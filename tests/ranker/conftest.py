@@ -17,6 +17,7 @@ import torch
 from learn_rank import checkpoint
 from learn_rank.artifact import Manifest
 from learn_rank.distributed import process_group
+from learn_rank.options import with_changes
 from learn_rank.publish import publish
 from learn_rank.ranker.inputs import open_inputs
 from learn_rank.ranker.model import build_ranker
@@ -107,7 +108,9 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Log:
 def directory(log: Log, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small ranker with LEARN, trained on `log` for an epoch."""
     folder = tmp_path_factory.mktemp("trained")
-    options = RankerOptions(hidden_dims=[8], batch_size=512, epochs=1)
+    options = with_changes(
+        RankerOptions(), {"backbone.hidden_dims": [8], "training.batch_size": 512, "training.epochs": 1}
+    )
     train(log.prepared, log.stores, folder, options, validation_metric=lambda *_: 0.5)
     return folder
 

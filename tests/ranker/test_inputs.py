@@ -10,11 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from learn_rank.errors import InputError
+from learn_rank.options import with_changes
 from learn_rank.ranker.inputs import check_labels
 from learn_rank.ranker.options import RankerOptions
 from learn_rank.schema import FeatureSet
 
-LEARN, CLICKS, BASELINE = RankerOptions(), RankerOptions(cvr_space="clicks"), RankerOptions(use_learn=False)
+LEARN, CLICKS, BASELINE = (
+    RankerOptions(),
+    with_changes(RankerOptions(), {"adaptor.cvr_space": "clicks"}),
+    with_changes(RankerOptions(), {"adaptor.use_learn": False}),
+)
 
 
 def write(folder: Path, *parts: tuple[list[int | None], list[int]]) -> Path:
@@ -49,12 +54,20 @@ def test_one_label_for_both_needs_both_classes_once(features: FeatureSet, tmp_pa
         (CLICKS, [([0, 1], [0, 1]), ([1], [1])], r"CVR label 'purchase' is 1 in 2 of 2 clicks"),
         (LEARN, [([0, None], [0, 1])], r"0\.parquet: column 'click': 1 null values"),
         (
-            RankerOptions(task="conversion", use_learn=False),
+            with_changes(RankerOptions(), {"task.name": "conversion", "adaptor.use_learn": False}),
             [([0, 1, 1], [1, 1, 1])],
             "is 1 in 2 of 2 rows with 'click'",
         ),
-        (RankerOptions(task="esmm", use_learn=False), [([0, 1, 0], [1, 0, 1])], "is 1 in 0 of 1 rows with 'click'"),
-        (RankerOptions(task="mmoe", use_learn=False), [([1, 1], [0, 1])], "ranking label 'click' is 1 in 2 of 2 rows"),
+        (
+            with_changes(RankerOptions(), {"task.name": "esmm", "adaptor.use_learn": False}),
+            [([0, 1, 0], [1, 0, 1])],
+            "is 1 in 0 of 1 rows with 'click'",
+        ),
+        (
+            with_changes(RankerOptions(), {"task.name": "mmoe", "adaptor.use_learn": False}),
+            [([1, 1], [0, 1])],
+            "ranking label 'click' is 1 in 2 of 2 rows",
+        ),
     ],
 )
 def test_a_label_that_cannot_be_learnt_is_refused_with_its_counts(
@@ -67,7 +80,9 @@ def test_a_label_that_cannot_be_learnt_is_refused_with_its_counts(
 
 def test_a_conversion_ranker_needs_no_rows_without_a_click(features: FeatureSet, tmp_path: Path) -> None:
     path = write(tmp_path / "train", ([1, 1], [0, 1]))
-    assert check_labels(path, features, RankerOptions(task="conversion")) == {"num_conversions_without_click": 0}
+    assert check_labels(path, features, with_changes(RankerOptions(), {"task.name": "conversion"})) == {
+        "num_conversions_without_click": 0
+    }
 
 
 @pytest.mark.parametrize("task", ["conversion", "esmm", "mmoe"])
@@ -75,7 +90,9 @@ def test_conversions_without_a_click_are_counted_in_all_files_and_said(
     features: FeatureSet, tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path / "train", ([0, 1, 1, 0], [0, 0, 1, 1]), ([0, 0, 1], [1, 0, 1]))
-    assert check_labels(path, features, RankerOptions(task=task)) == {"num_conversions_without_click": 2}
+    assert check_labels(path, features, with_changes(RankerOptions(), {"task.name": task})) == {
+        "num_conversions_without_click": 2
+    }
     assert "2 of 4 rows with 'purchase' have no 'click'" in capsys.readouterr().err
 
 

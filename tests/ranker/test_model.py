@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from learn_rank.layers import mlp
-from learn_rank.ranker.backbones import Features
+from learn_rank.options import with_changes
+from learn_rank.ranker.backbones.features import Features
 from learn_rank.ranker.inputs import open_inputs
 from learn_rank.ranker.model import Ranker, build_ranker
 from learn_rank.ranker.options import RankerOptions
@@ -24,10 +25,12 @@ def with_and_without_learn(log: Any, options: RankerOptions) -> tuple[Ranker, Ra
 
 
 def rows(options: RankerOptions) -> Features:
-    return Features(torch.randn(B, 1), torch.randn(B, 3 * options.embedding_dim))
+    return Features(torch.randn(B, 1), torch.randn(B, 3 * options.tables.embedding_dim))
 
 
-@pytest.mark.parametrize("options", [RankerOptions(seed=3), RankerOptions(seed=3, use_fusion=False)])
+@pytest.mark.parametrize(
+    "options", [RankerOptions(seed=3), with_changes(RankerOptions(), {"seed": 3, "adaptor.use_fusion": False})]
+)
 def test_first_predictions_with_learn_are_those_of_the_baseline(log: Any, options: RankerOptions) -> None:
     learn, baseline = with_and_without_learn(log, options)
     features = rows(options)
@@ -41,5 +44,5 @@ def test_a_backbone_of_the_users_own_starts_as_it_makes_itself(log: Any, monkeyp
     module = types.ModuleType("own_start")
     module.build = lambda widths, options: mlp(widths.total, [], 1)
     monkeypatch.setitem(sys.modules, "own_start", module)
-    learn, _ = with_and_without_learn(log, RankerOptions(backbone="own_start:build"))
+    learn, _ = with_and_without_learn(log, with_changes(RankerOptions(), {"backbone.name": "own_start:build"}))
     assert (learn.backbone[0].weight != 0).all()

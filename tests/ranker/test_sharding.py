@@ -14,6 +14,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from learn_rank import checkpoint
 from learn_rank.distributed import Process, process_group
 from learn_rank.errors import InputError
+from learn_rank.options import with_changes
 from learn_rank.ranker.data.batch import BatchReader
 from learn_rank.ranker.model import build_ranker, ranker_loss
 from learn_rank.ranker.options import RankerOptions
@@ -23,7 +24,9 @@ from learn_rank.ranker.tables.plan import local_shards
 from learn_rank.ranker.tables.trainable import build_tables, fill_rows, pad_rows
 from learn_rank.schema import FeatureSet, SparseFeature
 
-OPTIONS = RankerOptions(use_learn=False, hidden_dims=[8], embedding_dim=8)
+OPTIONS = with_changes(
+    RankerOptions(), {"adaptor.use_learn": False, "backbone.hidden_dims": [8], "tables.embedding_dim": 8}
+)
 
 
 KINDS = ("table_wise", "row_wise", "data_parallel")
@@ -74,12 +77,16 @@ def test_initial_rows_do_not_depend_on_how_a_table_is_sharded() -> None:
 
 @pytest.mark.parametrize(
     ("options", "length"),
-    [({}, 0.25), ({"backbone": "finalmlp"}, 0.025), ({"backbone": "deepfm", "initial_length": 1.0}, 1.0)],
+    [
+        ({}, 0.25),
+        ({"backbone.name": "finalmlp"}, 0.025),
+        ({"backbone.name": "deepfm", "tables.initial_length": 1.0}, 1.0),
+    ],
 )
 def test_fresh_rows_are_as_long_as_the_backbone_takes_them(
     features: FeatureSet, options: dict[str, Any], length: float
 ) -> None:
-    chosen = RankerOptions(use_learn=False, **options)
+    chosen = with_changes(RankerOptions(), {"adaptor.use_learn": False, **options})
     with process_group() as process:
         rows = weight(shard(build_ranker(features, chosen, None), chosen, features.sparse, process).model, "user_id")
     assert rows.square().sum(1).mean().sqrt().item() == pytest.approx(length, rel=0.05)
@@ -99,7 +106,7 @@ def test_only_the_table_rows_of_the_batch_are_trained(log, features: FeatureSet)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tables_are_not_in_the_dense_optimizer(features: FeatureSet, kind: str) -> None:
-    options = replace(OPTIONS, sharding=kind)
+    options = with_changes(OPTIONS, {"tables.sharding": kind})
     with process_group() as process:
         ranker = shard(build_ranker(features, options, None), options, features.sparse, process)
         assert not [name for name in ranker.dense_optimizer.params if name.startswith("tables.")]
@@ -112,7 +119,8 @@ def test_tables_train_alike_however_they_are_sharded(log, features: FeatureSet, 
     """Replicas have no fused kernel: their Adagrad must be that of the kernel, sums included."""
     with process_group() as process:
         whole, other = (
-            trained(log, features, replace(OPTIONS, sharding=name), process) for name in ("table_wise", kind)
+            trained(log, features, with_changes(OPTIONS, {"tables.sharding": name}), process)
+            for name in ("table_wise", kind)
         )
         for feature in features.sparse:
             torch.testing.assert_close(
@@ -128,9 +136,9 @@ def test_a_checkpoint_loads_however_the_tables_are_sharded(
     log, features: FeatureSet, tmp_path: Path, saved: str, loaded: str
 ) -> None:
     with process_group() as process:
-        first = trained(log, features, replace(OPTIONS, sharding=saved), process)
+        first = trained(log, features, with_changes(OPTIONS, {"tables.sharding": saved}), process)
         checkpoint.save(tmp_path, state_of(first), {}, is_best=False)
-        options = replace(OPTIONS, sharding=loaded, seed=1)
+        options = with_changes(OPTIONS, {"tables.sharding": loaded, "seed": 1})
         second = shard(build_ranker(features, options, None), options, features.sparse, process)
         second.dense_optimizer.init_state()
         state = state_of(second)
@@ -146,7 +154,7 @@ def test_a_checkpoint_loads_however_the_tables_are_sharded(
 def test_learning_rates_of_all_tables_are_scaled(log, features: FeatureSet) -> None:
     with process_group() as process:
         for kind in KINDS:
-            options = replace(OPTIONS, sharding=kind)
+            options = with_changes(OPTIONS, {"tables.sharding": kind})
             ranker = shard(build_ranker(features, options, None), options, features.sparse, process)
             before = weight(ranker.model, "user_id").clone()
             (batch,) = BatchReader(log.prepared / "interactions/train.parquet", features, batch_rows=4000).in_order()
@@ -174,7 +182,7 @@ def test_a_list_is_averaged_and_an_empty_list_gives_zeros(log, features: Feature
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_that_fill_up_a_batch_change_nothing(log, features: FeatureSet, kind: str) -> None:
-    options = replace(OPTIONS, sharding=kind)
+    options = with_changes(OPTIONS, {"tables.sharding": kind})
     with process_group() as process:
         ranker = shard(build_ranker(features, options, None), options, features.sparse, process)
         batch = next(BatchReader(log.prepared / "interactions/train.parquet", features, batch_rows=64).in_order())
@@ -200,7 +208,7 @@ def test_equal_seeds_give_equal_rankers(features: FeatureSet, tmp_path: Path) ->
 def test_a_feature_may_have_the_name_of_a_modules_method(kind: str) -> None:
     sparse = (SparseFeature("type", 10), SparseFeature("items", 7, is_list=True))
     features = FeatureSet(sparse, (), ("click",), "click", "click", "click", False, 0)
-    options = replace(OPTIONS, sharding=kind)
+    options = with_changes(OPTIONS, {"tables.sharding": kind})
     with process_group() as process:
         ranker = shard(build_ranker(features, options, None), options, sparse, process)
         batch = KeyedJaggedTensor(["type", "items"], torch.tensor([3, 1, 6]), lengths=torch.tensor([1, 2]))

@@ -11,10 +11,12 @@ from torch import nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from learn_rank.errors import InputError
-from learn_rank.ranker.backbones import Features, SequenceEmbeddings, Widths
+from learn_rank.options import with_changes
+from learn_rank.ranker.backbones.features import Features, SequenceEmbeddings, Widths
+from learn_rank.ranker.backbones.options import BACKBONES
 from learn_rank.ranker.data.batch import RankerBatch
 from learn_rank.ranker.model import RankerOutput, build_ranker, ranker_loss
-from learn_rank.ranker.options import BACKBONES, RankerOptions
+from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.tasks import MixtureOfExperts, build_heads, product_logit, task_logits, task_losses, tasks_of
 from learn_rank.schema import FeatureSet, Task
 
@@ -44,23 +46,27 @@ def test_tasks_are_named_by_the_labels_of_the_log(features: FeatureSet) -> None:
     click, sale = Task("click", "click"), Task("purchase_given_click", "purchase", given="click")
     both = Task("click_and_purchase", "click_and_purchase")
     assert tasks_of(features, RankerOptions()) == (click,)
-    assert tasks_of(features, RankerOptions(task="conversion")) == (sale,)
+    assert tasks_of(features, with_changes(RankerOptions(), {"task.name": "conversion"})) == (sale,)
     for task in ("esmm", "mmoe"):
-        assert tasks_of(features, RankerOptions(task=task)) == (click, sale, both)
+        assert tasks_of(features, with_changes(RankerOptions(), {"task.name": task})) == (click, sale, both)
 
 
 def test_a_log_with_one_label_has_no_second_task(features: FeatureSet) -> None:
     single = replace(features, cvr_label="click")
     assert tasks_of(single, RankerOptions()) == (Task("click", "click"),)
     for task in ("conversion", "esmm", "mmoe"):
-        with pytest.raises(InputError, match=f"task={task} needs a second label, but cvr_label is .* 'click'; set"):
-            build_ranker(single, RankerOptions(task=task), None)
+        with pytest.raises(
+            InputError, match=f"task.name={task} needs a second label, but cvr_label is .* 'click'; set"
+        ):
+            build_ranker(single, with_changes(RankerOptions(), {"task.name": task}), None)
 
 
 def test_a_label_with_the_name_that_a_task_makes_is_refused(features: FeatureSet) -> None:
     taken = replace(features, labels=(*features.labels, "click_and_purchase"))
-    with pytest.raises(InputError, match="label 'click_and_purchase': task=esmm makes a label of this name"):
-        tasks_of(taken, RankerOptions(task="esmm"))
+    with pytest.raises(
+        InputError, match=r"label 'click_and_purchase': ranker.task.name=esmm makes a label of this name"
+    ):
+        tasks_of(taken, with_changes(RankerOptions(), {"task.name": "esmm"}))
 
 
 # The product of two probabilities
@@ -177,7 +183,10 @@ def test_losses_of_parts_of_a_batch_add_up_with_the_divisors_of_the_whole(task: 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_esmm_has_two_backbones_of_the_chosen_kind_on_the_same_embeddings(backbone: str) -> None:
-    towers = build_heads(WIDTHS, RankerOptions(task="esmm", backbone=backbone, hidden_dims=[8])).eval()
+    towers = build_heads(
+        WIDTHS,
+        with_changes(RankerOptions(), {"task.name": "esmm", "backbone.name": backbone, "backbone.hidden_dims": [8]}),
+    ).eval()
     logits = towers(ROWS)
     assert logits.shape == (2, 5)
     assert type(towers.click) is type(towers.conversion)
@@ -187,7 +196,9 @@ def test_esmm_has_two_backbones_of_the_chosen_kind_on_the_same_embeddings(backbo
 
 
 def test_one_expert_is_a_plain_network_with_a_tower_per_task() -> None:
-    heads = MixtureOfExperts(WIDTHS, RankerOptions(hidden_dims=[6, 3], num_experts=1))
+    heads = MixtureOfExperts(
+        WIDTHS, with_changes(RankerOptions(), {"backbone.hidden_dims": [6, 3], "task.num_experts": 1})
+    )
     shared = heads.experts[0](ROWS.concatenated())
     assert shared.shape == (5, 6)
     for number, logit in enumerate(heads(ROWS)):
@@ -195,7 +206,9 @@ def test_one_expert_is_a_plain_network_with_a_tower_per_task() -> None:
 
 
 def test_each_tasks_gate_mixes_the_experts() -> None:
-    heads = MixtureOfExperts(WIDTHS, RankerOptions(hidden_dims=[6], num_experts=3))
+    heads = MixtureOfExperts(
+        WIDTHS, with_changes(RankerOptions(), {"backbone.hidden_dims": [6], "task.num_experts": 3})
+    )
     x = ROWS.concatenated()
     nn.init.zeros_(heads.gates[0].weight)
     with torch.no_grad():
@@ -211,7 +224,7 @@ def test_each_tasks_gate_mixes_the_experts() -> None:
 def test_learn_features_reach_every_head() -> None:
     widths = replace(WIDTHS, learn=3)
     for task in ("esmm", "mmoe"):
-        heads = build_heads(widths, RankerOptions(task=task, hidden_dims=[8]))
+        heads = build_heads(widths, with_changes(RankerOptions(), {"task.name": task, "backbone.hidden_dims": [8]}))
         learn = torch.randn(5, 3, requires_grad=True)
         for logit in heads(ROWS._replace(learn=learn)):
             (gradient,) = torch.autograd.grad(logit.sum(), learn, retain_graph=True)

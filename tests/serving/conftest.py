@@ -49,11 +49,11 @@ sequence:
 split: {num_folds: 2}
 """
 SMALL = [
-    "ranker.epochs=1",
-    "ranker.hidden_dims=[16]",
-    "ranker.embedding_dim=8",
-    "ranker.batch_size=256",
-    "ranker.fusion_dim=8",
+    "ranker.training.epochs=1",
+    "ranker.backbone.hidden_dims=[16]",
+    "ranker.tables.embedding_dim=8",
+    "ranker.training.batch_size=256",
+    "ranker.adaptor.fusion_dim=8",
 ]
 
 
@@ -100,7 +100,7 @@ def single(make_run: Callable[..., Run]) -> Run:
 
 @pytest.fixture(scope="session")
 def din(make_run: Callable[..., Run]) -> Run:
-    return make_run("din", "ranker.backbone=din")
+    return make_run("din", "ranker.backbone.name=din")
 
 
 def _make_run(prepared: Run, name: str, *options: str) -> Run:

@@ -116,7 +116,7 @@ def test_a_backbone_that_torch_cannot_follow_is_named(
     (tmp_path / "moody.py").write_text(_MOODY)
     monkeypatch.syspath_prepend(tmp_path)
     run = other_run(single, tmp_path, "prepare", "export")
-    main(["train", f"run_dir={run}", "arms=[baseline]", "ranker.epochs=1", "ranker.backbone=moody:build"])
+    main(["train", f"run_dir={run}", "arms=[baseline]", "ranker.training.epochs=1", "ranker.backbone.name=moody:build"])
     refused("backbone moody:build cannot be exported (", run, capsys, "arm=baseline", "onnx=false")
     assert not (run / "model").exists()
 

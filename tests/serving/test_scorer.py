@@ -79,7 +79,7 @@ NOT_NEEDED = _NOT_NEEDED.split()
 @pytest.fixture(scope="module")
 def compared(single: Any, din: Any, make_run: Callable[..., Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Ranker -> probabilities [requests, arms, tasks] of a fresh process without what trains, and those of predict."""
-    runs = {"single": single, "esmm": make_run("esmm", "ranker.task=esmm"), "din": din}
+    runs = {"single": single, "esmm": make_run("esmm", "ranker.task.name=esmm"), "din": din}
     lines, expected = [], {}
     for name, run in runs.items():
         asked = requests(run)

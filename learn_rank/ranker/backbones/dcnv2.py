@@ -22,14 +22,14 @@ class DCNv2(nn.Module):
 
     def __init__(self, widths: Widths, options: RankerOptions) -> None:
         super().__init__()
-        in_dim = widths.total
+        in_dim, hidden_dims, cross = widths.total, options.backbone.hidden_dims, options.backbone.dcnv2
         self.cross: nn.Module
-        if options.cross_rank:
-            self.cross = LowRankCrossNet(in_dim, options.num_cross_layers, low_rank=min(options.cross_rank, in_dim))
+        if cross.cross_rank:
+            self.cross = LowRankCrossNet(in_dim, cross.num_cross_layers, low_rank=min(cross.cross_rank, in_dim))
         else:
-            self.cross = CrossNet(in_dim, options.num_cross_layers)
-        self.deep = mlp(in_dim, options.hidden_dims, dropout=options.dropout)
-        self.head = nn.Linear(in_dim + options.hidden_dims[-1], 1)
+            self.cross = CrossNet(in_dim, cross.num_cross_layers)
+        self.deep = mlp(in_dim, hidden_dims, dropout=options.backbone.dropout)
+        self.head = nn.Linear(in_dim + hidden_dims[-1], 1)
 
     def forward(self, features: Features) -> torch.Tensor:
         """Logits [B]."""

@@ -18,20 +18,21 @@ class DeepFM(nn.Module):
     The fields of the machine are the sparse features and the means of sequences, each with its embedding, and every
     dense and LEARN number x with x times a vector of its own. The first order is linear in all of them, so that the
     weight of a sparse value comes from its embedding and not from a second table. Products reach the logit as they are:
-    tables start at a tenth of what they do beneath an MLP (initial_length), and learn at a lower sparse_learning_rate,
-    some 0.01 to 0.03.
+    tables start at a tenth of what they do beneath an MLP (ranker.tables.initial_length), and learn best at a lower
+    ranker.tables.learning_rate, some 0.01 to 0.03.
     """
 
     def __init__(self, widths: Widths, options: RankerOptions) -> None:
         super().__init__()
         self.embedding_dim = widths.field_dim("deepfm")
         self.first_order = nn.Linear(widths.total, 1, bias=False)
-        self.deep = mlp(widths.total, options.hidden_dims, 1, dropout=options.dropout)
-        num_numbers = widths.dense + widths.learn
-        self.vectors = nn.Linear(num_numbers, self.embedding_dim, bias=False) if num_numbers else None
+        self.deep = mlp(widths.total, options.backbone.hidden_dims, 1, dropout=options.backbone.dropout)
+        self.vectors = nn.Linear(widths.numbers, self.embedding_dim, bias=False) if widths.numbers else None
         if self.vectors is not None:
             # all numbers together start as long as one embedding: hundreds of LEARN numbers would drown the rest
-            nn.init.normal_(self.vectors.weight, std=options.row_length / math.sqrt(num_numbers * self.embedding_dim))
+            nn.init.normal_(
+                self.vectors.weight, std=options.row_length / math.sqrt(widths.numbers * self.embedding_dim)
+            )
 
     def forward(self, features: Features) -> torch.Tensor:
         """Logits [B]."""
@@ -49,7 +50,7 @@ class DeepFM(nn.Module):
         fields = torch.cat(embedded, dim=1)  # [B, F, D]
         total, squares = fields.sum(1), fields.square().sum((1, 2))
         if self.vectors is not None:
-            numbers = features._replace(sparse=features.sparse[:, :0], sequences=()).concatenated()
+            numbers = features.numbers()
             total = total + self.vectors(numbers)
             squares = squares + numbers.square() @ self.vectors.weight.square().sum(0)
         return (total.square().sum(1) - squares) / 2

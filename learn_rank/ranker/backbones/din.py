@@ -21,8 +21,9 @@ class DIN(nn.Module):
 
     def __init__(self, widths: Widths, options: RankerOptions) -> None:
         super().__init__()
-        self.units = nn.ModuleList(ActivationUnit(width, options.attention_dims) for width in widths.sequences)
-        self.top = mlp(widths.total, options.hidden_dims, 1, dropout=options.dropout, activation=PReLU)
+        chosen = options.backbone
+        self.units = nn.ModuleList(ActivationUnit(width, chosen.din.attention_dims) for width in widths.sequences)
+        self.top = mlp(widths.total, chosen.hidden_dims, 1, dropout=chosen.dropout, activation=PReLU)
 
     def forward(self, features: Features) -> torch.Tensor:
         """Logits [B]."""
@@ -60,7 +61,7 @@ class ActivationUnit(nn.Module):
 
 
 class PReLU(nn.PReLU):
-    """As its parent, whose gradient took a fifth of a step on a CPU: 1.4 times faster there, in bfloat16 2.7 times."""
+    """PReLU with one slope, with a gradient 1.4 times as fast on a CPU as PyTorch's (2.7 times in bfloat16)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.relu().lerp(x, self.weight.to(x.dtype))

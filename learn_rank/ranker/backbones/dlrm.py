@@ -23,10 +23,11 @@ class DLRM(nn.Module):
         self.embedding_dim = widths.field_dim("dlrm")
         num_sparse = len(widths.sparse)
         bottom_dim = widths.total - sum(widths.sparse)
-        self.bottom = mlp(bottom_dim, options.hidden_dims[-1:], self.embedding_dim) if bottom_dim else None
+        hidden_dims, dropout = options.backbone.hidden_dims, options.backbone.dropout
+        self.bottom = mlp(bottom_dim, hidden_dims[-1:], self.embedding_dim) if bottom_dim else None
         self.interaction = InteractionArch(num_sparse)
         num_pairs = (num_sparse + 1) * num_sparse // 2
-        self.top = mlp(self.embedding_dim + num_pairs + widths.learn, options.hidden_dims, 1, dropout=options.dropout)
+        self.top = mlp(self.embedding_dim + num_pairs + widths.learn, hidden_dims, 1, dropout=dropout)
 
     def forward(self, features: Features) -> torch.Tensor:
         """Logits [B]."""

@@ -1,9 +1,18 @@
-"""What a backbone sees of a row, and how wide it is."""
+"""What a backbone sees of a row, and how wide it is.
+
+LEARN features come last: in `Features.concatenated`, and in what every layer of a backbone reads. So a backbone with
+them can start from the weights of the same one without (`start_without_learn`), with zeros in the columns that are
+new. A module with a layer that reads something after LEARN features, such as hidden units, says so in `features_first`:
+names of weights whose first `Widths.total` columns read `Features.concatenated`.
+
+dense 2, sparse (3,), learn 2    columns of a weight    d d s s s l l      in features_first    d d s s s l l h h h
+without LEARN features                                  d d s s s                               d d s s s h h h
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -39,6 +48,14 @@ class Features(NamedTuple):
     learn: torch.Tensor | None = None
     sequences: tuple[SequenceEmbeddings, ...] = ()
 
+    def without_learn(self) -> Features:
+        """The same rows as the baseline sees them."""
+        return self._replace(learn=None)
+
+    def numbers(self) -> torch.Tensor:
+        """[B, Widths.numbers]: the dense features, then those of LEARN."""
+        return self.dense if self.learn is None else torch.cat([self.dense, self.learn], dim=1)
+
     def concatenated(self, pooled: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
         """[B, Widths.total]: all of them side by side; sequences as pooled, [B, D] each, or else as their means."""
         if pooled is None:
@@ -59,6 +76,15 @@ class Widths:
     learn: int = 0
     sequences: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
+
+    def without_learn(self) -> Widths:
+        """Of `Features.without_learn()`."""
+        return replace(self, learn=0)
+
+    @property
+    def numbers(self) -> int:
+        """Width of `Features.numbers()`."""
+        return self.dense + self.learn
 
     @property
     def total(self) -> int:

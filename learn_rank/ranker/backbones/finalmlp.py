@@ -14,21 +14,20 @@ from learn_rank.ranker.options import RankerOptions
 class FinalMLP(nn.Module):
     """Two MLPs over all features, each with a gate of its own, whose outputs are multiplied with each other.
 
-    Stream i reads 2 sigmoid(MLP(c_i)) * x, equation 4: c_i is the embedding of options.gate_features[i], or a learned
-    vector where that is empty. The fusion sums over heads b + w_1 o_1 + w_2 o_2 + o_1 W_3 o_2, equation 9.
+    Stream i reads 2 sigmoid(MLP(c_i)) * x, equation 4: c_i is the embedding of gate_features[i], or a learned vector
+    where that is empty. The fusion sums over heads b + w_1 o_1 + w_2 o_2 + o_1 W_3 o_2, equation 9.
     """
 
     def __init__(self, widths: Widths, options: RankerOptions) -> None:
         super().__init__()
-        out_dim, num_heads = options.hidden_dims[-1], options.fusion_heads
+        hidden_dims, own = options.backbone.hidden_dims, options.backbone.finalmlp
+        out_dim, num_heads = hidden_dims[-1], own.fusion_heads
         if out_dim % num_heads:
             raise InputError(f"fusion_heads is {num_heads}, expected a divisor of the last of hidden_dims, {out_dim}")
-        if len(options.gate_features) not in (0, 2):
-            raise InputError(f"gate_features is {options.gate_features}, expected two sparse features or none")
-        places = [widths.place(name) for name in options.gate_features]
+        places = [widths.place(name) for name in own.gate_features]
         self.gates = nn.ModuleList(_Gate(place, widths.total, options) for place in places or (None, None))
         self.streams = nn.ModuleList(
-            mlp(widths.total, options.hidden_dims, dropout=options.dropout) for _ in self.gates
+            mlp(widths.total, hidden_dims, dropout=options.backbone.dropout) for _ in self.gates
         )
         self.linear = nn.Linear(2 * out_dim, 1)
         head_dim = out_dim // num_heads
@@ -53,9 +52,9 @@ class _Gate(nn.Module):
     def __init__(self, place: slice | None, out_dim: int, options: RankerOptions) -> None:
         super().__init__()
         self.place = place
-        width = options.embedding_dim if place is None else place.stop - place.start
+        width = options.tables.embedding_dim if place is None else place.stop - place.start
         self.vector = nn.Parameter(torch.randn(1, width)) if place is None else None
-        self.mlp = mlp(width, options.hidden_dims[:1], out_dim)
+        self.mlp = mlp(width, options.backbone.hidden_dims[:1], out_dim)
 
     def forward(self, sparse: torch.Tensor) -> torch.Tensor:
         context = sparse[:, self.place] if self.vector is None else self.vector

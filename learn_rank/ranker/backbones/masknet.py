@@ -15,23 +15,24 @@ from learn_rank.ranker.options import RankerOptions
 class MaskNet(nn.Module):
     """Blocks that multiply what they read by a mask computed from the row's own features.
 
-    Parallel (options.mask_blocks > 0): so many blocks over the normalised features, side by side, then an MLP. Serial
-    (mask_blocks=0): one block after another, as wide as hidden_dims says; the first over the normalised features.
+    Parallel (num_blocks > 0): that many blocks over the normalised features, side by side, then an MLP. Serial
+    (num_blocks=0): one block after another, as wide as hidden_dims says; the first over the normalised features.
     """
 
     def __init__(self, widths: Widths, options: RankerOptions) -> None:
         super().__init__()
-        in_dim, hidden_dims = widths.total, options.hidden_dims
-        self.is_parallel = options.mask_blocks > 0
+        in_dim, hidden_dims, own = widths.total, options.backbone.hidden_dims, options.backbone.masknet
+        dropout = options.backbone.dropout
+        self.is_parallel = own.num_blocks > 0
         self.norm = _FieldNorm(widths)
         if self.is_parallel:
-            shapes = [(in_dim, hidden_dims[0])] * options.mask_blocks
-            self.head = mlp(options.mask_blocks * hidden_dims[0], hidden_dims[1:], 1, dropout=options.dropout)
+            shapes = [(in_dim, hidden_dims[0])] * own.num_blocks
+            self.head = mlp(own.num_blocks * hidden_dims[0], hidden_dims[1:], 1, dropout=dropout)
         else:
             shapes = list(pairwise([in_dim, *hidden_dims]))
             self.head = mlp(hidden_dims[-1], [], 1)
         self.blocks = nn.ModuleList(
-            MaskBlock(in_dim, masked_dim, out_dim, ratio=options.mask_ratio, dropout=options.dropout)
+            MaskBlock(in_dim, masked_dim, out_dim, ratio=own.mask_ratio, dropout=dropout)
             for masked_dim, out_dim in shapes
         )
 

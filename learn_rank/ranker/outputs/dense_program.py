@@ -16,7 +16,7 @@ from torch import nn
 from learn_rank import checkpoint
 from learn_rank.distributed import process_group
 from learn_rank.fingerprints import file_checksum
-from learn_rank.ranker.backbones import Features, SequenceEmbeddings
+from learn_rank.ranker.backbones.features import Features, SequenceEmbeddings
 from learn_rank.ranker.data.vectors import LearnVectors
 from learn_rank.ranker.inputs import RankerInputs, open_inputs
 from learn_rank.ranker.model import Ranker, build_ranker

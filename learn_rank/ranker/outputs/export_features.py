@@ -24,7 +24,7 @@ from learn_rank.io import open_input, read_batches, require_columns, require_sam
 from learn_rank.progress import note, progress_bar
 from learn_rank.ranker.inputs import check_fingerprints, open_inputs
 from learn_rank.ranker.model import load_adaptor
-from learn_rank.ranker.options import LearnColumnsOptions
+from learn_rank.ranker.outputs.options import LearnColumnsOptions
 from learn_rank.ranker.tables.frozen import FrozenVectors
 from learn_rank.ranker.trained import trained_options
 from learn_rank.schema import FEATURES, FOLD, LEARN_COLUMNS, FeatureSet

@@ -88,9 +88,9 @@ def export_model(
         try:
             model = write_programs(scorer, model, directory, onnx=onnx)
         except Exception as error:  # torch raises many kinds of errors where it cannot follow
-            if ":" not in options.backbone:
+            if ":" not in options.backbone.name:
                 raise
-            raise InputError(f"backbone {options.backbone} cannot be exported ({reason_of(error)})")
+            raise InputError(f"backbone {options.backbone.name} cannot be exported ({reason_of(error)})")
         load_table = partial(_load_table, checkpoint_dir, weights, options)
         _write_tables(prepared, inputs, model, load_table, directory)
     shutil.copyfile(prepared / DENSE, directory / DENSE)
@@ -122,7 +122,7 @@ def _served_model(inputs: RankerInputs, options: RankerOptions) -> ServedModel:
         source = recipe["sparse"][feature.name]
         sparse[feature.name] = ServedSparse(
             name=feature.name,
-            dim=table_dim(feature, options.embedding_dim),
+            dim=table_dim(feature, options.tables.embedding_dim),
             side=side_of(source["column"]),
             is_id=source["column"] in owners,
             is_list=feature.is_list,
@@ -146,7 +146,7 @@ def _served_model(inputs: RankerInputs, options: RankerOptions) -> ServedModel:
         tasks=tasks_of(features, options),
         user_dim=0 if inputs.frozen is None else inputs.frozen.user_dim,
         item_dim=0 if inputs.frozen is None else inputs.frozen.item_dim,
-        shuffle_seed=options.shuffle_seed if options.use_learn else None,
+        shuffle_seed=options.adaptor.shuffle_seed if options.adaptor.use_learn else None,
         checksums={},
     )
 
@@ -156,7 +156,7 @@ def _load_table(
 ) -> Float32Array:
     """[num_embeddings, D] of the best epoch, however it was sharded."""
     (name,) = (weight for weight in weights if weight.endswith(f".{table_name(feature)}.weight"))
-    table = torch.empty(feature.num_embeddings, table_dim(feature, options.embedding_dim))
+    table = torch.empty(feature.num_embeddings, table_dim(feature, options.tables.embedding_dim))
     checkpoint.load(checkpoint_dir, {"model": {name: table}}, checkpoint.BEST, is_verified=True)
     return table.numpy()
 

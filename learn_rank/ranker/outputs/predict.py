@@ -19,9 +19,10 @@ from learn_rank.io import read_table, write_table
 from learn_rank.ranker.data.batch import BatchReader
 from learn_rank.ranker.inputs import RankerInputs, check_fingerprints, open_inputs
 from learn_rank.ranker.model import build_ranker
-from learn_rank.ranker.options import FrozenOptions, RankerOptions
+from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.scoring import score
 from learn_rank.ranker.sharding import shard
+from learn_rank.ranker.tables.options import FrozenOptions
 from learn_rank.ranker.tasks import tasks_of
 from learn_rank.ranker.trained import trained_options
 from learn_rank.schema import (
@@ -138,7 +139,8 @@ def _predict(
     state = {"model": ranker.model.state_dict()}
     checkpoint.load(checkpoint_dir, state, checkpoint.BEST)
     ranker.model.load_state_dict(state["model"])
-    return score(ranker.model, reader, inputs.frozen, process, bf16=options.bf16, description=f"predict {split}")
+    bf16 = options.training.bf16
+    return score(ranker.model, reader, inputs.frozen, process, bf16=bf16, description=f"predict {split}")
 
 
 def _tasks(arms: Mapping[str, Path], features: FeatureSet) -> tuple[Task, ...]:
@@ -146,9 +148,9 @@ def _tasks(arms: Mapping[str, Path], features: FeatureSet) -> tuple[Task, ...]:
     options = {arm: trained_options(folder)[0] for arm, folder in arms.items()}
     first, *others = options
     for arm in others:
-        if options[arm].task != options[first].task:
+        task, wanted = options[arm].task.name, options[first].task.name
+        if task != wanted:
             raise InputError(
-                f"{arms[arm]}: was trained with task={options[arm].task}, but {first} with task={options[first].task}; "
-                "train both with one ranker.task"
+                f"{arms[arm]}: was trained with ranker.task.name={task}, but {first} with {wanted}; train both alike"
             )
     return tasks_of(features, options[first])

@@ -21,7 +21,7 @@ from learn_rank.fingerprints import fingerprint
 from learn_rank.io import open_parquet, read_batches
 from learn_rank.progress import note
 from learn_rank.ranker.data.vectors import LearnVectors
-from learn_rank.ranker.options import STORE, FrozenOptions
+from learn_rank.ranker.tables.options import STORE, FrozenOptions
 from learn_rank.ranker.tables.placement import lookup_each, place
 from learn_rank.schema import ITEM_ID, NUM_INTERACTIONS, USER_ID
 from learn_rank.store.encoding import shortened

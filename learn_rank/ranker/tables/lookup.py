@@ -10,7 +10,7 @@ from torch import nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-from learn_rank.ranker.backbones import SequenceEmbeddings
+from learn_rank.ranker.backbones.features import SequenceEmbeddings
 from learn_rank.schema import SEQUENCE_PREFIX, SequenceFeature
 
 

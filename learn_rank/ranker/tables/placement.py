@@ -19,7 +19,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from learn_rank.distributed import Process
 from learn_rank.errors import InputError
 from learn_rank.progress import progress_bar
-from learn_rank.ranker.options import ROW_WISE, SHARDED, TORCHREC, FrozenOptions
+from learn_rank.ranker.tables.options import ROW_WISE, SHARDED, TORCHREC, FrozenOptions
 from learn_rank.ranker.tables.plan import (
     Plan,
     TableSize,

@@ -15,7 +15,7 @@ from torchrec.distributed.types import EmbeddingModuleShardingPlan, ModuleSharde
 from learn_rank.distributed import Process, sum_over_ranks
 from learn_rank.errors import InputError
 from learn_rank.memory import available_bytes, format_bytes
-from learn_rank.ranker.options import AUTO, DATA_PARALLEL, ROW_WISE, TABLE_WISE
+from learn_rank.ranker.tables.options import AUTO, DATA_PARALLEL, ROW_WISE, TABLE_WISE
 
 _MEMORY_SHARE = 0.8  # the rest is for batches, the dense part and what else grows on the host
 _SHOWN_RANKS, _SHOWN_TABLES = 16, 8

@@ -1,4 +1,4 @@
-"""What a training run says while it goes on: a live line, a line per epoch, scalars for TensorBoard and trackers."""
+"""What a training run shows on its way: a live line, a line per epoch, scalars for TensorBoard and trackers."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ class Feedback:
     ) -> None:
         """num_rows: of an epoch; num_steps: of all epochs."""
         self._options, self._sinks = options, sinks
+        self._epochs, self._monitor = options.training.epochs, options.training.monitor
         self._num_rows, self._num_steps, self._is_shown = num_rows, num_steps, is_shown
-        self._steps_per_epoch = num_steps // options.epochs
+        self._steps_per_epoch = num_steps // self._epochs
         self._bar: Any = None
         self._start = (0.0, 0)  # time and step at which this process began
         self._last = (0.0, 0)  # time and rows read when scalars were written last
@@ -47,7 +48,7 @@ class Feedback:
         began, from_row = self._last
         with progress_bar(
             total=self._num_rows,
-            description=f"train epoch {progress.epoch + 1}/{self._options.epochs}",
+            description=f"train epoch {progress.epoch + 1}/{self._epochs}",
             unit="row",
             is_shown=self._is_shown,
         ) as self._bar:
@@ -66,28 +67,28 @@ class Feedback:
         now = time.monotonic()
         values = {
             "train/loss": result.loss,
-            "train/learning_rate": self._options.learning_rate * rate_factor,
+            "train/learning_rate": self._options.training.learning_rate * rate_factor,
             "train/rows_per_second": (rows - self._last[1]) / (now - self._last[0]),
         }
-        for name, loss in zip(loss_names(self._options.task), result.task_losses, strict=False):
+        for name, loss in zip(loss_names(self._options.task.name), result.task_losses, strict=False):
             values[f"train/{name}_loss"] = loss
-        if self._options.use_learn:
+        if self._options.adaptor.use_learn:
             values["train/cvr_loss"] = result.cvr_loss
-        if self._options.gradient_clip:
+        if self._options.training.gradient_clip:
             values["train/gradient_norm"] = result.gradient_norm
         self._add(progress.global_step, values)
         self._last = now, rows
 
     def add_epoch(self, progress: Progress, further: Mapping[str, float]) -> None:
         """Of the epoch that progress was just told the end of, with what was measured beside the validation metric."""
-        record, monitor = progress.history[-1], self._options.monitor
+        record, monitor = progress.history[-1], self._monitor
         values = {"validation/metric": record["validation"], f"validation/{monitor}": record["validation"]}
         self._add(progress.global_step, values | {f"validation/{name}": value for name, value in further.items()})
         if self._is_shown:
             others = "".join(f", {name} {value:.4f}" for name, value in further.items())
             best = ", the best so far" if progress.best_epoch == progress.epoch else f"; best: {progress.best_epoch}"
             note(
-                f"epoch {progress.epoch}/{self._options.epochs}: loss {record['loss']:.4f}; validation {monitor} "
+                f"epoch {progress.epoch}/{self._epochs}: loss {record['loss']:.4f}; validation {monitor} "
                 f"{record['validation']:.4f}{others}{best}; {self._rows_per_second:,.0f} rows/s"
             )
 
@@ -103,7 +104,7 @@ class Feedback:
         """loss 0.5123, uauc 0.6312, at most 12:30 to the last epoch"""
         parts = [f"loss {progress.recent_loss:.4f}"]
         if progress.history:
-            parts.append(f"{self._options.monitor} {progress.history[progress.best_epoch - 1]['validation']:.4f}")
+            parts.append(f"{self._monitor} {progress.history[progress.best_epoch - 1]['validation']:.4f}")
         seconds = (time.monotonic() - self._start[0]) / (progress.global_step - self._start[1])
         left = max(self._num_steps - progress.global_step, 0) * seconds
         return ", ".join([*parts, f"at most {tqdm.format_interval(left)} to the last epoch"])

@@ -1,4 +1,4 @@
-"""Which learning rates suit a ranker? Rates that rise from step to step say where it learns and where it breaks."""
+"""Which learning rates suit a ranker? Rates that rise step by step show where it learns and where it diverges."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ import numpy as np
 
 from learn_rank.distributed import Process, process_group, seed_rank
 from learn_rank.errors import InputError
+from learn_rank.options import flat
 from learn_rank.progress import progress_bar
 from learn_rank.ranker.data.batch import BatchReader, RankerBatch
 from learn_rank.ranker.inputs import RankerInputs, open_inputs
 from learn_rank.ranker.model import build_ranker
-from learn_rank.ranker.options import FindOptions, FrozenOptions, RankerOptions
+from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.sharding import shard
+from learn_rank.ranker.tables.options import FrozenOptions
+from learn_rank.ranker.training.options import FindOptions
 from learn_rank.ranker.training.step import DivergedError, open_reader, train_step
 
-SWEPT = ("learning_rate", "sparse_learning_rate")
+SWEPT = DENSE_RATE, TABLE_RATE = ("training.learning_rate", "tables.learning_rate")  # of RankerOptions
 _BELOW_LOWEST = 10.0  # where the loss is lowest a rate is about to break: the usual choice is a tenth of it
 _STOP_ABOVE = 3.0  # times the lowest loss
 
@@ -54,8 +57,8 @@ def find_learning_rates(
     logarithm; it ends early where the loss has clearly left its lowest. All ranks call it together.
     """
     inputs = open_inputs(prepared, stores, options)
-    if options.init_from:
-        raise InputError("init_from: rates are found from initial weights; leave it out")
+    if options.training.init_from:
+        raise InputError("ranker.training.init_from: rates are found from initial weights; leave it out")
     with process_group() as process:
         placed = inputs.placed(frozen or FrozenOptions(), process)
         return [_sweep(option, placed, options, find, process) for option in SWEPT]
@@ -91,7 +94,7 @@ def _sweep(option: str, inputs: RankerInputs, options: RankerOptions, find: Find
         progress_bar(total=find.steps, description=option, unit="step", is_shown=process.is_main) as bar,
     ):
         for step, (factor, batch) in enumerate(zip(factors, batches, strict=False)):
-            is_dense = option == SWEPT[0]
+            is_dense = option == DENSE_RATE
             ranker.scale_learning_rates(factor if is_dense else 1.0, tables=1.0 if is_dense else factor)
             seed_rank(process, options.seed, step)
             try:
@@ -102,10 +105,12 @@ def _sweep(option: str, inputs: RankerInputs, options: RankerOptions, find: Find
             recent = float(np.mean(losses[-reach:]))
             if len(losses) > 2 * reach and recent > _STOP_ABOVE * min(smooth(losses, reach=reach)):
                 break
-    base = getattr(options, option)
+    base: float = flat(options)[option]
     rates = [base * factor for factor in factors[: len(losses)]]
     if len(losses) < 3:
-        raise InputError(f"find.low is {find.low}: with {option} {base * find.low:g} the loss breaks at once; lower it")
+        raise InputError(
+            f"find.low is {find.low}: with ranker.{option}={base * find.low:g} the loss breaks at once; lower it"
+        )
     smoothed = smooth(losses, reach=reach)
     assert all(math.isfinite(loss) for loss in losses)
     return Sweep(option, rates, losses, smoothed, suggest(rates, smoothed))
@@ -116,6 +121,6 @@ def _endless(reader: BatchReader, options: RankerOptions) -> Generator[RankerBat
         yield from reader.training(
             seed=options.seed,
             epoch=epoch,
-            shuffle_rows=options.shuffle_rows,
-            negative_share=options.negative_share,
+            shuffle_rows=options.training.shuffle_rows,
+            negative_share=options.training.negative_share,
         )

@@ -1,4 +1,4 @@
-"""Where a training run stands: all that a resumed run needs besides weights and optimizer state."""
+"""How far a training run is: all that a resumed run needs besides weights and optimizer state."""
 
 from __future__ import annotations
 

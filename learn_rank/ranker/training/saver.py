@@ -1,4 +1,4 @@
-"""Saves the checkpoints of a training run while it goes on."""
+"""Saves the checkpoints of a training run while it trains."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ class Saver:
             )
         except checkpoint.DiskFullError as error:
             if is_required:
-                raise InputError(f"{error}, then run the same command again: it goes on from there")
+                raise InputError(f"{error}, then run the same command again: it continues from there")
             if self._process.is_main:
-                note(f"{error}; training goes on and tries again when the next checkpoint is due")
+                note(f"{error}; training continues and tries again when the next checkpoint is due")
 
     def _has_memory_for(self, state: dict[str, Any]) -> bool:
         """Whether every rank has; if not, from now on the state is saved from where it is, in the foreground."""

@@ -40,19 +40,21 @@ class StepResult(NamedTuple):
 
 
 def open_reader(inputs: RankerInputs, split: str, options: RankerOptions, process: Process) -> BatchReader:
-    """Of a split, in batches of this rank's share of options.batch_size."""
-    batch_rows = rows_per_rank(options.batch_size, process.world_size)
+    """Of a split, in batches of this rank's share of the batch size."""
+    batch_size = options.training.batch_size
+    batch_rows = rows_per_rank(batch_size, process.world_size)
     taken = batch_rows * process.world_size
-    if taken != options.batch_size and split == SPLITS[0] and process.is_main:
+    if taken != batch_size and split == SPLITS[0] and process.is_main:
         note(
-            f"batch_size is {options.batch_size}, which {process.world_size} ranks cannot share: it is taken as {taken}"
+            f"ranker.training.batch_size is {batch_size}, which {process.world_size} ranks cannot share: "
+            f"it is taken as {taken}"
         )
     return BatchReader(
         inputs.split(split),
         inputs.features,
         batch_rows=batch_rows,
         frozen=inputs.frozen,
-        cvr_space=options.cvr_space,
+        cvr_space=options.adaptor.cvr_space,
         rank=process.rank,
         world_size=process.world_size,
     )
@@ -81,27 +83,27 @@ def train_step(
     flag: a bit of news that travels with the sums, so that it costs no message of its own. DivergedError, before the
     update: a loss or a gradient that is clipped is not finite.
     """
-    device, world_size, frozen = process.device, process.world_size, inputs.frozen
+    device, world_size, frozen, chosen = process.device, process.world_size, inputs.frozen, options.training
     batch = batch.to(device)
-    sparse = hide_values(batch.sparse, inputs.features, options.unknown_share)
+    sparse = hide_values(batch.sparse, inputs.features, chosen.unknown_share)
     mine = torch.tensor([float(flag), float(batch.num_rows)], device=device)
     weights = torch.stack([batch.ranking_label.sum(), batch.cvr_weight.sum()])
     flags, num_rows, num_clicks, cvr_weight = sum_over_ranks(torch.cat([mine, weights])).unbind()
     if world_size > 1:
         # ranks differ by a row at most, but for what each has drawn of its negatives
-        is_even = options.negative_share == 1
-        most = math.ceil(num_rows.item() / world_size) if is_even else rows_per_rank(options.batch_size, world_size)
+        is_even = chosen.negative_share == 1
+        most = math.ceil(num_rows.item() / world_size) if is_even else rows_per_rank(chosen.batch_size, world_size)
         sparse = pad_rows(sparse, most)
-    with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=chosen.bf16):
         output = ranker.model(sparse, batch.dense, None if frozen is None else batch.vectors(frozen, device))
     # gradients are averaged over ranks, so each divides by its share of all rows and all weights
     loss = ranker_loss(
         output,
         batch,
-        cvr_loss_weight=options.cvr_loss_weight,
-        task=options.task,
-        task_weights=options.task_weights,
-        sampling=Sampling(options.positive_weight, options.negative_share),
+        cvr_loss_weight=options.adaptor.cvr_loss_weight,
+        task=options.task.name,
+        task_weights=options.task.weights,
+        sampling=Sampling(chosen.positive_weight, chosen.negative_share),
         total_rows=None if world_size == 1 else num_rows / world_size,
         total_clicks=num_clicks / world_size,
         total_cvr_weight=cvr_weight / world_size,
@@ -114,8 +116,8 @@ def train_step(
     ranker.zero_grad()
     loss.total.backward()  # updates the tables
     norm = 0.0
-    if options.gradient_clip:
-        norm = _clip(ranker, options.gradient_clip)
+    if chosen.gradient_clip:
+        norm = _clip(ranker, chosen.gradient_clip)
     ranker.step()
     return StepResult(int(num_rows), ranking_mean, task_means, cvr_mean, int(flags), norm)
 

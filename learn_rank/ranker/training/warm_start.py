@@ -1,7 +1,8 @@
-"""A ranker that goes on from an earlier one on later data: weights and optimizer state, table rows by their values."""
+"""Starts a ranker from an earlier one, on later data: weights and optimizer state, table rows by their values."""
 
 from __future__ import annotations
 
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +23,33 @@ from learn_rank.ranker.tables.trainable import table_dim, table_name
 from learn_rank.ranker.trained import trained_options
 from learn_rank.schema import DENSE, FEATURES, FeatureSet, SparseFeature
 
-# what decides the meaning of weights and need not show in their shapes
+# they decide what weights mean, and do not always show in their shapes
 _SAME_OPTIONS = (
-    "backbone", "task", "use_learn", "reads_sequences", "normalization", "vector_scale", "shuffle_seed",
-)  # fmt: skip
+    "backbone.name",
+    "backbone.reads_sequences",
+    "task.name",
+    "adaptor.use_learn",
+    "adaptor.normalization",
+    "adaptor.vector_scale",
+    "adaptor.shuffle_seed",
+)
 _NEW = -1
 
 
 def fill_from_earlier(
     state: dict[str, Any], weights: dict[str, str], inputs: RankerInputs, options: RankerOptions
 ) -> dict[str, Any]:
-    """Fills the state of a new ranker from the best epoch of options.init_from, RUN/train/ARM, in place.
+    """Fills the state of a new ranker from the best epoch of init_from, RUN/train/ARM, in place.
 
-    weights: name of a table -> of its weights in the state. What is not of a table is taken over as it is; of a table,
-    the rows whose values both runs know, and the row of unknown values. New values keep their fresh rows. One whole
-    earlier table at a time is held in memory, on every rank. All ranks call it together.
+    weights: name of a table -> name of its weights in the state. Everything but the tables is copied. Of a table are
+    copied the rows of values that both runs know, and the row of unknown values; new values keep their fresh rows. Each
+    rank holds one whole earlier table in memory at a time. All ranks call it together.
 
-    Returns, of each sparse feature, how many rows were `carried`, are `new`, and of the earlier ones were `dropped`;
-    `stores_differ` if the earlier ranker saw other vectors; `transforms_differ` if its dense values were fitted
-    otherwise. InputError: no such ranker, or one of other features, labels or shape.
+    Returns, for each sparse feature, how many rows were `carried` over, how many are `new` and how many of the earlier
+    ones were `dropped`; `stores_differ`: the earlier ranker saw other vectors; `transforms_differ`: its dense values
+    were transformed otherwise. InputError: there is no such ranker, or its features, labels or shapes differ.
     """
-    earlier = Path(options.init_from)
+    earlier = Path(options.training.init_from)
     prepared = earlier.parents[1] / "prepare"
     earlier_options, meta = trained_options(earlier)
     features, earlier_features = inputs.features, read_features(prepared / FEATURES, earlier_options)
@@ -63,7 +70,7 @@ def fill_from_earlier(
     carried = {}
     for feature, old in zip(features.sparse, earlier_features.sparse, strict=True):
         sources = row_sources(feature, old, inputs.prepared, prepared)
-        _fill_table(state, weights[table_name(feature)], feature, old, sources, earlier, options.embedding_dim)
+        _fill_table(state, weights[table_name(feature)], feature, old, sources, earlier, options.tables.embedding_dim)
         num_carried = int((sources != _NEW).sum())
         carried[feature.name] = {
             "carried": num_carried,
@@ -71,7 +78,7 @@ def fill_from_earlier(
             "dropped": old.num_embeddings - num_carried,
         }
     stores_differ = any(
-        meta["inputs"].get(name) != found for name, found in inputs.fingerprints.items() if name != "features"
+        meta["inputs"].get(name) != value for name, value in inputs.fingerprints.items() if name != "features"
     )
     fits = [
         (folder / DENSE).read_bytes() if (folder / DENSE).is_file() else b"" for folder in (prepared, inputs.prepared)
@@ -82,7 +89,7 @@ def fill_from_earlier(
 def row_sources(feature: SparseFeature, old: SparseFeature, prepared: Path, earlier_prepared: Path) -> Int64Array:
     """[rows]: the row of the earlier table that stands for the same value, -1 for a new value.
 
-    The last row, of unknown values, comes from the last. Hash buckets come one by one.
+    The last row, which stands for unknown values, comes from the last. A hash bucket comes from that of its number.
 
     vocabulary   earlier  a -> 0, b -> 1, unknown -> 2      now  b -> 0, c -> 1, a -> 2, unknown -> 3
     sources      [1, -1, 0, 2]
@@ -101,8 +108,8 @@ def row_sources(feature: SparseFeature, old: SparseFeature, prepared: Path, earl
             )
         return np.arange(feature.num_embeddings)
     now, before = (
-        pa.chunked_array(list(read_vocabulary(path, one)), pa.string())
-        for path, one in zip(paths, (feature, old), strict=True)
+        pa.chunked_array(list(read_vocabulary(path, known)), pa.string())
+        for path, known in zip(paths, (feature, old), strict=True)
     )
     rows = pc.index_in(now, value_set=before).fill_null(_NEW).to_numpy()
     return np.append(rows, old.num_embeddings - 1).astype(np.int64)
@@ -134,23 +141,25 @@ def _fill_table(
 
 def _check_options(options: RankerOptions, earlier_options: RankerOptions, earlier: Path) -> None:
     for name in _SAME_OPTIONS:
-        wanted, found = getattr(options, name), getattr(earlier_options, name)
-        if wanted != found:
-            raise InputError(f"init_from: {earlier} was trained with {name}={found}, not {wanted}; set {name}={found}")
+        wanted, trained = attrgetter(name)(options), attrgetter(name)(earlier_options)
+        if wanted != trained:
+            raise InputError(
+                f"init_from: {earlier} was trained with ranker.{name}={trained}, not {wanted}; set it to {trained}"
+            )
 
 
 def _check_features(features: FeatureSet, earlier: FeatureSet, prepared: Path) -> None:
-    def described(one: FeatureSet) -> dict[str, Any]:
-        sparse = [f"{feature.name}{' (list)' * feature.is_list}" for feature in one.sparse]
-        sequences = [f"{sequence.name} of {sequence.of}" for sequence in one.sequences]
-        dense, labels = list(one.dense), [one.ranking_label, one.cvr_label]
+    def described(features: FeatureSet) -> dict[str, Any]:
+        sparse = [f"{feature.name}{' (list)' * feature.is_list}" for feature in features.sparse]
+        sequences = [f"{sequence.name} of {sequence.of}" for sequence in features.sequences]
+        dense, labels = list(features.dense), [features.ranking_label, features.cvr_label]
         return {"sparse features": sparse, "dense features": dense, "sequences": sequences, "labels": labels}
 
-    found = described(earlier)
+    trained = described(earlier)
     for what, wanted in described(features).items():
-        if wanted != found[what]:
+        if wanted != trained[what]:
             raise InputError(
-                f"init_from: the {what} of {prepared} are {', '.join(found[what]) or 'none'}, and here "
+                f"init_from: the {what} of {prepared} are {', '.join(trained[what]) or 'none'}, and here "
                 f"{', '.join(wanted) or 'none'}; prepare both by one recipe"
             )
 
@@ -163,10 +172,10 @@ def _check_shapes(model: dict[str, Any], tables: set[str], earlier: Path) -> Non
 
     wanted = {name: shape(name, value.size()) for name, value in model.items()}
     sizes = checkpoint.saved_sizes(earlier, "model", checkpoint.BEST)
-    found = {name: shape(name, size) for name, size in sizes.items()}
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
+    trained = {name: shape(name, size) for name, size in sizes.items()}
+    for name in sorted(wanted.keys() | trained.keys()):
+        if wanted.get(name) != trained.get(name):
             raise InputError(
-                f"init_from: weights '{name}' are {found.get(name, 'absent')} in {earlier} and "
+                f"init_from: weights '{name}' are {trained.get(name, 'absent')} in {earlier} and "
                 f"{wanted.get(name, 'absent')} here; set the options that it was trained with"
             )

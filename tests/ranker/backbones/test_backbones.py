@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import types
-from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -12,16 +11,21 @@ import torch
 from torch import nn
 
 from learn_rank.errors import InputError
-from learn_rank.ranker.backbones import Features, SequenceEmbeddings, Widths, build_backbone
+from learn_rank.options import with_changes
+from learn_rank.ranker.backbones.build import build_backbone
 from learn_rank.ranker.backbones.dcnv2 import DCNv2
 from learn_rank.ranker.backbones.deepfm import DeepFM
 from learn_rank.ranker.backbones.din import DIN
+from learn_rank.ranker.backbones.features import Features, SequenceEmbeddings, Widths
 from learn_rank.ranker.backbones.finalmlp import FinalMLP
 from learn_rank.ranker.backbones.masknet import MaskNet
-from learn_rank.ranker.options import BACKBONES, RankerOptions
+from learn_rank.ranker.backbones.options import BACKBONES
+from learn_rank.ranker.options import RankerOptions
 
 B, F, D, L = 6, 3, 4, 5
-OPTIONS = RankerOptions(hidden_dims=[8, 4], embedding_dim=D, cross_rank=5)
+OPTIONS = with_changes(
+    RankerOptions(), {"backbone.hidden_dims": [8, 4], "tables.embedding_dim": D, "backbone.dcnv2.cross_rank": 5}
+)
 
 
 def random_features(widths: Widths) -> Features:
@@ -46,7 +50,7 @@ def test_every_input_reaches_the_logit(name: str, num_dense: int, learn_dim: int
     torch.manual_seed(0)
     widths = Widths(num_dense, (D,) * F, learn_dim, (D,) * num_sequences)
     features = random_features(widths)
-    logit = build_backbone(widths, replace(OPTIONS, backbone=name))(features)
+    logit = build_backbone(widths, with_changes(OPTIONS, {"backbone.name": name}))(features)
     assert logit.shape == (B,)
     logit.sum().backward()
     for tensor in (features.dense, features.sparse, features.learn, *(one.values for one in features.sequences)):
@@ -57,7 +61,10 @@ def test_every_input_reaches_the_logit(name: str, num_dense: int, learn_dim: int
 @pytest.mark.parametrize("cross_rank", [0, 2])
 def test_dcnv2_logit_worked_from_its_formula(cross_rank: int) -> None:
     torch.manual_seed(0)
-    backbone = DCNv2(Widths(0, (D,) * F), replace(OPTIONS, num_cross_layers=1, cross_rank=cross_rank))
+    backbone = DCNv2(
+        Widths(0, (D,) * F),
+        with_changes(OPTIONS, {"backbone.dcnv2.num_cross_layers": 1, "backbone.dcnv2.cross_rank": cross_rank}),
+    )
     x = torch.randn(B, F * D)
     cross = backbone.cross
     matrix = cross.W_kernels[0] @ cross.V_kernels[0] if cross_rank else cross.kernels[0]
@@ -87,7 +94,9 @@ def test_deepfm_logit_worked_pair_by_pair() -> None:
 def test_masknet_logit_worked_from_its_formula(num_blocks: int) -> None:
     torch.manual_seed(0)
     widths = Widths(2, (D, 8, 8), 3)
-    backbone = MaskNet(widths, replace(OPTIONS, mask_blocks=num_blocks, mask_ratio=1.5))
+    backbone = MaskNet(
+        widths, with_changes(OPTIONS, {"backbone.masknet.num_blocks": num_blocks, "backbone.masknet.mask_ratio": 1.5})
+    )
     nn.init.normal_(backbone.norm.scale)
     nn.init.normal_(backbone.norm.shift)
     features = random_features(widths)
@@ -114,7 +123,7 @@ def test_masknet_logit_worked_from_its_formula(num_blocks: int) -> None:
 def test_din_weighs_a_sequence_by_its_activation_unit_and_sums() -> None:
     torch.manual_seed(0)
     widths = Widths(2, (D,) * F, 3, (D, 8))
-    backbone = DIN(widths, replace(OPTIONS, attention_dims=[7]))
+    backbone = DIN(widths, with_changes(OPTIONS, {"backbone.din.attention_dims": [7]}))
     for parameter in backbone.parameters():
         nn.init.normal_(parameter)  # PReLU's slopes too
     features = random_features(widths)
@@ -140,7 +149,9 @@ def test_din_weighs_a_sequence_by_its_activation_unit_and_sums() -> None:
 def test_finalmlp_logit_worked_from_its_formula(gates: list[str]) -> None:
     torch.manual_seed(0)
     widths = Widths(2, (D, 8, D), 3, names=("user", "genres", "item"))
-    backbone = FinalMLP(widths, replace(OPTIONS, gate_features=gates, fusion_heads=2))
+    backbone = FinalMLP(
+        widths, with_changes(OPTIONS, {"backbone.finalmlp.gate_features": gates, "backbone.finalmlp.fusion_heads": 2})
+    )
     features = random_features(widths)
     x = features.concatenated()
     places = {"user": slice(0, D), "item": slice(D + 8, D + 8 + D)}
@@ -159,11 +170,11 @@ def test_finalmlp_logit_worked_from_its_formula(gates: list[str]) -> None:
 def test_what_finalmlp_cannot_do_is_said() -> None:
     widths = Widths(0, (D, D), names=("user", "item"))
     with pytest.raises(InputError, match=r"fusion_heads is 3, expected a divisor of the last of hidden_dims, 4"):
-        FinalMLP(widths, replace(OPTIONS, fusion_heads=3))
+        FinalMLP(widths, with_changes(OPTIONS, {"backbone.finalmlp.fusion_heads": 3}))
     with pytest.raises(InputError, match=r"gate_features is \['user'\], expected two sparse features or none"):
-        FinalMLP(widths, replace(OPTIONS, gate_features=["user"]))
+        FinalMLP(widths, with_changes(OPTIONS, {"backbone.finalmlp.gate_features": ["user"]}))
     with pytest.raises(InputError, match="'author' is no sparse feature, expected one of user, item"):
-        FinalMLP(widths, replace(OPTIONS, gate_features=["user", "author"]))
+        FinalMLP(widths, with_changes(OPTIONS, {"backbone.finalmlp.gate_features": ["user", "author"]}))
 
 
 def test_the_mean_of_a_sequence_ignores_what_is_behind_its_end() -> None:
@@ -187,22 +198,22 @@ def test_a_backbone_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "my_rankers", types.ModuleType("my_rankers"))
     monkeypatch.setattr(sys.modules["my_rankers"], "build", Linear, raising=False)
     widths = Widths(2, (D, 2 * D))
-    backbone = build_backbone(widths, replace(OPTIONS, backbone="my_rankers:build"))
+    backbone = build_backbone(widths, with_changes(OPTIONS, {"backbone.name": "my_rankers:build"}))
     assert backbone(random_features(widths)).shape == (B,)
     with pytest.raises(InputError, match=r"backbone 'my_rankers:nothing': .*expected pkg.module:function"):
-        build_backbone(widths, replace(OPTIONS, backbone="my_rankers:nothing"))
+        build_backbone(widths, with_changes(OPTIONS, {"backbone.name": "my_rankers:nothing"}))
     with pytest.raises(InputError, match="backbone 'no_rankers:build': No module named 'no_rankers'"):
-        build_backbone(widths, replace(OPTIONS, backbone="no_rankers:build"))
+        build_backbone(widths, with_changes(OPTIONS, {"backbone.name": "no_rankers:build"}))
 
 
 @pytest.mark.parametrize("name", ["deepfm", "dlrm"])
 def test_a_product_of_embeddings_needs_equal_widths(name: str) -> None:
     with pytest.raises(InputError, match=rf"{name} multiplies embeddings .* are 4, 8 wide; leave out"):
-        build_backbone(Widths(0, (4, 8)), replace(OPTIONS, backbone=name))
+        build_backbone(Widths(0, (4, 8)), with_changes(OPTIONS, {"backbone.name": name}))
 
 
 def test_an_unknown_backbone_names_the_nearest() -> None:
-    with pytest.raises(InputError, match="backbone 'dcn' is unknown; did you mean 'dcnv2'"):
-        RankerOptions(backbone="dcn")
+    with pytest.raises(InputError, match="no backbone 'dcn'; did you mean 'dcnv2'"):
+        with_changes(RankerOptions(), {"backbone.name": "dcn"})
     with pytest.raises(InputError, match="expected one of dcnv2, deepfm, din, dlrm"):
-        RankerOptions(backbone="transformer")
+        with_changes(RankerOptions(), {"backbone.name": "transformer"})

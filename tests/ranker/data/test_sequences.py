@@ -16,6 +16,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from learn_rank import checkpoint
 from learn_rank.distributed import Process, process_group
 from learn_rank.errors import InputError
+from learn_rank.options import with_changes
 from learn_rank.ranker.data.batch import BatchReader
 from learn_rank.ranker.inputs import open_inputs
 from learn_rank.ranker.model import build_ranker, ranker_loss
@@ -51,16 +52,19 @@ FEATURES = FeatureSet(
         SequenceFeature("seen", "item_id", max_length=3),
     ),
 )
-OPTIONS = RankerOptions(
-    backbone="din",
-    use_learn=False,
-    hidden_dims=[16],
-    embedding_dim=8,
-    batch_size=500,
-    epochs=3,
-    patience=3,
-    learning_rate=5e-3,
-    unknown_share=0.0,
+OPTIONS = with_changes(
+    RankerOptions(),
+    {
+        "backbone.name": "din",
+        "adaptor.use_learn": False,
+        "backbone.hidden_dims": [16],
+        "tables.embedding_dim": 8,
+        "training.batch_size": 500,
+        "training.epochs": 3,
+        "training.patience": 3,
+        "training.learning_rate": 5e-3,
+        "training.unknown_share": 0.0,
+    },
 )
 
 
@@ -146,7 +150,7 @@ def trained(past, options: RankerOptions, process: Process) -> ShardedRanker:
 def test_embeddings_are_the_rows_of_the_tables(past, kind: str, num_padding: int) -> None:
     num_rows = 40
     with process_group() as process:
-        ranker = sharded(replace(OPTIONS, sharding=kind), process)
+        ranker = sharded(with_changes(OPTIONS, {"tables.sharding": kind}), process)
         batch = next(reader(past, batch_rows=num_rows).in_order())
         with torch.no_grad():
             embedded = look_up(ranker.model.module.tables, pad_rows(batch.sparse, num_rows + num_padding), num_rows)
@@ -205,7 +209,10 @@ def test_a_signal_that_only_the_sequence_holds_is_learnt(past, tmp_path: Path) -
     labels = past.table("test")["click"].to_numpy()
     areas = {}
     for backbone in ("din", "dcnv2"):
-        options = replace(OPTIONS, backbone=backbone, epochs=8, patience=8, sparse_learning_rate=0.3)
+        options = with_changes(
+            OPTIONS,
+            {"backbone.name": backbone, "training.epochs": 8, "training.patience": 8, "tables.learning_rate": 0.3},
+        )
         train(past.prepared, None, tmp_path / backbone, options, validation_metric=auc)
         areas[backbone] = auc(None, labels, predict(past.prepared, None, tmp_path / backbone, "test"))
     assert areas["din"] > 0.8
@@ -213,7 +220,16 @@ def test_a_signal_that_only_the_sequence_holds_is_learnt(past, tmp_path: Path) -
 
 
 def test_two_towers_in_bfloat16_learn_it_from_the_tables_they_share(past, tmp_path: Path) -> None:
-    options = replace(OPTIONS, task="esmm", bf16=True, epochs=8, patience=8, sparse_learning_rate=0.3)
+    options = with_changes(
+        OPTIONS,
+        {
+            "task.name": "esmm",
+            "training.bf16": True,
+            "training.epochs": 8,
+            "training.patience": 8,
+            "tables.learning_rate": 0.3,
+        },
+    )
     assert train(past.prepared, None, tmp_path, options, validation_metric=auc)["validation"] > 0.8
 
 
@@ -232,7 +248,9 @@ def test_sequences_leave_the_initial_tables_as_they_are(past) -> None:
 @pytest.mark.parametrize("kind", ["row_wise", "data_parallel"])
 def test_tables_of_sequences_train_alike_however_they_are_sharded(past, kind: str) -> None:
     with process_group() as process:
-        whole, other = (trained(past, replace(OPTIONS, sharding=name), process) for name in ("table_wise", kind))
+        whole, other = (
+            trained(past, with_changes(OPTIONS, {"tables.sharding": name}), process) for name in ("table_wise", kind)
+        )
         for feature in FEATURES.sparse:
             for rows in (rows_of, sums_of):
                 torch.testing.assert_close(rows(other, feature.name), rows(whole, feature.name), atol=1e-5, rtol=1e-3)
@@ -242,7 +260,7 @@ def test_tables_of_sequences_train_alike_however_they_are_sharded(past, kind: st
 @pytest.mark.parametrize("kind", KINDS)
 def test_learning_rates_of_the_tables_of_sequences_are_scaled(past, kind: str) -> None:
     with process_group() as process:
-        ranker = sharded(replace(OPTIONS, sharding=kind), process)
+        ranker = sharded(with_changes(OPTIONS, {"tables.sharding": kind}), process)
         before = {name: rows_of(ranker, name).clone() for name in ranker.weights}
         batch = next(reader(past).in_order())
         ranker.scale_learning_rates(0.0)
@@ -264,9 +282,9 @@ def test_a_checkpoint_with_sequences_loads_however_they_are_sharded(
         return {"model": ranker.model.state_dict(), "optimizer": ranker.optimizer.state_dict()}
 
     with process_group() as process:
-        first = trained(past, replace(OPTIONS, sharding=saved), process)
+        first = trained(past, with_changes(OPTIONS, {"tables.sharding": saved}), process)
         checkpoint.save(tmp_path, state_of(first), {}, is_best=False)
-        second = sharded(replace(OPTIONS, sharding=loaded, seed=1), process)
+        second = sharded(with_changes(OPTIONS, {"tables.sharding": loaded, "seed": 1}), process)
         second.dense_optimizer.init_state()
         state = state_of(second)
         checkpoint.load(tmp_path, state)
@@ -283,6 +301,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from sklearn.metrics import roc_auc_score
+from learn_rank.options import from_record
 from learn_rank.distributed import process_group
 from learn_rank.ranker.outputs.predict import predict
 from learn_rank.ranker.training.train import RankerOptions, train
@@ -290,7 +309,7 @@ prepared, root, runs = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv
 metric = lambda users, labels, scores: float(roc_auc_score(labels, scores))
 with process_group() as process:
     for name, options in runs.items():
-        facts = train(prepared, None, root / name, RankerOptions(**options), validation_metric=metric)
+        facts = train(prepared, None, root / name, from_record(RankerOptions, options), validation_metric=metric)
         scores = predict(prepared, None, root / name, "test")
         if process.is_main:
             (root / f"{name}.json").write_text(json.dumps(facts))
@@ -299,10 +318,12 @@ with process_group() as process:
 
 
 def test_two_ranks_equal_one_with_sequences(past, tmp_path: Path) -> None:
-    options = replace(OPTIONS, batch_size=4000, row_wise_rows=10**9)
+    options = with_changes(OPTIONS, {"training.batch_size": 4000, "tables.row_wise_rows": 10**9})
     runs = {
-        "auto": replace(options, row_wise_rows=40),  # users and items split by rows, genres and kind whole
-        "data_parallel": replace(options, sharding="data_parallel"),  # but for items and kind
+        "auto": with_changes(
+            options, {"tables.row_wise_rows": 40}
+        ),  # users and items split by rows, genres and kind whole
+        "data_parallel": with_changes(options, {"tables.sharding": "data_parallel"}),  # but for items and kind
     }
     one = train(past.prepared, None, tmp_path / "one", options, validation_metric=auc)
     run_ranks(_RANK, past.prepared, tmp_path, json.dumps({name: asdict(run) for name, run in runs.items()}))
@@ -319,10 +340,16 @@ def test_two_ranks_equal_one_with_sequences(past, tmp_path: Path) -> None:
 @pytest.mark.parametrize("backbone", ["din", "dcnv2"])  # one reads the sequences of the log, one does not
 def test_a_ranker_of_a_log_with_sequences_goes_on_from_an_earlier_one(past, tmp_path: Path, backbone: str) -> None:
     (tmp_path / "prepare").symlink_to(past.prepared)
-    options = replace(OPTIONS, backbone=backbone, epochs=1)
+    options = with_changes(OPTIONS, {"backbone.name": backbone, "training.epochs": 1})
     train(past.prepared, None, tmp_path / "train/base", options, validation_metric=auc)
-    still = replace(
-        options, init_from=str(tmp_path / "train/base"), learning_rate=1e-12, sparse_learning_rate=1e-12, seed=1
+    still = with_changes(
+        options,
+        {
+            "training.init_from": str(tmp_path / "train/base"),
+            "training.learning_rate": 1e-12,
+            "tables.learning_rate": 1e-12,
+            "seed": 1,
+        },
     )
     train(past.prepared, None, tmp_path / "on", still, validation_metric=auc)
     scores = (predict(past.prepared, None, tmp_path / name, "test") for name in ("train/base", "on"))
@@ -333,20 +360,24 @@ def test_a_ranker_of_a_log_with_sequences_goes_on_from_an_earlier_one(past, tmp_
 
 
 def test_what_reads_sequences_needs_some(log) -> None:
-    message = r"backbone=din reads behaviour sequences, but there are none; .*`sequence: \{history: \{of: item_id"
+    message = (
+        r"ranker.backbone.name=din reads behaviour sequences, but there are none; .*`sequence: \{history: \{of: item_id"
+    )
     with pytest.raises(InputError, match=rf"features\.json: {message}.*, then run `learn-rank prepare` again"):
         open_inputs(log.prepared, None, OPTIONS)
     with pytest.raises(InputError, match="use_sequences=true reads behaviour sequences"):
-        open_inputs(log.prepared, None, replace(OPTIONS, backbone="dcnv2", use_sequences=True))
+        open_inputs(
+            log.prepared, None, with_changes(OPTIONS, {"backbone.name": "dcnv2", "backbone.use_sequences": True})
+        )
 
 
 def test_only_a_ranker_that_reads_sequences_sees_them(past) -> None:
     seen = {
-        name: len(open_inputs(past.prepared, None, replace(OPTIONS, **options)).features.sequences)
+        name: len(open_inputs(past.prepared, None, with_changes(OPTIONS, options)).features.sequences)
         for name, options in {
             "din": {},
-            "dcnv2": {"backbone": "dcnv2"},
-            "dcnv2 with their means": {"backbone": "dcnv2", "use_sequences": True},
+            "dcnv2": {"backbone.name": "dcnv2"},
+            "dcnv2 with their means": {"backbone.name": "dcnv2", "backbone.use_sequences": True},
         }.items()
     }
     assert seen == {"din": 3, "dcnv2": 0, "dcnv2 with their means": 3}
@@ -359,6 +390,6 @@ def test_a_table_width_that_no_kernel_takes_is_refused() -> None:
 
 
 def test_the_dcn_of_tables_of_several_widths_trains_without_sequences(past, tmp_path: Path) -> None:
-    options = replace(OPTIONS, backbone="dcnv2", epochs=1)
+    options = with_changes(OPTIONS, {"backbone.name": "dcnv2", "training.epochs": 1})
     facts = train(past.prepared, None, tmp_path, options, validation_metric=auc)
     assert facts["num_table_parameters"] == 8 * (61 + 41) + 12 * 5 + 4 * 6

@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from learn_rank.adaptor import LearnAdaptor
-from learn_rank.ranker.backbones import Widths
+from learn_rank.options import with_changes
+from learn_rank.ranker.backbones.features import Widths
+from learn_rank.ranker.backbones.options import BACKBONES
 from learn_rank.ranker.model import Ranker
-from learn_rank.ranker.options import BACKBONES, RankerOptions
+from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.outputs.dense_program import DenseScorer, can_write_onnx, write_programs
 from learn_rank.ranker.tasks import build_heads
 from learn_rank.schema import Task
@@ -22,13 +24,17 @@ from learn_rank.serving.programs import open_program
 DIM, VECTOR = 4, 6
 SPARSE = tuple(ServedSparse(name, DIM, "item") for name in ("user_id", "item_id", "genres"))
 SEQUENCES = (ServedSequence("past", "item_id", 9, True), ServedSequence("seen", "item_id", 9, True))
-CASES: list[dict[str, Any]] = [{"backbone": name} for name in BACKBONES]
-CASES += [{"task": "esmm", "backbone": "dlrm"}, {"task": "mmoe"}, {"use_learn": False, "backbone": "din"}]
+CASES: list[dict[str, Any]] = [{"backbone.name": name} for name in BACKBONES]
+CASES += [
+    {"task.name": "esmm", "backbone.name": "dlrm"},
+    {"task.name": "mmoe"},
+    {"adaptor.use_learn": False, "backbone.name": "din"},
+]
 
 
 def scorer_of(options: RankerOptions) -> DenseScorer:
     torch.manual_seed(0)
-    adaptor = LearnAdaptor(VECTOR, VECTOR, fusion_dim=4) if options.use_learn else None
+    adaptor = LearnAdaptor(VECTOR, VECTOR, fusion_dim=4) if options.adaptor.use_learn else None
     widths = Widths(
         dense=1,
         sparse=(DIM,) * 3,
@@ -43,7 +49,7 @@ def scorer_of(options: RankerOptions) -> DenseScorer:
 
 
 def model_of(options: RankerOptions) -> ServedModel:
-    dim = VECTOR if options.use_learn else 0
+    dim = VECTOR if options.adaptor.use_learn else 0
     return ServedModel(SPARSE, (ServedDense("age", "user"),), SEQUENCES, (Task("click", "click"),), dim, dim, None, {})
 
 
@@ -65,7 +71,7 @@ def inputs_of(model: ServedModel, num_rows: int, lengths: tuple[int, int]) -> tu
 
 @pytest.mark.parametrize("options", CASES, ids=lambda case: "-".join(map(str, case.values())))
 def test_program_gives_the_rankers_logits(options: dict[str, Any], tmp_path: Path) -> None:
-    chosen = RankerOptions(hidden_dims=[8, 4], **options)
+    chosen = with_changes(RankerOptions(), {"backbone.hidden_dims": [8, 4], **options})
     scorer = scorer_of(chosen)
     model = write_programs(scorer, model_of(chosen), tmp_path, onnx=False)
     program = open_program(tmp_path, model, backend="torch", bf16=False, threads=None)
@@ -74,13 +80,13 @@ def test_program_gives_the_rankers_logits(options: dict[str, Any], tmp_path: Pat
         with torch.no_grad():
             expected = scorer(*inputs)
         logits = program(inputs)
-        assert logits.shape == (3 if "task" in options else 1, num_rows)
+        assert logits.shape == (3 if "task.name" in options else 1, num_rows)
         torch.testing.assert_close(logits, expected, atol=1e-6, rtol=1e-5)
         assert num_rows < 3 or expected.std() > 0.01
 
 
 def test_the_cvr_head_is_no_part_of_the_program(tmp_path: Path) -> None:
-    options = RankerOptions(hidden_dims=[8])
+    options = with_changes(RankerOptions(), {"backbone.hidden_dims": [8]})
     write_programs(scorer_of(options), model_of(options), tmp_path, onnx=False)
     program = torch.export.load(tmp_path / "scorer.pt2")
     used = {str(name) for node in program.graph.nodes if node.op == "call_function" for name in node.all_input_nodes}
@@ -90,11 +96,11 @@ def test_the_cvr_head_is_no_part_of_the_program(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not can_write_onnx(), reason="onnx and onnxscript are not installed")
 @pytest.mark.parametrize(
-    "options", [{"backbone": "finalmlp"}, {"task": "mmoe"}], ids=lambda case: "".join(case.values())
+    "options", [{"backbone.name": "finalmlp"}, {"task.name": "mmoe"}], ids=lambda case: "".join(case.values())
 )
 def test_onnx_program_gives_the_rankers_logits(options: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    chosen = RankerOptions(hidden_dims=[8, 4], **options)
+    chosen = with_changes(RankerOptions(), {"backbone.hidden_dims": [8, 4], **options})
     scorer = scorer_of(chosen)
     model = write_programs(scorer, model_of(chosen), tmp_path, onnx=True)
     program = open_program(tmp_path, model, backend="onnx", bf16=False, threads=1)

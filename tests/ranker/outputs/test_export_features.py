@@ -14,11 +14,12 @@ import torch
 from learn_rank.adaptor import AdaptorOutput, LearnAdaptor
 from learn_rank.artifact import Manifest
 from learn_rank.errors import InputError
+from learn_rank.options import with_changes
 from learn_rank.publish import publish
 from learn_rank.ranker.inputs import open_inputs
 from learn_rank.ranker.model import load_adaptor
-from learn_rank.ranker.options import LearnColumnsOptions
 from learn_rank.ranker.outputs.export_features import write_learn_columns
+from learn_rank.ranker.outputs.options import LearnColumnsOptions
 from learn_rank.ranker.outputs.predict import predict
 from learn_rank.ranker.trained import trained_options
 from learn_rank.ranker.training.train import RankerOptions, train
@@ -190,7 +191,10 @@ def test_what_does_not_fit_is_said_before_anything_is_written(log, directory: Pa
         with pytest.raises(InputError, match=message):
             write(log, directory, tmp_path / "out", tmp_path / f"{number}.parquet", **options)
     assert not (tmp_path / "out").exists()
-    baseline = RankerOptions(hidden_dims=[8], batch_size=512, epochs=1, use_learn=False)
+    baseline = with_changes(
+        RankerOptions(),
+        {"backbone.hidden_dims": [8], "training.batch_size": 512, "training.epochs": 1, "adaptor.use_learn": False},
+    )
     train(log.prepared, None, tmp_path / "baseline", baseline, validation_metric=lambda *_: 0.5)
     with pytest.raises(InputError, match="without LEARN"):
         write(log, tmp_path / "baseline", tmp_path / "out")

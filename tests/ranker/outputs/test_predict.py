@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from learn_rank.errors import InputError
+from learn_rank.options import with_changes
 from learn_rank.ranker.outputs.predict import predict, write_predictions
 from learn_rank.ranker.training.train import RankerOptions, train
 
@@ -47,7 +48,10 @@ def test_users_and_items_without_a_vector_are_scored(log, directory: Path, tmp_p
 
 def test_predictions_of_all_arms_stand_beside_ids_and_labels(log, directory: Path, tmp_path: Path) -> None:
     baseline = tmp_path / "baseline"
-    options = RankerOptions(hidden_dims=[8], batch_size=512, epochs=1, use_learn=False)
+    options = with_changes(
+        RankerOptions(),
+        {"backbone.hidden_dims": [8], "training.batch_size": 512, "training.epochs": 1, "adaptor.use_learn": False},
+    )
     train(log.prepared, None, baseline, options, validation_metric=lambda *_: 0.5)
     facts = write_predictions(log.prepared, log.stores, {"baseline": baseline, "learn": directory}, tmp_path)
     assert facts["num_rows"] == {"validation": 1001, "test": 1001}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,14 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from learn_rank import checkpoint
 from learn_rank.distributed import Process, process_group
 from learn_rank.errors import InputError
+from learn_rank.options import with_changes
 from learn_rank.ranker.inputs import open_inputs
 from learn_rank.ranker.model import build_ranker, ranker_loss
-from learn_rank.ranker.options import FrozenOptions, RankerOptions
+from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.outputs.predict import predict
 from learn_rank.ranker.scoring import score
 from learn_rank.ranker.sharding import ShardedRanker, shard
+from learn_rank.ranker.tables.options import FrozenOptions
 from learn_rank.ranker.tables.placement import TorchRecTables, place
 from learn_rank.ranker.tables.plan import local_shards
 from learn_rank.ranker.tables.trainable import pad_rows
@@ -50,7 +51,10 @@ PLACEMENTS = {
 }
 SHARDINGS = ("table_wise", "row_wise", "data_parallel")
 # users and items are split by rows, genres are on one rank
-OPTIONS = RankerOptions(batch_size=500, hidden_dims=[16], epochs=1, row_wise_rows=40)
+OPTIONS = with_changes(
+    RankerOptions(),
+    {"training.batch_size": 500, "backbone.hidden_dims": [16], "training.epochs": 1, "tables.row_wise_rows": 40},
+)
 RUNS = [
     *((placement, "auto") for placement in PLACEMENTS),
     ("sharded", "table_wise"),
@@ -145,7 +149,7 @@ def missing_rank(directory: Path, process: Process) -> str:
 
 def run(prepared: Path, stores: Path, root: Path, placement: str, sharding: str, process: Process) -> dict[str, Any]:
     """Six steps of training; what became of the frozen vectors, and of everything that is saved."""
-    options = replace(OPTIONS, sharding=sharding)
+    options = with_changes(OPTIONS, {"tables.sharding": sharding})
     inputs = open_inputs(prepared, stores, options).placed(PLACEMENTS[placement], process)
     frozen = inputs.frozen
     assert frozen is not None
@@ -155,7 +159,7 @@ def run(prepared: Path, stores: Path, root: Path, placement: str, sharding: str,
     reader = open_reader(inputs, "train", OPTIONS, process)
     for batch in reader.training(seed=0, epoch=0, shuffle_rows=1000):
         ranker.zero_grad()
-        sparse = pad_rows(batch.sparse, OPTIONS.batch_size // process.world_size)
+        sparse = pad_rows(batch.sparse, OPTIONS.training.batch_size // process.world_size)
         output = ranker.model(sparse, batch.dense, batch.vectors(frozen, process.device))
         ranker_loss(output, batch, cvr_loss_weight=0.5).total.backward()
         ranker.step()
@@ -221,7 +225,7 @@ def whole_runs(prepared: Path, stores: Path, root: Path) -> list[str]:
 def save_again(prepared: Path, stores: Path, folder: Path, sharding: str, process: Process) -> None:
     """Loads what one rank saved of replicas into tables that are sharded like this, and saves it."""
     inputs = open_inputs(prepared, stores, OPTIONS)
-    options = replace(OPTIONS, sharding=sharding, seed=1)
+    options = with_changes(OPTIONS, {"tables.sharding": sharding, "seed": 1})
     ranker = shard(build_ranker(inputs.features, options, inputs.frozen), options, inputs.features.sparse, process)
     ranker.dense_optimizer.init_state()
     state = state_of(ranker)

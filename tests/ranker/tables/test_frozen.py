@@ -18,8 +18,8 @@ from learn_rank.distributed import process_group
 from learn_rank.errors import InputError
 from learn_rank.publish import publish
 from learn_rank.ranker.data.vectors import LearnVectors
-from learn_rank.ranker.options import FrozenOptions
 from learn_rank.ranker.tables.frozen import FrozenVectors
+from learn_rank.ranker.tables.options import FrozenOptions
 from learn_rank.store.reader import FrozenStore
 from learn_rank.store.writer import write_store
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from learn_rank.distributed import Process, process_group
 from learn_rank.errors import InputError
-from learn_rank.ranker.options import SHARDINGS
+from learn_rank.ranker.tables.options import SHARDINGS
 from learn_rank.ranker.tables.plan import (
     Place,
     Plan,

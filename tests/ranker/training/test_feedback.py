@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tqdm import tqdm
 
+from learn_rank.options import with_changes
 from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.training import feedback as feedback_module
 from learn_rank.ranker.training.feedback import Feedback
@@ -58,7 +59,9 @@ def test_a_line_shows_rows_loss_the_best_metric_and_the_time_that_is_left(
 ) -> None:
     kept, progress = Kept(), Progress()
     # 3 epochs of 20 steps and 1000 rows, of which negative sampling leaves half
-    feedback = Feedback(RankerOptions(epochs=3), [kept], num_rows=1000, num_steps=60, is_shown=True)
+    feedback = Feedback(
+        with_changes(RankerOptions(), {"training.epochs": 3}), [kept], num_rows=1000, num_steps=60, is_shown=True
+    )
     with feedback.epoch(progress):
         run(feedback, progress, clock, steps=10, rows=25)
         last = screen.getvalue().split("\r")[-1]
@@ -91,7 +94,9 @@ def test_a_resumed_epoch_begins_where_it_stood_and_its_rate_is_of_this_process(
     progress = Progress()
     for _ in range(15):
         progress.add_step(50, 0.5, 0.1)
-    feedback = Feedback(RankerOptions(epochs=1), [], num_rows=1000, num_steps=20, is_shown=True)
+    feedback = Feedback(
+        with_changes(RankerOptions(), {"training.epochs": 1}), [], num_rows=1000, num_steps=20, is_shown=True
+    )
     with feedback.epoch(progress):
         run(feedback, progress, clock, steps=1, rows=50)
     last = screen.getvalue().split("\r")[-1]
@@ -101,7 +106,9 @@ def test_a_resumed_epoch_begins_where_it_stood_and_its_rate_is_of_this_process(
 
 def test_other_ranks_show_nothing(clock: list[float], screen: io.StringIO, capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress()
-    feedback = Feedback(RankerOptions(epochs=1), [], num_rows=1000, num_steps=20, is_shown=False)
+    feedback = Feedback(
+        with_changes(RankerOptions(), {"training.epochs": 1}), [], num_rows=1000, num_steps=20, is_shown=False
+    )
     with feedback.epoch(progress):
         run(feedback, progress, clock, steps=20, rows=50)
     progress.finish_epoch(0.5)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from learn_rank.distributed import process_group
 from learn_rank.errors import InputError
+from learn_rank.options import flat, with_changes
 from learn_rank.ranker.model import build_ranker
-from learn_rank.ranker.options import FindOptions, RankerOptions
+from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.sharding import shard
 from learn_rank.ranker.training.find_learning_rate import SWEPT, find_learning_rates, smooth, suggest
+from learn_rank.ranker.training.options import FindOptions
 
-OPTIONS = RankerOptions(use_learn=False, hidden_dims=[16], embedding_dim=8, batch_size=250)
+OPTIONS = with_changes(
+    RankerOptions(),
+    {"adaptor.use_learn": False, "backbone.hidden_dims": [16], "tables.embedding_dim": 8, "training.batch_size": 250},
+)
 FIND = FindOptions(steps=80, low=1e-3, high=1e5)
 
 
@@ -40,7 +44,7 @@ def found(log):
 def test_each_rate_rises_alone_until_the_loss_breaks(found) -> None:
     assert [sweep.option for sweep in found] == list(SWEPT)
     for sweep in found:
-        base = getattr(OPTIONS, sweep.option)
+        base = flat(OPTIONS)[sweep.option]
         assert len(sweep.rates) == len(sweep.losses) == len(sweep.smoothed) < FIND.steps
         steps = np.diff(np.log(sweep.rates))
         np.testing.assert_allclose(steps, math.log(FIND.high / FIND.low) / (FIND.steps - 1), rtol=1e-9)
@@ -65,15 +69,17 @@ def test_tables_and_dense_part_can_have_rates_of_their_own(log, features) -> Non
         ranker.scale_learning_rates(0.5, tables=4.0)
         dense = {group["lr"] for group in ranker.dense_optimizer.param_groups}
         tables = {group["lr"] for group in ranker.optimizer.param_groups} - dense
-        assert dense == {0.5 * OPTIONS.learning_rate}
-        assert list(tables) == [pytest.approx(4.0 * OPTIONS.sparse_learning_rate)]
+        assert dense == {0.5 * OPTIONS.training.learning_rate}
+        assert list(tables) == [pytest.approx(4.0 * OPTIONS.tables.learning_rate)]
         del ranker
 
 
 def test_what_cannot_be_swept_is_refused(log) -> None:
     with pytest.raises(InputError, match="init_from: rates are found from initial weights"):
-        find_learning_rates(log.prepared, None, replace(OPTIONS, init_from="runs/day1"), FIND)
-    with pytest.raises(InputError, match=r"find\.low is 1e\+28: with learning_rate 1e\+25 the loss breaks at once"):
+        find_learning_rates(log.prepared, None, with_changes(OPTIONS, {"training.init_from": "runs/day1"}), FIND)
+    with pytest.raises(
+        InputError, match=r"find\.low is 1e\+28: with ranker.training.learning_rate=1e\+25 the loss breaks at once"
+    ):
         find_learning_rates(log.prepared, None, OPTIONS, FindOptions(low=1e28, high=1e30))
     with pytest.raises(InputError, match=r"find\.low is 10\.0 and find\.high 1\.0, expected 0 < low < high"):
         FindOptions(low=10.0, high=1.0)

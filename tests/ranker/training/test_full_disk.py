@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from learn_rank import checkpoint
 from learn_rank.errors import InputError
+from learn_rank.options import with_changes
 from learn_rank.ranker.outputs.predict import predict
 from learn_rank.ranker.training.train import RankerOptions, train
 from learn_rank.scalars import Scalars
@@ -59,8 +60,15 @@ def test_training_goes_on_without_space_and_after_an_epoch_from_the_last_checkpo
     capsys: pytest.CaptureFixture[str],
     is_background: bool,
 ) -> None:
-    options = RankerOptions(
-        hidden_dims=[16], batch_size=300, epochs=3, checkpoint_steps=4, checkpoint_background=is_background
+    options = with_changes(
+        RankerOptions(),
+        {
+            "backbone.hidden_dims": [16],
+            "training.batch_size": 300,
+            "training.epochs": 3,
+            "checkpoint.steps": 4,
+            "checkpoint.in_background": is_background,
+        },
     )
     run = small_disk / "run"
     calls = []
@@ -74,7 +82,7 @@ def test_training_goes_on_without_space_and_after_an_epoch_from_the_last_checkpo
     with pytest.raises(InputError) as raised:
         train(log.prepared, log.stores, run, options, validation_metric=filling)
     assert str(raised.value).startswith(f"{run}: the disk is full and a checkpoint was not saved, checkpoint-")
-    assert "is intact; free some space, then run the same command again: it goes on from there" in str(raised.value)
+    assert "is intact; free some space, then run the same command again: it continues from there" in str(raised.value)
     survivor = checkpoint.read_meta(run)
     assert survivor is not None
     assert survivor["progress"]["epoch"] == 1
@@ -92,8 +100,15 @@ def test_training_goes_on_without_space_and_after_an_epoch_from_the_last_checkpo
 def test_saves_within_an_epoch_are_left_out_with_a_line_each_until_there_is_space(
     log, small_disk: Path, saving: threading.Lock, capsys: pytest.CaptureFixture[str], is_background: bool
 ) -> None:
-    options = RankerOptions(
-        hidden_dims=[16], batch_size=300, epochs=1, checkpoint_steps=4, checkpoint_background=is_background
+    options = with_changes(
+        RankerOptions(),
+        {
+            "backbone.hidden_dims": [16],
+            "training.batch_size": 300,
+            "training.epochs": 1,
+            "checkpoint.steps": 4,
+            "checkpoint.in_background": is_background,
+        },
     )
     run = small_disk / "run"
     ballast = fill(small_disk, saving)
@@ -105,7 +120,7 @@ def test_saves_within_an_epoch_are_left_out_with_a_line_each_until_there_is_spac
     facts = train(log.prepared, log.stores, run, options, validation_metric=freeing)
     said = [line for line in capsys.readouterr().err.splitlines() if "disk is full" in line]
     assert len(said) == 2
-    assert "there is no earlier one; free some space; training goes on and tries again" in said[0]
+    assert "there is no earlier one; free some space; training continues and tries again" in said[0]
     assert facts["num_steps"] == 10
     meta = checkpoint.read_meta(run)
     assert meta is not None

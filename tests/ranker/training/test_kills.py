@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +13,25 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from learn_rank import checkpoint
+from learn_rank.options import with_changes
 from learn_rank.ranker.outputs.predict import predict
 from learn_rank.ranker.training.train import RankerOptions, train
 from tests.ranks import run_alone, run_ranks
 
 # dropout, hidden values and a schedule: what is random or follows the steps has to be the same again
-OPTIONS = RankerOptions(
-    hidden_dims=[32, 16],
-    batch_size=132,
-    epochs=3,
-    patience=3,
-    learning_rate=5e-3,
-    dropout=0.1,
-    schedule="cosine",
-    warmup_steps=5,
-    checkpoint_steps=2,
+OPTIONS = with_changes(
+    RankerOptions(),
+    {
+        "backbone.hidden_dims": [32, 16],
+        "training.batch_size": 132,
+        "training.epochs": 3,
+        "training.patience": 3,
+        "training.learning_rate": 5e-3,
+        "backbone.dropout": 0.1,
+        "training.schedule": "cosine",
+        "training.warmup_steps": 5,
+        "checkpoint.steps": 2,
+    },
 )
 
 
@@ -51,7 +55,7 @@ def assert_equal_runs(log, one: Path, other: Path) -> None:
 def whole(log, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run without interruption, saved once per epoch."""
     directory = tmp_path_factory.mktemp("whole")
-    train(log.prepared, log.stores, directory, replace(OPTIONS, checkpoint_steps=0), validation_metric=auc)
+    train(log.prepared, log.stores, directory, with_changes(OPTIONS, {"checkpoint.steps": 0}), validation_metric=auc)
     return directory
 
 
@@ -61,6 +65,7 @@ _ATTEMPTS = """
 import json, os, random, sys
 from pathlib import Path
 from sklearn.metrics import roc_auc_score
+from learn_rank.options import from_record
 from learn_rank.ranker.training.train import RankerOptions, train
 from tests.kills import die_when, renames_to
 
@@ -83,7 +88,7 @@ def begins_a_save(event, arguments):
 prepared, stores, jobs, seed = sys.argv[1:]
 prepared, stores, moments = Path(prepared), Path(stores), random.Random(int(seed))
 for directory, options in json.loads(jobs).items():
-    directory, options = Path(directory), RankerOptions(**options)
+    directory, options = Path(directory), from_record(RankerOptions, options)
     for number in range(4):
         if number % 2 == 1:  # in the second save
             death, after = begins_a_save, {"times": 2, "work_seconds": moments.uniform(1e-6, 0.01)}
@@ -99,8 +104,8 @@ def killed(log, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Runs that were killed again and again, by where they were saved."""
     root = tmp_path_factory.mktemp("killed")
     options = {
-        "background": replace(OPTIONS, checkpoint_background=True),
-        "foreground": replace(OPTIONS, checkpoint_background=False, checkpoint_steps=6),
+        "background": with_changes(OPTIONS, {"checkpoint.in_background": True}),
+        "foreground": with_changes(OPTIONS, {"checkpoint.in_background": False, "checkpoint.steps": 6}),
     }
     jobs = json.dumps({str(root / name): asdict(one) for name, one in options.items()})
     run_alone(_ATTEMPTS, log.prepared, log.stores, jobs, 0)
@@ -121,13 +126,15 @@ import json, os, sys
 from pathlib import Path
 import torch
 from sklearn.metrics import roc_auc_score
+from learn_rank.options import from_record
 from learn_rank import checkpoint
 from learn_rank.distributed import process_group
 from learn_rank.ranker.training.train import RankerOptions, train
 from tests.kills import die_when
 
 prepared, stores, root, disk, options = sys.argv[1:]
-prepared, stores, root, options = Path(prepared), Path(stores), Path(root), RankerOptions(**json.loads(options))
+prepared, stores, root = Path(prepared), Path(stores), Path(root)
+options = from_record(RankerOptions, json.loads(options))
 attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
 
 def run(name):
@@ -164,7 +171,7 @@ def ranks(log, mount_disk: Callable[[int], Path], tmp_path_factory: pytest.TempP
         small_disk: Path | None = mount_disk(2)
     except pytest.skip.Exception:
         small_disk = None
-    options = json.dumps(asdict(replace(OPTIONS, epochs=2, checkpoint_steps=4)))
+    options = json.dumps(asdict(with_changes(OPTIONS, {"training.epochs": 2, "checkpoint.steps": 4})))
     run_ranks(_RANKS, log.prepared, log.stores, root, small_disk or "", options, num_ranks=3, max_restarts=2)
     return root
 

@@ -12,6 +12,7 @@ import torch
 
 from learn_rank import checkpoint
 from learn_rank.distributed import Process, process_group
+from learn_rank.options import with_changes
 from learn_rank.ranker.model import build_ranker
 from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.sharding import shard
@@ -19,7 +20,9 @@ from learn_rank.ranker.training import saver as saver_module
 from learn_rank.ranker.training.saver import Saver, _copy, _local_tensors, open_saver
 from learn_rank.schema import FeatureSet
 
-OPTIONS = RankerOptions(use_learn=False, hidden_dims=[8], embedding_dim=8)
+OPTIONS = with_changes(
+    RankerOptions(), {"adaptor.use_learn": False, "backbone.hidden_dims": [8], "tables.embedding_dim": 8}
+)
 
 
 @pytest.fixture

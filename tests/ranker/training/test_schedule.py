@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from learn_rank.distributed import process_group
 from learn_rank.errors import InputError
+from learn_rank.options import with_changes
 from learn_rank.ranker.data.batch import BatchReader
 from learn_rank.ranker.model import build_ranker, ranker_loss
 from learn_rank.ranker.options import RankerOptions
@@ -16,7 +15,10 @@ from learn_rank.ranker.sharding import shard
 from learn_rank.ranker.training.train import train
 from learn_rank.schema import FeatureSet
 
-OPTIONS = RankerOptions(use_learn=False, hidden_dims=[8], embedding_dim=8, sparse_learning_rate=0.1)
+OPTIONS = with_changes(
+    RankerOptions(),
+    {"adaptor.use_learn": False, "backbone.hidden_dims": [8], "tables.embedding_dim": 8, "tables.learning_rate": 0.1},
+)
 
 
 def moves(log, features: FeatureSet, factor: float) -> dict[str, torch.Tensor]:
@@ -55,13 +57,13 @@ def test_tables_and_dense_weights_move_in_proportion_to_the_factor(log, features
 
 
 def test_a_decayed_run_learns_less_in_the_end_than_a_constant_one(log, tmp_path) -> None:
-    options = replace(OPTIONS, batch_size=512, epochs=2, learning_rate=5e-3)
+    options = with_changes(OPTIONS, {"training.batch_size": 512, "training.epochs": 2, "training.learning_rate": 5e-3})
     runs = {
         schedule: train(
             log.prepared,
             None,
             tmp_path / schedule,
-            replace(options, schedule=schedule),
+            with_changes(options, {"training.schedule": schedule}),
             validation_metric=lambda *_: 0.5,
         )["history"]
         for schedule in ("constant", "linear", "cosine")
@@ -72,10 +74,10 @@ def test_a_decayed_run_learns_less_in_the_end_than_a_constant_one(log, tmp_path)
 
 def test_an_unknown_schedule_is_refused() -> None:
     with pytest.raises(InputError, match="schedule is 'cosin', expected one of constant, linear, cosine"):
-        RankerOptions(schedule="cosin")
+        with_changes(RankerOptions(), {"training.schedule": "cosin"})
 
 
 def test_a_warm_up_that_would_not_end_is_refused(log, tmp_path) -> None:
-    options = replace(OPTIONS, batch_size=1000, epochs=2, warmup_steps=6)
+    options = with_changes(OPTIONS, {"training.batch_size": 1000, "training.epochs": 2, "training.warmup_steps": 6})
     with pytest.raises(InputError, match="warmup_steps is 6, expected less than the 6 steps planned"):
         train(log.prepared, None, tmp_path, options, validation_metric=lambda *_: 0.5)

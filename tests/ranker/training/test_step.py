@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import torch
 
 from learn_rank.distributed import Process, process_group
 from learn_rank.errors import InputError
+from learn_rank.options import with_changes
 from learn_rank.ranker.data.batch import BatchReader, RankerBatch
 from learn_rank.ranker.inputs import open_inputs
 from learn_rank.ranker.model import build_ranker
@@ -21,7 +21,10 @@ from learn_rank.ranker.tasks import Sampling, task_logits, task_losses
 from learn_rank.ranker.training.step import DivergedError, open_reader, rows_per_rank, train_step
 from learn_rank.ranker.training.train import train
 
-OPTIONS = RankerOptions(use_learn=False, hidden_dims=[8], embedding_dim=8, batch_size=512)
+OPTIONS = with_changes(
+    RankerOptions(),
+    {"adaptor.use_learn": False, "backbone.hidden_dims": [8], "tables.embedding_dim": 8, "training.batch_size": 512},
+)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +33,7 @@ OPTIONS = RankerOptions(use_learn=False, hidden_dims=[8], embedding_dim=8, batch
 def test_a_batch_that_ranks_cannot_share_is_the_nearest_that_they_can(
     log, capsys: pytest.CaptureFixture[str], batch_size: int, world_size: int, taken: int
 ) -> None:
-    options = replace(OPTIONS, batch_size=batch_size)
+    options = with_changes(OPTIONS, {"training.batch_size": batch_size})
     inputs = open_inputs(log.prepared, None, options)
     assert rows_per_rank(batch_size, world_size) * world_size == taken
     for split in ("train", "validation"):
@@ -59,7 +62,7 @@ def stepped(log, options: RankerOptions) -> tuple[float, float, dict[str, torch.
 
 def test_a_clipped_gradient_has_the_norm_of_the_limit_and_the_tables_are_updated_as_without(log) -> None:
     _, whole, unclipped = stepped(log, OPTIONS)
-    reported, used, clipped = stepped(log, replace(OPTIONS, gradient_clip=whole / 4))
+    reported, used, clipped = stepped(log, with_changes(OPTIONS, {"training.gradient_clip": whole / 4}))
     assert reported == pytest.approx(whole, rel=1e-5)
     assert used == pytest.approx(whole / 4, rel=1e-4)  # torch adds 1e-6 to the norm
     tables = [name for name in clipped if "tables" in name]
@@ -69,14 +72,14 @@ def test_a_clipped_gradient_has_the_norm_of_the_limit_and_the_tables_are_updated
 
 def test_a_limit_above_the_norm_changes_no_bit(log) -> None:
     _, whole, unclipped = stepped(log, OPTIONS)
-    _, _, clipped = stepped(log, replace(OPTIONS, gradient_clip=2 * whole))
+    _, _, clipped = stepped(log, with_changes(OPTIONS, {"training.gradient_clip": 2 * whole}))
     assert all(torch.equal(clipped[name], weights) for name, weights in unclipped.items())
 
 
 def test_a_gradient_that_is_not_finite_is_not_applied(log, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(math.inf))
     with pytest.raises(DivergedError, match="the norm of the gradient is inf"):
-        stepped(log, replace(OPTIONS, gradient_clip=1.0))
+        stepped(log, with_changes(OPTIONS, {"training.gradient_clip": 1.0}))
 
 
 def labelled(click: list[int], conversion: list[int]) -> RankerBatch:
@@ -136,9 +139,11 @@ def test_all_clicks_and_a_share_of_the_other_rows_are_read_anew_each_epoch(log, 
     assert set(map(tuple, stands_for.T.tolist())) == {(1.0, 1.0), (0.0, 4.0)}
 
 
-@pytest.mark.parametrize("balance", [{"negative_share": 0.15}, {"positive_weight": 6.0}])
+@pytest.mark.parametrize("balance", [{"training.negative_share": 0.15}, {"training.positive_weight": 6.0}])
 def test_probabilities_of_a_sampled_or_weighted_run_are_those_of_the_log(log, tmp_path, balance) -> None:
-    options = replace(OPTIONS, epochs=6, patience=6, learning_rate=5e-3, **balance)
+    options = with_changes(
+        OPTIONS, {"training.epochs": 6, "training.patience": 6, "training.learning_rate": 5e-3, **balance}
+    )
     facts = train(log.prepared, None, tmp_path, options, validation_metric=lambda *_: 0.5)
     found = predict(log.prepared, None, tmp_path, "validation")
     clicked = log.table("validation")["click"].to_numpy().mean()
@@ -150,13 +155,13 @@ def test_probabilities_of_a_sampled_or_weighted_run_are_those_of_the_log(log, tm
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"negative_share": 0.0}, "negative_share is 0.0, expected 0 < negative_share <= 1"),
-        ({"positive_weight": 0.0}, "positive_weight is 0.0, expected"),
-        ({"gradient_clip": -1.0}, "gradient_clip is -1.0, expected at least 0"),
-        ({"monitor": "logloss"}, "monitor is 'logloss', expected one of uauc, wuauc, auc, loss"),
-        ({"trackers": ["tensorboard"]}, "trackers is 'tensorboard', expected one of mlflow, wandb"),
+        ({"training.negative_share": 0.0}, "negative_share is 0.0, expected more than 0 and at most 1"),
+        ({"training.positive_weight": 0.0}, "positive_weight is 0.0, expected"),
+        ({"training.gradient_clip": -1.0}, "gradient_clip is -1.0, expected at least 0"),
+        ({"training.monitor": "logloss"}, "monitor is 'logloss', expected one of uauc, wuauc, auc, loss"),
+        ({"training.trackers": ["tensorboard"]}, "trackers has 'tensorboard', expected one of mlflow, wandb"),
     ],
 )
 def test_a_wrong_option_is_refused(change: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        RankerOptions(**change)
+        with_changes(RankerOptions(), change)

@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from learn_rank import checkpoint
 from learn_rank.errors import InputError
 from learn_rank.fingerprints import file_fingerprint
+from learn_rank.options import with_changes
 from learn_rank.ranker.inputs import open_inputs
 from learn_rank.ranker.outputs.predict import predict
 from learn_rank.ranker.training.train import RankerOptions, train
@@ -30,9 +31,15 @@ def auc(user_ids: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> float:
     return float(roc_auc_score(labels, scores))
 
 
-def small(**changes: Any) -> RankerOptions:
-    defaults = {"hidden_dims": [32, 16], "batch_size": 256, "learning_rate": 5e-3, "epochs": 3, "patience": 3}
-    return RankerOptions(**(defaults | changes))
+def small(changes: dict[str, Any] | None = None) -> RankerOptions:
+    defaults = {
+        "backbone.hidden_dims": [32, 16],
+        "training.batch_size": 256,
+        "training.learning_rate": 5e-3,
+        "training.epochs": 3,
+        "training.patience": 3,
+    }
+    return with_changes(RankerOptions(), defaults | (changes or {}))
 
 
 def assert_equal_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
@@ -50,7 +57,7 @@ def trained(log, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[s
 def test_planted_signal_is_learnt_by_learn_and_not_by_its_shuffled_control(log, trained, tmp_path: Path) -> None:
     label = log.table("test")["click"].to_numpy()
     learn = roc_auc_score(label, predict(log.prepared, log.stores, trained[0], "test"))
-    train(log.prepared, log.stores, tmp_path, small(shuffle_seed=1), validation_metric=auc)
+    train(log.prepared, log.stores, tmp_path, small({"adaptor.shuffle_seed": 1}), validation_metric=auc)
     control = roc_auc_score(label, predict(log.prepared, log.stores, tmp_path, "test"))
     assert learn > 0.9
     assert control < learn - 0.1
@@ -58,7 +65,16 @@ def test_planted_signal_is_learnt_by_learn_and_not_by_its_shuffled_control(log, 
 
 @pytest.mark.parametrize("backbone", ["dcnv2", "dlrm"])
 def test_baseline_learns_from_ids_without_any_stores(log, tmp_path: Path, backbone: str) -> None:
-    options = small(use_learn=False, backbone=backbone, epochs=6, patience=6, sparse_learning_rate=0.1, bf16=True)
+    options = small(
+        {
+            "adaptor.use_learn": False,
+            "backbone.name": backbone,
+            "training.epochs": 6,
+            "training.patience": 6,
+            "tables.learning_rate": 0.1,
+            "training.bf16": True,
+        }
+    )
     facts = train(log.prepared, None, tmp_path, options, validation_metric=auc)
     assert facts["validation"] > 0.7
     assert not [record for record in facts["history"] if record["cvr_loss"]]
@@ -77,7 +93,7 @@ def test_facts_say_what_was_trained(trained) -> None:
 
 def test_stores_are_untouched_and_absent_from_the_checkpoint(log, tmp_path: Path) -> None:
     before = file_fingerprint(log.stores)
-    options = small(epochs=1)
+    options = small({"training.epochs": 1})
     train(log.prepared, log.stores, tmp_path, options, validation_metric=auc)
     assert file_fingerprint(log.stores) == before
     saved = log.saved_tensors(tmp_path, options)
@@ -89,7 +105,7 @@ def test_stores_are_untouched_and_absent_from_the_checkpoint(log, tmp_path: Path
 
 
 def test_missing_vector_is_learnt_from_users_without_one(log, tmp_path: Path) -> None:
-    options = small(epochs=1, vector_dropout=0.0)
+    options = small({"training.epochs": 1, "adaptor.vector_dropout": 0.0})
     train(log.prepared, log.stores, tmp_path, options, validation_metric=auc)
     saved = log.saved_tensors(tmp_path, options)
     assert saved["/model/adaptor.user_missing"].abs().sum() > 0
@@ -120,7 +136,7 @@ def test_best_epoch_is_what_predicts(log, tmp_path: Path) -> None:
 
 def test_patience_ends_training_early(log, tmp_path: Path) -> None:
     metrics = iter([0.9, 0.8])
-    options = small(epochs=9, patience=1)
+    options = small({"training.epochs": 9, "training.patience": 1})
     facts = train(log.prepared, log.stores, tmp_path, options, validation_metric=lambda *_: next(metrics))
     assert len(facts["history"]) == 2
     assert facts["best_epoch"] == 1
@@ -148,17 +164,33 @@ def test_resuming_after_a_stop_between_epochs_equals_no_stop(log, trained, tmp_p
     assert_equal_bits(log.saved_tensors(tmp_path, small()), log.saved_tensors(trained[0], small()))
 
 
+def test_a_folder_of_an_earlier_version_is_refused(log, trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    meta = checkpoint.read_meta(trained[0])
+    old = {**meta, "options": {"backbone": "dcnv2", "learning_rate": 5e-3}}
+    monkeypatch.setattr(checkpoint, "read_meta", lambda *_: old)
+    for call in (
+        lambda: train(log.prepared, log.stores, trained[0], small(), validation_metric=auc),
+        lambda: predict(log.prepared, log.stores, trained[0], "test"),
+    ):
+        with pytest.raises(InputError, match=r"was trained by another version of learn-rank .*; train it again"):
+            call()
+
+
 def test_another_learning_rate_in_the_same_folder_is_refused(log, trained) -> None:
-    with pytest.raises(InputError, match=r"was trained with learning_rate=0\.005, not 0\.001; use another folder"):
-        train(log.prepared, log.stores, trained[0], small(learning_rate=1e-3), validation_metric=auc)
+    with pytest.raises(
+        InputError, match=r"was trained with ranker.training.learning_rate=0\.005, not 0\.001; use another folder"
+    ):
+        train(log.prepared, log.stores, trained[0], small({"training.learning_rate": 1e-3}), validation_metric=auc)
 
 
 def test_how_a_run_is_saved_may_change_when_it_goes_on(log, trained) -> None:
     directory, facts = trained
-    options = small(checkpoint_steps=1, checkpoint_seconds=0, checkpoint_keep=1, checkpoint_background=False)
+    options = small(
+        {"checkpoint.steps": 1, "checkpoint.seconds": 0, "checkpoint.keep": 1, "checkpoint.in_background": False}
+    )
     assert train(log.prepared, log.stores, directory, options, validation_metric=lambda *_: 1 / 0) == facts
     assert options.of_weights() == small().of_weights()
-    assert small(learning_rate=1).of_weights() != small().of_weights()
+    assert small({"training.learning_rate": 1}).of_weights() != small().of_weights()
 
 
 def interrupted(log, directory: Path, options: RankerOptions) -> None:
@@ -214,7 +246,7 @@ def test_a_run_goes_on_with_accepted_stores_and_its_checkpoints_say_so(
 
 
 def test_a_control_with_shuffled_vectors_accepts_the_same_fingerprints(log, tmp_path: Path, write_export) -> None:
-    options = small(shuffle_seed=0)
+    options = small({"adaptor.shuffle_seed": 0})
     interrupted(log, tmp_path / "run", options)
     stores, new = refreshed(log, tmp_path / "new", write_export)
     accepted = [new["store item"], new["store user"]]
@@ -222,7 +254,7 @@ def test_a_control_with_shuffled_vectors_accepts_the_same_fingerprints(log, tmp_
 
 
 def test_after_damage_to_the_latest_checkpoint_a_run_goes_on_from_the_one_before(log, trained, tmp_path: Path) -> None:
-    interrupted(log, tmp_path, small(checkpoint_steps=5))
+    interrupted(log, tmp_path, small({"checkpoint.steps": 5}))
     latest = tmp_path / json.loads((tmp_path / "pointers.json").read_text())["latest"]
     assert checkpoint.read_meta(tmp_path)["progress"]["global_step"] == 20
     for file in latest.glob("*.distcp"):
@@ -246,8 +278,8 @@ def test_features_with_another_fingerprint_are_refused(log, trained, tmp_path: P
 
 
 def test_a_diverging_loss_names_its_step(log, tmp_path: Path) -> None:
-    options = small(learning_rate=1e30)
-    with pytest.raises(InputError, match=r"loss is .* at step \d+; lower learning_rate"):
+    options = small({"training.learning_rate": 1e30})
+    with pytest.raises(InputError, match=r"loss is .* at step \d+; lower ranker.training.learning_rate"):
         train(log.prepared, log.stores, tmp_path, options, validation_metric=auc)
     assert checkpoint.read_meta(tmp_path) is None
 
@@ -259,7 +291,7 @@ def test_deterministic_mode_holds_while_training_and_changes_no_bit_on_cpus(log,
         seen.append(torch.are_deterministic_algorithms_enabled())
         return auc(*rows)
 
-    options = small(deterministic=True)
+    options = small({"training.deterministic": True})
     facts = train(log.prepared, log.stores, tmp_path, options, validation_metric=watching)
     assert seen == [True] * 3
     assert not torch.are_deterministic_algorithms_enabled()
@@ -278,8 +310,10 @@ def test_when_the_loss_diverges_the_best_epoch_before_stays_and_predicts(
     log, trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exploding_after(15, monkeypatch)
-    facts = train(log.prepared, log.stores, tmp_path, small(checkpoint_steps=1), validation_metric=auc)
-    assert re.match(r"loss is nan .*at step 17; lower learning_rate .*; epoch 1 is kept$", facts["diverged"])
+    facts = train(log.prepared, log.stores, tmp_path, small({"checkpoint.steps": 1}), validation_metric=auc)
+    assert re.match(
+        r"loss is nan .*at step 17; lower ranker.training.learning_rate .*; epoch 1 is kept$", facts["diverged"]
+    )
     assert (facts["best_epoch"], len(facts["history"])) == (1, 1)
     assert facts["history"][0] == trained[1]["history"][0]
     assert checkpoint.read_meta(tmp_path, checkpoint.BEST)["progress"]["global_step"] == 12
@@ -301,9 +335,11 @@ def test_a_loss_that_rises_beyond_the_limit_is_as_good_as_infinite(
     log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exploding_after(24, monkeypatch, factor=3e3)
-    options = small(epochs=6, patience=6)
+    options = small({"training.epochs": 6, "training.patience": 6})
     facts = train(log.prepared, log.stores, tmp_path, options, validation_metric=auc)
-    assert re.match(r"loss has risen from 0\.\d+ to .*, beyond loss_limit at step \d+; lower", facts["diverged"])
+    assert re.match(
+        r"loss has risen from 0\.\d+ to .*, beyond ranker.training.loss_limit at step \d+; lower", facts["diverged"]
+    )
     assert len(facts["history"]) == 2
 
 
@@ -313,7 +349,7 @@ def test_the_epoch_with_the_lowest_validation_loss_is_best_where_that_is_monitor
         log.prepared,
         log.stores,
         tmp_path,
-        small(monitor="loss"),
+        small({"training.monitor": "loss"}),
         validation_metric=lambda *_: next(losses),
         further_metrics={"auc": lambda *_: next(further), "uauc": lambda *_: None},
     )
@@ -330,7 +366,7 @@ def test_a_tracker_gets_what_tensorboard_gets(log, tmp_path: Path, monkeypatch: 
     mlflow = pytest.importorskip("mlflow", reason="learn-rank[trackers] is not installed")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
-    options = small(epochs=2, trackers=["mlflow"])
+    options = small({"training.epochs": 2, "training.trackers": ["mlflow"]})
     train(log.prepared, log.stores, tmp_path / "learn", options, validation_metric=auc)
     run = mlflow.MlflowClient().get_run((tmp_path / "learn" / "trackers" / "mlflow.id").read_text())
     events = EventAccumulator(str(tmp_path / "learn" / "tensorboard"))
@@ -338,13 +374,13 @@ def test_a_tracker_gets_what_tensorboard_gets(log, tmp_path: Path, monkeypatch: 
     assert run.data.metrics.keys() == set(events.Tags()["scalars"])
     for name, value in run.data.metrics.items():
         assert value == pytest.approx(events.Scalars(name)[-1].value)
-    assert (run.info.run_name, run.data.params["backbone"]) == ("learn", "dcnv2")
-    assert options.of_weights() == small(epochs=2).of_weights()
+    assert (run.info.run_name, run.data.params["backbone.name"]) == ("learn", "dcnv2")
+    assert options.of_weights() == small({"training.epochs": 2}).of_weights()
 
 
 def test_a_line_per_epoch_says_how_it_went(log, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = iter([0.6, 0.5])
-    train(log.prepared, log.stores, tmp_path, small(epochs=2), validation_metric=lambda *_: next(metrics))
+    train(log.prepared, log.stores, tmp_path, small({"training.epochs": 2}), validation_metric=lambda *_: next(metrics))
     lines = capsys.readouterr().err.splitlines()
     assert re.search(r"epoch 1/2: loss 0\.\d{4}; validation uauc 0\.6000, the best so far; [\d,]+ rows/s", lines[-2])
     assert re.search(r"epoch 2/2: loss 0\.\d{4}; validation uauc 0\.5000; best: 1; [\d,]+ rows/s", lines[-1])
@@ -368,12 +404,12 @@ def test_a_cvr_label_of_one_class_among_clicks_is_refused(log, tmp_path: Path) -
 
     prepared = with_train(log, tmp_path, all_buy)
     with pytest.raises(InputError, match=r"CVR label 'purchase' is 1 in (\d+) of \1 clicks"):
-        train(prepared, log.stores, tmp_path, small(cvr_space="clicks"), validation_metric=auc)
+        train(prepared, log.stores, tmp_path, small({"adaptor.cvr_space": "clicks"}), validation_metric=auc)
 
 
 def test_no_thread_of_the_process_group_outlives_training(log, tmp_path: Path) -> None:
     gc.collect()
-    train(log.prepared, log.stores, tmp_path, small(epochs=1), validation_metric=auc)
+    train(log.prepared, log.stores, tmp_path, small({"training.epochs": 1}), validation_metric=auc)
     predict(log.prepared, log.stores, tmp_path, "test")
     names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
     assert len(names) > 0

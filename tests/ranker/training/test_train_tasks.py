@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from learn_rank.errors import InputError
+from learn_rank.options import with_changes
 from learn_rank.ranker.outputs.predict import predict, predict_tasks, write_predictions
 from learn_rank.ranker.training.train import RankerOptions, train
 from tests.ranks import run_ranks
@@ -26,6 +27,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from sklearn.metrics import roc_auc_score
+from learn_rank.options import from_record
 from learn_rank.distributed import process_group
 from learn_rank.ranker.outputs.predict import predict_tasks
 from learn_rank.ranker.training.train import RankerOptions, train
@@ -34,7 +36,7 @@ prepared, stores, root = Path(prepared), Path(stores), Path(root)
 metric = lambda users, labels, scores: float(roc_auc_score(labels, scores))
 with process_group() as process:
     for task, options in json.loads(runs).items():
-        facts = train(prepared, stores, root / task, RankerOptions(**options), validation_metric=metric)
+        facts = train(prepared, stores, root / task, from_record(RankerOptions, options), validation_metric=metric)
         scores = predict_tasks(prepared, stores, root / task, "test")
         if process.is_main:
             (root / f"{task}.json").write_text(json.dumps(facts))
@@ -47,15 +49,21 @@ def auc(user_ids: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> float:
     return float(roc_auc_score(labels, scores))
 
 
-def small(**changes: Any) -> RankerOptions:
-    defaults = {"hidden_dims": [32, 16], "batch_size": 256, "learning_rate": 5e-3, "epochs": 3, "patience": 3}
-    return RankerOptions(**(defaults | changes))
+def small(changes: dict[str, Any] | None = None) -> RankerOptions:
+    defaults = {
+        "backbone.hidden_dims": [32, 16],
+        "training.batch_size": 256,
+        "training.learning_rate": 5e-3,
+        "training.epochs": 3,
+        "training.patience": 3,
+    }
+    return with_changes(RankerOptions(), defaults | (changes or {}))
 
 
 @pytest.fixture(scope="module")
 def esmm(log, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     directory = tmp_path_factory.mktemp("esmm")
-    return directory, train(log.prepared, log.stores, directory, small(task="esmm"), validation_metric=auc)
+    return directory, train(log.prepared, log.stores, directory, small({"task.name": "esmm"}), validation_metric=auc)
 
 
 def assert_learnt(log, scores: np.ndarray) -> None:
@@ -72,7 +80,9 @@ def test_esmm_learns_clicks_purchases_of_clicks_and_both(log, esmm) -> None:
 
 
 def test_mmoe_learns_them_too_in_bf16(log, tmp_path: Path) -> None:
-    train(log.prepared, log.stores, tmp_path, small(task="mmoe", bf16=True), validation_metric=auc)
+    train(
+        log.prepared, log.stores, tmp_path, small({"task.name": "mmoe", "training.bf16": True}), validation_metric=auc
+    )
     assert_learnt(log, predict_tasks(log.prepared, log.stores, tmp_path, "test"))
 
 
@@ -83,7 +93,13 @@ def test_a_conversion_ranker_is_trained_and_validated_on_clicked_rows_and_scores
         seen.append((users, labels))
         return auc(users, labels, scores)
 
-    train(log.prepared, log.stores, tmp_path, small(task="conversion", epochs=6, patience=6), validation_metric=metric)
+    train(
+        log.prepared,
+        log.stores,
+        tmp_path,
+        small({"task.name": "conversion", "training.epochs": 6, "training.patience": 6}),
+        validation_metric=metric,
+    )
     validation = log.table("validation")
     is_clicked = validation["click"].to_numpy() == 1
     assert 0 < is_clicked.sum() < len(validation)
@@ -106,7 +122,7 @@ def test_rows_without_a_click_do_not_change_a_conversion_ranker(log, tmp_path: P
         other.write(split, log.table(split))
     other.write("train", table.set_column(table.schema.get_field_index("purchase"), "purchase", pa.array(flipped)))
     (other.prepared / "features.json").write_text((log.prepared / "features.json").read_text())
-    options = small(task="conversion", use_learn=False, epochs=1)
+    options = small({"task.name": "conversion", "adaptor.use_learn": False, "training.epochs": 1})
     for place, name in ((log, "one"), (other, "two")):
         train(place.prepared, None, tmp_path / name, options, validation_metric=auc)
     one, two = (predict(log.prepared, None, tmp_path / name, "test") for name in ("one", "two"))
@@ -120,12 +136,12 @@ def test_resuming_esmm_after_a_stop_equals_no_stop(log, esmm, tmp_path: Path) ->
             log.prepared,
             log.stores,
             tmp_path,
-            small(task="esmm"),
+            small({"task.name": "esmm"}),
             validation_metric=lambda *rows: next(metrics)(*rows),
         )
-    facts = train(log.prepared, log.stores, tmp_path, small(task="esmm"), validation_metric=auc)
+    facts = train(log.prepared, log.stores, tmp_path, small({"task.name": "esmm"}), validation_metric=auc)
     assert facts == esmm[1]
-    first, second = (log.saved_tensors(directory, small(task="esmm")) for directory in (tmp_path, esmm[0]))
+    first, second = (log.saved_tensors(directory, small({"task.name": "esmm"})) for directory in (tmp_path, esmm[0]))
     assert first.keys() == second.keys()
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
@@ -142,8 +158,8 @@ def test_the_losses_of_both_tasks_are_among_the_scalars(esmm) -> None:
 
 
 def test_a_run_of_another_task_in_the_same_folder_is_refused(log, esmm) -> None:
-    with pytest.raises(InputError, match="was trained with task=esmm, not mmoe; use another folder"):
-        train(log.prepared, log.stores, esmm[0], small(task="mmoe"), validation_metric=auc)
+    with pytest.raises(InputError, match=r"was trained with ranker.task.name=esmm, not mmoe; use another folder"):
+        train(log.prepared, log.stores, esmm[0], small({"task.name": "mmoe"}), validation_metric=auc)
 
 
 def test_predictions_hold_a_column_per_arm_and_task_and_the_label_of_both(log, esmm, tmp_path: Path) -> None:
@@ -168,7 +184,9 @@ def test_predictions_hold_a_column_per_arm_and_task_and_the_label_of_both(log, e
 
 
 def test_arms_of_different_tasks_are_refused(log, esmm, directory: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="was trained with task=esmm, but baseline with task=click; train both with"):
+    with pytest.raises(
+        InputError, match=r"trained with ranker.task.name=esmm, but baseline with click; train both alike"
+    ):
         write_predictions(log.prepared, log.stores, {"baseline": directory, "learn": esmm[0]}, tmp_path)
 
 
@@ -178,7 +196,15 @@ def ranks(log, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
     root = tmp_path_factory.mktemp("ranks")
     runs = {
         task: small(
-            task=task, batch_size=4000, epochs=4, patience=4, vector_dropout=0.0, unknown_share=0.0, row_wise_rows=40
+            {
+                "task.name": task,
+                "training.batch_size": 4000,
+                "training.epochs": 4,
+                "training.patience": 4,
+                "adaptor.vector_dropout": 0.0,
+                "training.unknown_share": 0.0,
+                "tables.row_wise_rows": 40,
+            }
         )
         for task in TASKS
     }

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from learn_rank import checkpoint
+from learn_rank.options import with_changes
 from learn_rank.ranker.outputs.predict import predict
 from learn_rank.ranker.training.train import RankerOptions, train
 from tests.ranks import run_ranks
@@ -19,30 +20,34 @@ from tests.ranks import run_ranks
 # one step per epoch over all rows, so that the two ranks' batches together are the one rank's batch;
 # users and items split by rows, genres on one rank; the CVR loss over clicks, which are not equally many per rank;
 # nothing drawn at random per row, since ranks draw for themselves
-OPTIONS = RankerOptions(
-    batch_size=4000,
-    hidden_dims=[32, 16],
-    epochs=8,
-    patience=8,
-    learning_rate=5e-3,
-    row_wise_rows=40,
-    cvr_space="clicks",
-    vector_dropout=0.0,
-    unknown_share=0.0,
-    positive_weight=1.5,
-    gradient_clip=0.05,
+OPTIONS = with_changes(
+    RankerOptions(),
+    {
+        "training.batch_size": 4000,
+        "backbone.hidden_dims": [32, 16],
+        "training.epochs": 8,
+        "training.patience": 8,
+        "training.learning_rate": 5e-3,
+        "tables.row_wise_rows": 40,
+        "adaptor.cvr_space": "clicks",
+        "adaptor.vector_dropout": 0.0,
+        "training.unknown_share": 0.0,
+        "training.positive_weight": 1.5,
+        "training.gradient_clip": 0.05,
+    },
 )
 _RANK = """
 import json, sys
-from dataclasses import replace
 from pathlib import Path
 import numpy as np
 from sklearn.metrics import roc_auc_score
+from learn_rank.options import from_record, with_changes
 from learn_rank.distributed import process_group
 from learn_rank.ranker.outputs.predict import predict
 from learn_rank.ranker.training.train import RankerOptions, train
 prepared, stores, root, options = sys.argv[1:]
-prepared, stores, root, options = Path(prepared), Path(stores), Path(root), RankerOptions(**json.loads(options))
+prepared, stores, root = Path(prepared), Path(stores), Path(root)
+options = from_record(RankerOptions, json.loads(options))
 metric = lambda users, labels, scores: float(roc_auc_score(labels, scores))
 metrics = iter([metric, metric])  # no third one
 with process_group() as process:
@@ -57,7 +62,8 @@ with process_group() as process:
             (root / f"{name}.json").write_text(json.dumps(facts))
             np.save(root / f"{name}.npy", scores)
     # batches of which each rank leaves out what it draws
-    sampled = replace(options, negative_share=0.3, batch_size=500, epochs=2, schedule="linear")
+    fewer = {"training.negative_share": 0.3, "training.batch_size": 500, "training.schedule": "linear"}
+    sampled = with_changes(options, fewer | {"training.epochs": 2})
     train(prepared, stores, root / "sampled", sampled, validation_metric=metric)
 """
 

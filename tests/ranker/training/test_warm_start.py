@@ -15,6 +15,7 @@ import torch
 
 from learn_rank.distributed import process_group
 from learn_rank.errors import InputError
+from learn_rank.options import with_changes
 from learn_rank.ranker.inputs import open_inputs
 from learn_rank.ranker.model import build_ranker
 from learn_rank.ranker.options import RankerOptions
@@ -25,7 +26,16 @@ from learn_rank.ranker.training.warm_start import fill_from_earlier, row_sources
 from learn_rank.schema import FeatureSet, SparseFeature
 from tests.ranks import run_ranks
 
-OPTIONS = RankerOptions(hidden_dims=[8], embedding_dim=8, batch_size=512, epochs=2, learning_rate=5e-3)
+OPTIONS = with_changes(
+    RankerOptions(),
+    {
+        "backbone.hidden_dims": [8],
+        "tables.embedding_dim": 8,
+        "training.batch_size": 512,
+        "training.epochs": 2,
+        "training.learning_rate": 5e-3,
+    },
+)
 NUM_DROPPED = 10  # the first values of the earlier day
 NUM_NEW = 7
 
@@ -72,8 +82,8 @@ def days(log, features: FeatureSet, tmp_path_factory: pytest.TempPathFactory) ->
     return first, second
 
 
-def going_on(first: Path, **changes: Any) -> RankerOptions:
-    return replace(OPTIONS, init_from=str(first / "train" / "learn"), **changes)
+def going_on(first: Path, changes: dict[str, Any] | None = None) -> RankerOptions:
+    return with_changes(OPTIONS, {"training.init_from": str(first / "train" / "learn")} | (changes or {}))
 
 
 def filled(second: Path, options: RankerOptions) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -142,7 +152,11 @@ def test_other_vectors_and_other_fits_of_dense_values_are_said(
     shutil.rmtree(run / "export" / "item")
     write_export(run / "export" / "item", range(40), np.ones((40, 64)))
     facts = train(
-        run / "prepare", run / "export", tmp_path / "on", going_on(first, epochs=1), validation_metric=lambda *_: 0.5
+        run / "prepare",
+        run / "export",
+        tmp_path / "on",
+        going_on(first, {"training.epochs": 1}),
+        validation_metric=lambda *_: 0.5,
     )
     assert (facts["warm_start"]["stores_differ"], facts["warm_start"]["transforms_differ"]) == (True, True)
     said = capsys.readouterr().err
@@ -173,12 +187,16 @@ def test_an_earlier_ranker_of_another_kind_is_refused(days, tmp_path: Path, feat
             train(run / "prepare", run / "export", tmp_path / "x", options, validation_metric=lambda *_: 0.5)
         return str(raised.value)
 
-    assert "was trained with normalization=center, not batch; set normalization" in refused(
-        going_on(first, normalization="batch")
+    assert "was trained with ranker.adaptor.normalization=center, not batch; set it to center" in refused(
+        going_on(first, {"adaptor.normalization": "batch"})
     )
-    assert "weights 'backbone.deep.0.bias' are [8] in" in refused(going_on(first, hidden_dims=[16]))
-    assert "weights 'backbone.cross.V_kernels.2' are absent in" in refused(going_on(first, num_cross_layers=3))
-    assert "holds no finished checkpoint" in refused(replace(OPTIONS, init_from=str(second / "train" / "learn")))
+    assert "weights 'backbone.deep.0.bias' are [8] in" in refused(going_on(first, {"backbone.hidden_dims": [16]}))
+    assert "weights 'backbone.cross.V_kernels.2' are absent in" in refused(
+        going_on(first, {"backbone.dcnv2.num_cross_layers": 3})
+    )
+    assert "holds no finished checkpoint" in refused(
+        with_changes(OPTIONS, {"training.init_from": str(second / "train" / "learn")})
+    )
 
     other = tmp_path / "other"
     shutil.copytree(second, other)
@@ -194,6 +212,7 @@ _TWO_RANKS = """
 import json, sys
 from pathlib import Path
 import torch
+from learn_rank.options import from_record
 from learn_rank.distributed import process_group
 from learn_rank.ranker.inputs import open_inputs
 from learn_rank.ranker.model import build_ranker
@@ -202,7 +221,7 @@ from learn_rank.ranker.tables.plan import local_shards
 from learn_rank.ranker.sharding import shard
 from learn_rank.ranker.training.warm_start import fill_from_earlier
 
-second, out, options = Path(sys.argv[1]), sys.argv[2], RankerOptions(**json.loads(sys.argv[3]))
+second, out, options = Path(sys.argv[1]), sys.argv[2], from_record(RankerOptions, json.loads(sys.argv[3]))
 inputs = open_inputs(second / "prepare", second / "export", options)
 with process_group() as process:
     model = build_ranker(inputs.features, options, inputs.frozen)
@@ -224,7 +243,7 @@ def test_two_ranks_hold_together_what_one_rank_holds(days, tmp_path: Path) -> No
     from dataclasses import asdict
 
     first, second = days
-    options = going_on(first, row_wise_rows=50)  # users are split, items and genres are not
+    options = going_on(first, {"tables.row_wise_rows": 50})  # users are split, items and genres are not
     run_ranks(_TWO_RANKS, second, tmp_path, json.dumps(asdict(options)))
     whole, _ = filled(second, options)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
