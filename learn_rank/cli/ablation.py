@@ -16,6 +16,7 @@ from learn_rank.cli import alignment, stages
 from learn_rank.cli.ablation_report import Run, markdown, summarise, text
 from learn_rank.cli.config import RunConfig
 from learn_rank.cli.variants import BASELINE, Variant, read_variants
+from learn_rank.content.encoders import find_encoder
 from learn_rank.durable import write_json, write_text
 from learn_rank.errors import InputError
 from learn_rank.evaluation.statistics import interval_key
@@ -146,16 +147,11 @@ def _link(link: Path, target: Path) -> None:
 
 def _check_models(variants: list[Variant]) -> None:
     """Before the first hour of training: are the models that variants name there?"""
-    for one in variants:
-        if one.align.backbone:
-            load_config(one.align.backbone, option="align.backbone")
-        if one.encoder is not None and one.encoder.kind == "hf":
-            load_config(
-                one.encoder.model,
-                option="encoder.model",
-                revision=one.encoder.revision,
-                trust_remote_code=one.encoder.trust_remote_code,
-            )
+    for variant in variants:
+        if variant.align.backbone:
+            load_config(variant.align.backbone, option="align.backbone")
+        if variant.encoder is not None:
+            find_encoder(variant.encoder.kind).check_model(variant.encoder)
 
 
 def _folder(config: RunConfig, variant: str, seed: int | None = None) -> Path:

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from learn_rank.cli.config import config_dir
 from learn_rank.content.catalogue import read_catalogue
 from learn_rank.content.encoder import EncoderOptions
+from learn_rank.content.encoders.tfidf import TfidfSvd
 from learn_rank.content.text import TextOptions, compose_texts, text_fields
-from learn_rank.content.tfidf import fit_tfidf_svd
 from learn_rank.errors import InputError
 
 KUAIRAND = Path(os.environ.get("LEARN_RANK_DATA", "")) / "kuairand-pure-2w" / "items.parquet"
@@ -114,7 +114,8 @@ def test_features_become_one_word_per_value_that_tfidf_keeps_apart() -> None:
         "music_type__1 kind_2022_04_10",
         "tag_5 tag_6 tag_7",
     ]
-    words = fit_tfidf_svd(texts, EncoderOptions(dim=3, min_count=1)).vectorizer.get_feature_names_out()
+    options = EncoderOptions(dim=3, min_count=1)
+    words = TfidfSvd(options, TfidfSvd.fit(texts, options)).words
     assert sorted(words) == sorted(word.lower() for text in texts for word in text.split())
 
 
