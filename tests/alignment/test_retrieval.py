@@ -200,7 +200,7 @@ def test_the_sums_of_some_users_and_of_the_others_add_up(twins: tuple[Tensor, Te
     assert (parts[0] + parts[1]).metrics() == pytest.approx(whole.metrics())
 
 
-def test_the_order_of_the_gallery_changes_nothing(twins: tuple[Tensor, Tensor, Ragged, Ragged]) -> None:
+def test_the_order_of_the_items_changes_nothing(twins: tuple[Tensor, Tensor, Ragged, Ragged]) -> None:
     users, items, seen, targets = twins
     order = np.random.default_rng(4).permutation(len(items))
     place = np.argsort(order)

@@ -11,9 +11,10 @@ import torch
 
 from learn_rank.alignment import train as module
 from learn_rank.alignment.evaluate import Metric
-from learn_rank.alignment.gallery import Gallery
+from learn_rank.alignment.item_inputs import ItemInputs
+from learn_rank.alignment.log import Log
 from learn_rank.alignment.options import AlignOptions
-from learn_rank.alignment.train import Log, train
+from learn_rank.alignment.train import train
 from learn_rank.alignment.trained import WEIGHTS, load_tower
 from learn_rank.distributed import Process
 from learn_rank.errors import InputError
@@ -41,8 +42,8 @@ def run(
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = torch.load(folder / WEIGHTS)["weights"]
-    return found
+    saved: dict[str, torch.Tensor] = torch.load(folder / WEIGHTS)["weights"]
+    return saved
 
 
 def assert_same_weights(first: Path, second: Path) -> None:
@@ -229,8 +230,9 @@ def test_a_validation_window_of_strangers_leaves_the_last_epoch(
 _RANK = """
 import json, sys
 from pathlib import Path
+from learn_rank.alignment.log import Log
 from learn_rank.alignment.options import AlignOptions
-from learn_rank.alignment.train import Log, train
+from learn_rank.alignment.train import train
 from learn_rank.distributed import process_group
 from learn_rank.store.reader import FrozenStore
 prepared, content, folder, options = sys.argv[1:]
@@ -247,20 +249,19 @@ def test_two_ranks_share_a_batch_and_learn_what_one_does(planted: Path, content:
     # no dropout, which each rank draws for itself; 60 users in steps of 15: unequal shares
     small = {**SMALL, "dropout": 0.0, "epochs": 2, "batch_size": 15, "select_by": "ndcg@10"}
     variants = {"in_batch": AlignOptions(**small), "catalogue": AlignOptions(objective="catalogue", **small)}
-    found = {}
     for name, options in variants.items():
-        found[name] = run(planted, content, tmp_path / f"{name}-one", options)
+        run(planted, content, tmp_path / f"{name}-one", options)
     (tmp_path / "two").mkdir()
     changes = json.dumps({name: asdict(options) for name, options in variants.items()})
     run_ranks(_RANK, planted, content.directory, tmp_path / "two", changes)
-    gallery = Gallery([content])
+    item_inputs = ItemInputs([content])
     rows = torch.arange(40)
     for name, options in variants.items():
         # what the towers say, not their weights: the keys' bias has no gradient but rounding, which Adam makes steps
-        for inputs in (gallery.inputs(rows, ALONE.device), gallery.inputs(rows.view(5, 8), ALONE.device)):
+        for inputs in (item_inputs.take(rows, ALONE.device), item_inputs.take(rows.view(5, 8), ALONE.device)):
             with torch.no_grad():
-                one = load_tower(tmp_path / f"{name}-one", gallery, options)(inputs)
-                two = load_tower(tmp_path / "two" / name, gallery, options)(inputs)
+                one = load_tower(tmp_path / f"{name}-one", item_inputs, options)(inputs)
+                two = load_tower(tmp_path / "two" / name, item_inputs, options)(inputs)
             assert torch.allclose(one, two, atol=1e-4), (name, (one - two).abs().max())
         metrics = [json.loads((folder / "metrics.json").read_text()) for folder in
                    (tmp_path / f"{name}-one", tmp_path / "two" / name)]  # fmt: skip

@@ -35,9 +35,11 @@ class HuggingFaceOptions:
     )
     max_tokens: int = field(
         default=256,
-        metadata={"help": "hf: longest text in tokens; a longer one is cut at its end and counted. The model's own "
-                          "limit holds as well"},
-    )  # fmt: skip
+        metadata={
+            "help": "hf: longest text in tokens; a longer one is cut at its end and counted. The model's own limit "
+            "holds as well"
+        },
+    )
     batch_tokens: int = field(
         default=0,
         metadata={"help": "hf: tokens per batch, padding included; 0: 1,024 on a CPU, 16,384 on other devices"},
