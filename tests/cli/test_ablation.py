@@ -111,22 +111,22 @@ def test_a_second_call_makes_nothing_again_and_more_variants_and_seeds_only_add(
 
 
 def test_a_stopped_ablation_goes_on_with_what_is_missing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    align, trained = alignment.align, []
+    train_towers, trained = alignment.train_towers, []
 
     def stopped(config: Any) -> None:
         if len(trained) == 1:
             raise KeyboardInterrupt
         trained.append(Path(config.run_dir).parts[-2:])
-        align(config)
+        train_towers(config)
 
-    monkeypatch.setattr(alignment, "align", stopped)
+    monkeypatch.setattr(alignment, "train_towers", stopped)
     names = "ablate.variants=[positions,learned_temperature]"
     with pytest.raises(SystemExit) as exit_:
         ablate(run, names)
     assert exit_.value.code == 130
     first = run / "ablate" / "positions" / "seed-0" / "align" / "tower.pt"
     before = first.stat().st_mtime_ns
-    monkeypatch.setattr(alignment, "align", align)
+    monkeypatch.setattr(alignment, "train_towers", train_towers)
     assert len(ablate(run, names)["variants"]) == 3
     assert first.stat().st_mtime_ns == before
 

@@ -10,8 +10,9 @@ import pytest
 
 import learn_rank
 from learn_rank.artifact import command_of
+from learn_rank.cli.commands import COMMANDS
 from learn_rank.cli.config import config_dir, load
-from learn_rank.cli.main import _COMMANDS, main
+from learn_rank.cli.main import main
 from learn_rank.errors import InputError
 
 PACKAGE = Path(learn_rank.__file__).parent
@@ -34,10 +35,10 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     text = capsys.readouterr().out
-    assert all(f"  {name} " in text for name in _COMMANDS)
+    assert all(f"  {name} " in text for name in COMMANDS)
 
 
-@pytest.mark.parametrize("command", list(_COMMANDS))
+@pytest.mark.parametrize("command", list(COMMANDS))
 def test_each_commands_help_says_what_it_reads_and_writes_with_an_example(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -49,11 +50,11 @@ def test_each_commands_help_says_what_it_reads_and_writes_with_an_example(
         assert word in text
 
 
-@pytest.mark.parametrize("command", [name for name in _COMMANDS if name != "evaluate"])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "evaluate"])
 def test_each_commands_example_is_accepted(command: str) -> None:
-    words = _COMMANDS[command].example.removeprefix(f"learn-rank {command}").split()
+    words = COMMANDS[command].example.removeprefix(f"learn-rank {command}").split()
     assert words
-    load(_COMMANDS[command].config, words)
+    load(COMMANDS[command].config, words)
 
 
 def test_every_recipe_in_the_configs_composes() -> None:
@@ -87,7 +88,7 @@ def test_every_command_that_a_message_names_is_there() -> None:
     }
     assert len(named) > 5
     # what is filled in is a command_of(stage) or a stage whose command has its name
-    assert {name for name in named if "{" not in name} - {"X"} <= set(_COMMANDS)
+    assert {name for name in named if "{" not in name} - {"X"} <= set(COMMANDS)
 
 
 def test_every_folder_that_is_published_has_a_command_that_makes_it() -> None:
@@ -97,7 +98,7 @@ def test_every_folder_that_is_published_has_a_command_that_makes_it() -> None:
         for match in re.findall(r'(?:Manifest\(|stage=|STAGE = )"([\w-]+)"', path.read_text(encoding="utf-8"))
     }
     assert len(stages) > 8
-    assert {command_of(stage) for stage in stages} <= set(_COMMANDS)
+    assert {command_of(stage) for stage in stages} <= set(COMMANDS)
 
 
 def test_memory_limit_says_the_same_in_every_command(capsys: pytest.CaptureFixture[str]) -> None:
