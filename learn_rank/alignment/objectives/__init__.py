@@ -31,5 +31,5 @@ def unread_options(name: str) -> set[str]:
     """Options that belong to other objectives alone; of an objective of the user's own, nobody knows."""
     if name not in _OBJECTIVES:
         return set()
-    read = {option.name for option in fields(_OBJECTIVES[name].options)}
-    return {option.name for other in _OBJECTIVES.values() for option in fields(other.options)} - read
+    read = {option.name for option in fields(_OBJECTIVES[name].options_type)}
+    return {option.name for other in _OBJECTIVES.values() for option in fields(other.options_type)} - read

@@ -81,10 +81,10 @@ class AllActionOptions(ObjectiveOptions):
 class AllAction(Objective):
     """User embeddings of a history and item embeddings of what follows, contrasted with other users' targets."""
 
-    options: ClassVar[type[ObjectiveOptions]] = AllActionOptions
+    options_type: ClassVar[type[ObjectiveOptions]] = AllActionOptions
 
     def epoch(self, generator: np.random.Generator) -> list[Stretches]:
-        return epoch_steps(self._data.histories, self._options, generator)
+        return epoch_steps(self.data.histories, self.options, generator)
 
     def loss(
         self, tower: Tower, stretches: Stretches, generator: np.random.Generator, temperature: torch.Tensor
@@ -95,7 +95,7 @@ class AllAction(Objective):
         from learn_rank.alignment.loss import dense_all_action_loss
         from learn_rank.distributed import gather_with_gradient
 
-        options, data, process = self._options, self._data, self._data.process
+        options, data, process = self.options, self.data, self.data.process
         batch = history_and_target(data.histories, stretches, options, generator)
         user_at = sample_positions(batch.history >= 0, options.num_user_samples, options, generator)
         item_at = sample_positions(batch.target >= 0, options.num_item_samples, options, generator)

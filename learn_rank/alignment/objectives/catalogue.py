@@ -50,7 +50,7 @@ class CatalogueOptions(ObjectiveOptions):
 class Catalogue(Objective):
     """N_h user embeddings of each window, each against one later item of the window."""
 
-    options: ClassVar[type[ObjectiveOptions]] = CatalogueOptions
+    options_type: ClassVar[type[ObjectiveOptions]] = CatalogueOptions
     has_target_sequences: ClassVar[bool] = False
 
     def __init__(self, options: CatalogueOptions, data: TrainingData) -> None:
@@ -65,7 +65,7 @@ class Catalogue(Objective):
             self._log_popularity = torch.from_numpy(counts + 1.0).log().float()
 
     def epoch(self, generator: np.random.Generator) -> list[Stretches]:
-        return epoch_steps(self._data.histories, self._options, generator)
+        return epoch_steps(self.data.histories, self.options, generator)
 
     def loss(
         self, tower: Tower, stretches: Stretches, generator: np.random.Generator, temperature: torch.Tensor
@@ -74,7 +74,7 @@ class Catalogue(Objective):
 
         from learn_rank.alignment.loss import catalogue_loss
 
-        options, data = self._options, self._data
+        options, data = self.options, self.data
         items = next_item_rows(data.histories, stretches, options, generator)  # [B, L + 1]
         last = (items >= 0).sum(1, keepdims=True) - 1
         noise = np.where(np.arange(items.shape[1] - 1) < last, generator.random((len(items), items.shape[1] - 1)), 2.0)
@@ -101,7 +101,7 @@ class Catalogue(Objective):
         """Ascending rows of the items that a step contrasts with: all, or the targets [M] and a fresh sample."""
         import torch
 
-        rows, most = self._rows, self._options.max_catalogue
+        rows, most = self._rows, self.options.max_catalogue
         if len(rows) > most:
             wanted = targets.unique()
             others = rows[torch.randint(len(rows), (max(most - len(wanted), 0),))]

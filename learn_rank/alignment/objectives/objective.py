@@ -55,7 +55,7 @@ class Objective(ABC):
     always all of `learn_rank.alignment.options.AlignOptions`.
     """
 
-    options: ClassVar[type[ObjectiveOptions]] = ObjectiveOptions  # with its own options
+    options_type: ClassVar[type[ObjectiveOptions]] = ObjectiveOptions  # with its own options
     trains: ClassVar[bool] = True  # False: users and items are their content
     has_target_sequences: ClassVar[bool] = True  # False: an item tower sees one item, and (b) is the same as (a)
 
@@ -64,7 +64,7 @@ class Objective(ABC):
         """InputError for options that this objective cannot work with. Called for every command: loads nothing."""
 
     def __init__(self, options: Any, data: TrainingData) -> None:
-        self._options, self._data = options, data
+        self.options, self.data = options, data
 
     @abstractmethod
     def epoch(self, generator: np.random.Generator) -> list[Stretches]:

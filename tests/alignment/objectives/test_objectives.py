@@ -32,14 +32,14 @@ class NextIsNear(Objective):
             raise InputError("NextIsNear trains an item tower")
 
     def epoch(self, generator: np.random.Generator) -> list[Stretches]:
-        stretches = windows(self._data.histories, self._options.max_history, generator, overlap=1)
-        return group_into_steps(stretches, generator, longest=self._options.max_history, batch_size=16)
+        stretches = windows(self.data.histories, self.options.max_history, generator, overlap=1)
+        return group_into_steps(stretches, generator, longest=self.options.max_history, batch_size=16)
 
     def loss(self, tower: Any, stretches: Stretches, generator: np.random.Generator, temperature: Any) -> LossSum:
-        rows = item_rows(self._data.histories, stretches.starts, stretches.lengths)
+        rows = item_rows(self.data.histories, stretches.starts, stretches.lengths)
         row, column = np.nonzero(rows[:, 1:] >= 0)
-        users = tower(self._data.inputs(rows[:, :-1]))[row, column]
-        items = tower.embed_items(self._data.inputs(rows[:, 1:][row, column]))
+        users = tower(self.data.inputs(rows[:, :-1]))[row, column]
+        items = tower.embed_items(self.data.inputs(rows[:, 1:][row, column]))
         nearness = (users * (items - items.mean(0))).sum(1)
         return LossSum((1 - nearness).sum(), torch.tensor(len(users)))
 
@@ -61,7 +61,7 @@ def test_options_of_other_objectives_alone_are_unread() -> None:
     assert not unread_options(f"{__name__}:NextIsNear")
     known = {option.name for option in fields(AlignOptions)}
     for name in ("all_action", "catalogue", "none"):
-        assert {option.name for option in fields(find_objective(name).options)} <= known
+        assert {option.name for option in fields(find_objective(name).options_type)} <= known
 
 
 def test_an_objective_that_is_not_there_or_refuses_the_options_says_so() -> None:
