@@ -44,12 +44,12 @@ def model_fingerprint(model: str, *, option: str) -> str:
     return file_fingerprint(Path(location))
 
 
-def load_config(model: str, *, option: str, revision: str = "", trust_remote_code: bool = False) -> Any:
-    """The model's shape (transformers' AutoConfig), without its weights; InputError as in `load_model`."""
+def check_model(model: str, *, option: str, revision: str = "", trust_remote_code: bool = False) -> None:
+    """InputError, as in `load_model`, if no model is there; reads its config, not its weights."""
     from transformers import AutoConfig
 
     with _loading(model, option=option):
-        return AutoConfig.from_pretrained(
+        AutoConfig.from_pretrained(
             locate_model(model, option=option), revision=revision or "main", trust_remote_code=trust_remote_code
         )
 
@@ -75,7 +75,7 @@ def load_model(
     if device_map and importlib.util.find_spec("accelerate") is None:
         raise InputError(f"{option} '{model}': a device_map needs the package accelerate; pip install accelerate")
     with _loading(model, option=option):
-        network, found = AutoModel.from_pretrained(
+        network, loading = AutoModel.from_pretrained(
             locate_model(model, option=option),
             dtype=getattr(torch, dtype),
             revision=revision or "main",
@@ -84,7 +84,7 @@ def load_model(
             output_loading_info=True,
         )
     # models trained without a pooler get a new one, which nothing here reads
-    missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)
+    missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
     if missing:
         raise InputError(f"{option} '{model}': its files lack {len(missing)} of the weights, first {missing[0]}")
     return network.eval()
@@ -106,6 +106,7 @@ def load_tokenizer(model: str, *, option: str, revision: str = "", trust_remote_
 
 @contextmanager
 def _loading(model: str, *, option: str) -> Iterator[None]:
+    """Turns what the libraries raise for a model that cannot be loaded into an InputError."""
     from safetensors import SafetensorError
 
     try:

@@ -13,7 +13,8 @@ from typing import Any
 
 from learn_rank.artifact import read_manifest
 from learn_rank.cli import alignment
-from learn_rank.cli.ablation_report import Run, markdown, summarise, text
+from learn_rank.cli.ablation_report import Run, summarise
+from learn_rank.cli.ablation_text import markdown, text
 from learn_rank.cli.commands import COMMANDS, run_step, steps_of
 from learn_rank.cli.config import RunConfig
 from learn_rank.cli.variants import BASELINE, Variant, read_variants
@@ -21,7 +22,7 @@ from learn_rank.content.encoders import find_encoder
 from learn_rank.durable import write_json, write_text
 from learn_rank.errors import InputError
 from learn_rank.evaluation.statistics import interval_key
-from learn_rank.pretrained import load_config
+from learn_rank.pretrained import check_model
 from learn_rank.progress import note
 from learn_rank.publish import check_target, own_folder
 from learn_rank.schema import METRICS
@@ -147,7 +148,7 @@ def _check_models(variants: list[Variant]) -> None:
     """Before the first hour of training: are the models that variants name there?"""
     for variant in variants:
         if variant.align.backbone:
-            load_config(variant.align.backbone, option="align.backbone")
+            check_model(variant.align.backbone, option="align.backbone")
         if variant.encoder is not None:
             find_encoder(variant.encoder.kind).check_model(variant.encoder)
 

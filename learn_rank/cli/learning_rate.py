@@ -1,4 +1,4 @@
-"""find-learning-rate: what the range test found, as JSON, as a page and on the terminal."""
+"""find-learning-rate: the results of the range test, as JSON, as a page and on the terminal."""
 
 from __future__ import annotations
 
@@ -34,33 +34,33 @@ def find_learning_rate(config: RunConfig) -> None:
         inputs |= store_fingerprints(prepared, stores)
 
     def work_in(work: Path) -> dict[str, Any]:
-        found = find_learning_rates(
+        sweeps = find_learning_rates(
             prepared, stores if options.use_learn else None, options, config.find, frozen=config.frozen
         )
-        on_main(lambda: _write(found, work, arm))
-        return {"suggestions": {sweep.option: sweep.suggestion for sweep in found}}
+        on_main(lambda: _write(sweeps, work, arm))
+        return {"suggestions": {sweep.option: sweep.suggestion for sweep in sweeps}}
 
     manifest = Manifest(_STAGE, inputs, {**options.of_weights(), "find": asdict(config.find)})
     stage_on_ranks(directory, manifest, work_in)
     on_main(lambda: _print(directory))
 
 
-def _write(found: list[Sweep], work: Path, arm: str) -> None:
+def _write(sweeps: list[Sweep], work: Path, arm: str) -> None:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     from learn_rank.evaluation.report.figures import range_plot
     from learn_rank.evaluation.report.write import TEMPLATES
 
-    write_json(work / "lr.json", {"schema_version": _SCHEMA_VERSION, "sweeps": [asdict(sweep) for sweep in found]})
+    write_json(work / "lr.json", {"schema_version": _SCHEMA_VERSION, "sweeps": [asdict(sweep) for sweep in sweeps]})
     environment = Environment(
         loader=FileSystemLoader([Path(__file__).parent, TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    plots = [range_plot(sweep.rates, sweep.losses, sweep.smoothed, sweep.suggestion) for sweep in found]
+    plots = [range_plot(sweep.rates, sweep.losses, sweep.smoothed, sweep.suggestion) for sweep in sweeps]
     page = environment.get_template("learning_rate.html.jinja").render(
-        pairs=list(zip(found, plots, strict=True)), arm=arm
+        pairs=list(zip(sweeps, plots, strict=True)), arm=arm
     )
     write_text(work / "lr.html", page)
 

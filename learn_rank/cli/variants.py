@@ -89,8 +89,8 @@ def _read(written: str) -> tuple[str, Recipe]:
     path = Path(head) if is_path or head.endswith((".yaml", ".yml")) else config_dir() / "ablation" / f"{head}.yaml"
     name = path.stem
     if not re.fullmatch(r"\w[\w.+-]*", name) or name.endswith((".json", ".md")) or name == BASELINE:
-        raise InputError(f"ablate.variants: '{name}' cannot be a variant's name; use letters, digits, _ . + - "
-                         f"(and not {BASELINE})")  # fmt: skip
+        allowed = f"use letters, digits, _ . + - (and not {BASELINE})"
+        raise InputError(f"ablate.variants: '{name}' cannot be a variant's name; {allowed}")
     known = variant_names()
     near = get_close_matches(head, known, n=1, cutoff=0.85 if settings else 0.5)
     if not path.is_file() and (near or not settings or path == Path(head)):

@@ -88,7 +88,7 @@ def convert(value: Any, kind: Any, *, key: str = "", where: str = "") -> Any:
             f"{said} is null, expected {_expected(bare)}; a name is put in quotes, what is not set left out"
         )
     if isinstance(bare, types.UnionType):
-        fitting = [one for one in typing.get_args(bare) if isinstance(value, typing.get_origin(one) or one)]
+        fitting = [choice for choice in typing.get_args(bare) if isinstance(value, typing.get_origin(choice) or choice)]
         if not fitting:
             raise _mismatch(value, bare, said)
         return convert(value, fitting[0], key=key, where=where)
@@ -97,19 +97,19 @@ def convert(value: Any, kind: Any, *, key: str = "", where: str = "") -> Any:
         kinds = _kinds(typing.cast(type, bare))
         for name in value:
             if name not in kinds:
-                prefix = f"{key}." if key else ""
-                raise InputError(f"{where or key}: no key '{prefix if where else ''}{name}'"
-                                 f"{nearest(name, list(kinds), prefix=prefix if where else '')}")  # fmt: skip
-        return {name: convert(one, kinds[name], key=f"{key}.{name}" if key else name, where=where)
-                for name, one in value.items()}  # fmt: skip
+                prefix = f"{key}." if key and where else ""
+                hint = nearest(name, list(kinds), prefix=prefix)
+                raise InputError(f"{where or key}: no key '{prefix}{name}'{hint}")
+        keys = {name: f"{key}.{name}" if key else name for name in value}
+        return {name: convert(inner, kinds[name], key=keys[name], where=where) for name, inner in value.items()}
     if typing.get_origin(bare) is dict:
         _require(value, Mapping, bare, said)
-        inner = typing.get_args(bare)[1]
-        return {name: convert(one, inner, key=f"{key}.{name}", where=where) for name, one in value.items()}
+        entries = typing.get_args(bare)[1]
+        return {name: convert(entry, entries, key=f"{key}.{name}", where=where) for name, entry in value.items()}
     if typing.get_origin(bare) is list:
         _require(value, list | str, bare, said)
-        inner = typing.get_args(bare)[0]
-        return [convert(one, inner, key=key, where=where) for one in ([value] if isinstance(value, str) else value)]
+        elements = [value] if isinstance(value, str) else value
+        return [convert(element, typing.get_args(bare)[0], key=key, where=where) for element in elements]
     _require(value, str, bare, said)
     if bare is str:
         return value
@@ -144,7 +144,7 @@ def split_list(text: str, *, where: str) -> list[str]:
     inside = text[1:-1]
     if not inside.strip():
         return []
-    found, at = [], 0
+    elements, at = [], 0
     while True:
         at += len(inside[at:]) - len(inside[at:].lstrip())
         if inside[at : at + 1] in tuple(_QUOTES):
@@ -159,9 +159,9 @@ def split_list(text: str, *, where: str) -> list[str]:
             element, at = inside[at:end].rstrip(), end
             if not element:
                 raise InputError(f"{where} is '{text}', of which an element is empty; leave out a comma")
-        found.append(element)
+        elements.append(element)
         if at >= len(inside):
-            return found
+            return elements
         at += 1
 
 
@@ -189,7 +189,7 @@ def nearest(key: str, valid: Sequence[str], *, prefix: str = "") -> str:
 def _kinds(schema: type) -> dict[str, Any]:
     """Field -> its type, where OmegaConf cannot be told which of two: a name or several, a column or its settings."""
     hints = typing.get_type_hints(schema)
-    kinds = {one.name: hints[one.name] for one in dataclasses.fields(schema)}
+    kinds = {field.name: hints[field.name] for field in dataclasses.fields(schema)}
     replaced = {Any: str | list[str], dict[str, Any]: dict[str, str | dict[str, str]]}
     return {name: next((new for old, new in replaced.items() if kind == old), kind) for name, kind in kinds.items()}
 
@@ -197,14 +197,14 @@ def _kinds(schema: type) -> dict[str, Any]:
 def _bare(kind: Any) -> Any:
     """A type without its None."""
     if typing.get_origin(kind) in (types.UnionType, typing.Union) and type(None) in typing.get_args(kind):
-        (kind,) = (one for one in typing.get_args(kind) if one is not type(None))
+        (kind,) = (choice for choice in typing.get_args(kind) if choice is not type(None))
     return kind
 
 
 def _entries(kind: Any) -> Any:
     """The type of a map's values, also of what is a map or else a name; None for what is no map."""
     choices = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    return next((typing.get_args(one)[1] for one in choices if typing.get_origin(one) is dict), None)
+    return next((typing.get_args(choice)[1] for choice in choices if typing.get_origin(choice) is dict), None)
 
 
 def _built(kind: Any, value: Any) -> Any:
@@ -214,7 +214,7 @@ def _built(kind: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(bare):
         return build(typing.cast(Any, bare), value)
     if typing.get_origin(bare) is dict:
-        return {name: _built(typing.get_args(bare)[1], one) for name, one in value.items()}
+        return {name: _built(typing.get_args(bare)[1], entry) for name, entry in value.items()}
     return value
 
 
@@ -231,13 +231,13 @@ def _require(value: Any, shape: Any, kind: Any, said: str) -> None:
 
 
 def _mismatch(value: Any, kind: Any, said: str) -> InputError:
-    found = "a mapping" if isinstance(value, dict) else "a list" if isinstance(value, list) else f"'{value}'"
-    return InputError(f"{said} is {found}, expected {_expected(kind)}")
+    given = "a mapping" if isinstance(value, dict) else "a list" if isinstance(value, list) else f"'{value}'"
+    return InputError(f"{said} is {given}, expected {_expected(kind)}")
 
 
 def _expected(kind: Any) -> str:
     if isinstance(kind, types.UnionType):
-        return " or ".join(_expected(one) for one in typing.get_args(kind))
+        return " or ".join(_expected(choice) for choice in typing.get_args(kind))
     if typing.get_origin(kind) is list:
         return "a list such as [a,b]"
     return _EXPECTED.get(kind, "a mapping such as {name: value}")

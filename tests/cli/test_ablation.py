@@ -12,7 +12,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from learn_rank.cli import alignment, stages
-from learn_rank.cli.ablation_report import Run, markdown, summarise, text
+from learn_rank.cli.ablation_report import Run, summarise
+from learn_rank.cli.ablation_text import markdown, text
 from learn_rank.cli.config import AblateOptions, config_dir, load
 from learn_rank.cli.main import main
 from learn_rank.cli.variants import read_variants, variant_names

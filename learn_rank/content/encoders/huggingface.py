@@ -15,7 +15,7 @@ from learn_rank.arrays import Float32Array
 from learn_rank.content.encoders.encoder import Encoder, Fitted, OnBatch, Tokens
 from learn_rank.errors import InputError
 from learn_rank.memory import keep_freed_memory
-from learn_rank.pretrained import load_config, load_tokenizer, model_fingerprint
+from learn_rank.pretrained import check_model, load_tokenizer, model_fingerprint
 
 _OPTION = "encoder.model"
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -81,7 +81,7 @@ class HuggingFace(Encoder):
 
     @classmethod
     def check_model(cls, options: HuggingFaceOptions) -> None:
-        load_config(options.model, option=_OPTION, **_source(options))
+        check_model(options.model, option=_OPTION, **_source(options))
 
     @classmethod
     def fingerprint(cls, options: HuggingFaceOptions) -> str:
