@@ -45,8 +45,9 @@ class Ranks:
 
 def has_ranks() -> bool:
     """Whether torchrun started this process, or it has joined a process group already."""
-    distributed = sys.modules.get("torch.distributed")
-    return "WORLD_SIZE" in os.environ or (distributed is not None and distributed.is_initialized())
+    # a group cannot have been made where torch is not loaded yet, and loading it takes seconds
+    is_initialized = getattr(sys.modules.get("torch.distributed"), "is_initialized", lambda: False)
+    return "WORLD_SIZE" in os.environ or bool(is_initialized())
 
 
 @contextmanager

@@ -47,9 +47,10 @@ def train(
     The loss sees positive interactions of the training window of `log` and of `others` (pre-training on several logs).
     The best epoch is chosen on the validation window of `log` (`options.select_by`), user embeddings being those of the
     end of training: the loss itself is no judge, since next-item prediction also learns the order in which a log shows
-    its items. Every epoch is saved, and every `checkpoint_seconds`; called again on the same folder, training goes on
-    and ends with the same weights as without the interruption. All ranks call it together: a batch is shared among
-    them, and its in-batch negatives are those of all.
+    its items. Every epoch is saved, and every `checkpoint_seconds`; called again on the same folder, training
+    continues and ends with the same weights as without the interruption. All ranks call it together: a batch is shared
+    among them, and its in-batch negatives are those of all. InputError: nobody has two positive interactions, more
+    ranks than windows in a step, a loss that is not finite, or a saved state that is damaged.
     """
     logs = [log, *others]
     item_inputs = open_item_inputs(logs, options)

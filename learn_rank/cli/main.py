@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(BROKEN_PIPE_STATUS)
         _fail(_explain(error))
     except KeyboardInterrupt:
-        _say("interrupted; run the same command again to go on")
+        _say("interrupted; run the same command again to continue")
         sys.exit(130)
 
 
