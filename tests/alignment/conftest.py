@@ -31,9 +31,15 @@ def write_prepared(folder: Path, splits: dict[str, Rows], *, num_folds: int = 0)
         pq.write_table(table, folder / "interactions" / f"{split}.parquet")
     pq.write_table(pa.table({"item_id": np.arange(100, 140)}), folder / "items.parquet")
     features = {
-        "sparse": [], "dense": [], "labels": ["like"], "ranking_label": "like", "cvr_label": "like",
-        "history_label": "like", "has_value": False, "num_folds": num_folds,
-    }  # fmt: skip
+        "sparse": [],
+        "dense": [],
+        "labels": ["like"],
+        "ranking_label": "like",
+        "cvr_label": "like",
+        "history_label": "like",
+        "has_value": False,
+        "num_folds": num_folds,
+    }
     (folder / "features.json").write_text(json.dumps(features))
     return folder
 

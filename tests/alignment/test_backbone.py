@@ -17,9 +17,13 @@ from learn_rank.errors import InputError
 
 HIDDEN, INNER, LAYERS, HEADS, KEY_HEADS, LENGTH, RANK = 32, 48, 2, 4, 2, 64, 4
 SIZES: dict[str, Any] = {
-    "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
-    "vocab_size": 50, "max_position_embeddings": LENGTH,
-}  # fmt: skip
+    "hidden_size": HIDDEN,
+    "intermediate_size": INNER,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "vocab_size": 50,
+    "max_position_embeddings": LENGTH,
+}
 Made = Callable[..., tuple[Any, ItemInputs]]
 
 
@@ -112,23 +116,23 @@ def test_no_position_sees_the_future_and_one_item_is_a_history_of_one(
         rows = torch.arange(12).view(2, 6)
         changed = rows.clone()
         changed[:, 4:] = torch.tensor([25, -1])
-        one, other, alone = (
+        whole, other, alone = (
             embed(item_inputs.take(asked, torch.device("cpu")))
             for embed, asked in ((tower, rows), (tower, changed), (tower.embed_items, rows[:, 0]))
         )
-    assert torch.allclose(one[:, :4], other[:, :4], atol=1e-6)
-    assert (one[:, 4] - other[:, 4]).abs().amax(1).min() > 1e-3
-    assert torch.allclose(alone, one[:, 0], atol=1e-5)
+    assert torch.allclose(whole[:, :4], other[:, :4], atol=1e-6)
+    assert (whole[:, 4] - other[:, 4]).abs().amax(1).min() > 1e-3
+    assert torch.allclose(alone, whole[:, 0], atol=1e-5)
 
 
 def test_bfloat16_keeps_float32_embeddings(made: Made, options: dict[str, Any]) -> None:
     tower, item_inputs = made(options)
     items = item_inputs.take(torch.arange(40).view(4, 10), torch.device("cpu"))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        found = tower(items)
-    assert found.dtype == torch.float32
+        half_precision = tower(items)
+    assert half_precision.dtype == torch.float32
     with torch.no_grad():
-        assert torch.allclose(found, tower(items), atol=0.1)
+        assert torch.allclose(half_precision, tower(items), atol=0.1)
 
 
 # Bad input

@@ -22,9 +22,15 @@ ALONE = Process(0, 1, 1, torch.device("cpu"))
 # items 100-119 of `content` lie near one direction, 120-139 near another
 TRAIN = [(1, 100, 0, -1, 1), (1, 101, 1, -1, 1), (1, 130, 2, -1, 0), (2, 120, 0, -1, 1), (3, 105, 0, -1, 0)]
 VALIDATION = [
-    (1, 102, 10, -1, 1), (1, 103, 10, -1, 1), (1, 125, 11, -1, 0), (2, 110, 10, -1, 1), (2, 126, 11, -1, 0),
-    (2, 999, 12, -1, 1), (3, 107, 12, -1, 1), (4, 107, 12, -1, 1),
-]  # fmt: skip
+    (1, 102, 10, -1, 1),
+    (1, 103, 10, -1, 1),
+    (1, 125, 11, -1, 0),
+    (2, 110, 10, -1, 1),
+    (2, 126, 11, -1, 0),
+    (2, 999, 12, -1, 1),
+    (3, 107, 12, -1, 1),
+    (4, 107, 12, -1, 1),
+]
 
 
 def auc(users: Any, labels: Any, scores: Any) -> float | None:
@@ -55,7 +61,7 @@ def test_users_without_history_and_targets_without_vector_are_counted(window: tu
 def test_mean_content_ranks_by_the_cosine_of_raw_content_and_leaves_history_out(
     window: tuple[Window, ItemInputs], content: FrozenStore
 ) -> None:
-    found = evaluator(*window).all_metrics(MeanContent(6))
+    metrics = evaluator(*window).all_metrics(MeanContent(6))
     ids = np.arange(100, 140)
     rows = content.rows_of(pa.array(ids))
     vectors = content.vectors(torch.from_numpy(rows)).numpy()
@@ -68,10 +74,10 @@ def test_mean_content_ranks_by_the_cosine_of_raw_content_and_leaves_history_out(
         places = [ranked.index(item) + 1 for item in targets if item in ranked]
         recalls.append(sum(place <= 10 for place in places) / len(targets))
         firsts.append(1 / min(places))
-    assert found["recall@10"] == pytest.approx(np.mean(recalls))
-    assert found["mrr"] == pytest.approx(np.mean(firsts))
+    assert metrics["recall@10"] == pytest.approx(np.mean(recalls))
+    assert metrics["mrr"] == pytest.approx(np.mean(firsts))
     # user 1 prefers both liked items to the other, user 2 the disliked one
-    assert found["uauc"] == 0.5
+    assert metrics["uauc"] == 0.5
 
 
 # Laws

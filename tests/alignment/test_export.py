@@ -19,9 +19,14 @@ from learn_rank.store.reader import FrozenStore
 SPLITS = ("train", "validation", "test")
 DAY = 86_400_000
 TOWERS: list[dict[str, Any]] = [
-    {}, {"inputs": "id"}, {"inputs": "content_and_id"}, {"use_positions": True}, {"item_tower": "c"},
-    {"objective": "none"}, {"embedding_dim": 24},
-]  # fmt: skip
+    {},
+    {"inputs": "id"},
+    {"inputs": "content_and_id"},
+    {"use_positions": True},
+    {"item_tower": "c"},
+    {"objective": "none"},
+    {"embedding_dim": 24},
+]
 Made = Callable[..., tuple[Any, ItemInputs]]
 Prepare = Callable[..., Path]
 
@@ -137,7 +142,7 @@ def test_an_interaction_at_t_is_seen_by_no_row_at_or_before_t(
     ]
     leak = (1, 139, t, -1, 1)
     asked = np.r_[generator.integers(0, t, 50), t - 1, t]
-    found = []
+    exported = []
     for name, rows in (("without", history), ("with", [*history, leak])):
         folder = prepare(tmp_path / name, {"train": rows, "validation": [leak], "test": [leak]})
         histories = read_histories(folder, ["train"], "like", item_inputs)
@@ -148,12 +153,12 @@ def test_an_interaction_at_t_is_seen_by_no_row_at_or_before_t(
             ),
         )
         rows_found = store.rows_of(pa.array(np.ones(len(asked), np.int64)), asked)
-        found.append(store.vectors(torch.from_numpy(rows_found)))
+        exported.append(store.vectors(torch.from_numpy(rows_found)))
         after = vector(store, 1, 5 * DAY)
-    assert torch.allclose(found[0], found[1], atol=1e-3)  # float16, of passes over batches of another shape
-    assert (found[0].abs().amax(1) > 0).any()
+    assert torch.allclose(exported[0], exported[1], atol=1e-3)  # float16, of passes over batches of another shape
+    assert (exported[0].abs().amax(1) > 0).any()
     assert after is not None
-    assert np.abs(after - found[0][-1].numpy()).max() > 1e-2  # the interaction is there, later
+    assert np.abs(after - exported[0][-1].numpy()).max() > 1e-2  # the interaction is there, later
 
 
 def test_a_rows_fold_never_sees_the_row(prepare: Prepare, made: Made, tmp_path: Path) -> None:
@@ -183,9 +188,13 @@ def test_a_rows_fold_never_sees_the_row(prepare: Prepare, made: Made, tmp_path: 
 @pytest.mark.parametrize("max_history", [3, 50])
 @pytest.mark.parametrize("changes", TOWERS, ids=str)
 def test_given_times_have_the_vectors_of_histories_cut_there(
-    prepare: Prepare, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any],
+    prepare: Prepare,
+    made: Made,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
     max_history: int,
-) -> None:  # fmt: skip
+) -> None:
     """Users with 1 to 12 interactions, many of them at one time, against a tower that reads each cut on its own."""
     tower, item_inputs = made({**changes, "max_history": 50})
     generator = np.random.default_rng(3)
@@ -208,11 +217,11 @@ def test_given_times_have_the_vectors_of_histories_cut_there(
         known = sorted((row for row in rows if row[0] == user), key=lambda row: row[2])  # stable: ties as in the log
         for time in as_of:
             items = [row[1] for row in known if row[2] <= time][-max_history:]
-            found = vector(store, user, int(time) + 1)
+            exported = vector(store, user, int(time) + 1)
             if not items:
-                assert found is None
+                assert exported is None
                 continue
-            assert found == pytest.approx(alone(tower, item_inputs, items), abs=2e-3)
+            assert exported == pytest.approx(alone(tower, item_inputs, items), abs=2e-3)
             compared += 1
     assert compared > 50
     assert vector(store, 77, 99) is None

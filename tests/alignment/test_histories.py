@@ -34,12 +34,12 @@ def test_positives_are_grouped_by_user_in_order_of_time(
 ) -> None:
     train = [(7, 105, 30, 0, 1), (5, 100, 10, 1, 1), (7, 101, 20, 1, 1), (7, 102, 25, 0, 0)]
     test = [(7, 103, 5, -1, 1), (7, 999, 40, -1, 1)]
-    found = read_histories(prepare(tmp_path, {"train": train, "test": test}), ["train", "test"], "like", item_inputs)
+    read = read_histories(prepare(tmp_path, {"train": train, "test": test}), ["train", "test"], "like", item_inputs)
     items = {7: [103, 101, 105], 5: [100]}
-    assert spans(found) == {user: item_inputs.rows_of(pa.array(ids)).tolist() for user, ids in items.items()}
-    assert found.times.tolist() == [5, 20, 30, 10]
-    assert found.num_without_input == 1
-    without = found.select(found.folds != 1)
+    assert spans(read) == {user: item_inputs.rows_of(pa.array(ids)).tolist() for user, ids in items.items()}
+    assert read.times.tolist() == [5, 20, 30, 10]
+    assert read.num_without_input == 1
+    without = read.select(read.folds != 1)
     assert without.items.tolist() == item_inputs.rows_of(pa.array([103, 105])).tolist()
     assert np.diff(without.offsets).tolist() == [2, 0]
 
@@ -55,10 +55,10 @@ def test_equal_times_keep_the_order_of_the_splits_and_their_files(
             for name in ("train", "validation", "test")
         )
     }
-    found = read_histories(prepare(tmp_path, splits), ["train", "validation", "test"], "like", item_inputs)
+    read = read_histories(prepare(tmp_path, splits), ["train", "validation", "test"], "like", item_inputs)
     rows = [row for split in splits.values() for row in split]
     expected = {user: [row[1] for row in rows if row[0] == user] for user in range(3)}
-    assert spans(found) == {user: item_inputs.rows_of(pa.array(ids)).tolist() for user, ids in expected.items()}
+    assert spans(read) == {user: item_inputs.rows_of(pa.array(ids)).tolist() for user, ids in expected.items()}
 
 
 def test_an_interaction_whose_item_the_towers_are_told_nothing_of_is_counted(
@@ -130,10 +130,10 @@ def test_a_log_without_positives_gives_no_users(
     path = folder / "interactions" / "test.parquet"
     pq.write_table(pq.read_table(folder / "interactions" / "train.parquet").slice(0, 0), path)
     for splits in (["train"], ["test"], ["train", "test"]):
-        found = read_histories(folder, splits, "like", item_inputs)
-        assert (found.num_users, found.items.tolist(), found.num_without_input) == (0, [], 0)
-        assert found.user_ids.type == pa.int64()
-        assert list(found.blocks(10)) == []
+        read = read_histories(folder, splits, "like", item_inputs)
+        assert (read.num_users, read.items.tolist(), read.num_without_input) == (0, [], 0)
+        assert read.user_ids.type == pa.int64()
+        assert list(read.blocks(10)) == []
 
 
 def test_a_missing_label_is_named(prepare: Callable[..., Path], item_inputs: ItemInputs, tmp_path: Path) -> None:

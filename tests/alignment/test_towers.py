@@ -91,9 +91,9 @@ def test_embeddings_are_float32_of_unit_length_and_the_stated_width(made: Made, 
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             users, items = tower(inputs_of(item_inputs, rows)), tower.embed_items(inputs_of(item_inputs, rows[0]))
         assert (users.shape, items.shape) == ((2, 10, tower.output_dim), (10, tower.output_dim))
-        for found in (users, items):
-            assert found.dtype == torch.float32
-            assert torch.allclose(found.norm(dim=-1), torch.ones(found.shape[:-1]), atol=1e-5)
+        for embedded in (users, items):
+            assert embedded.dtype == torch.float32
+            assert torch.allclose(embedded.norm(dim=-1), torch.ones(embedded.shape[:-1]), atol=1e-5)
     content_is_output = changes.get("item_tower") == "c" or changes.get("objective") == "none"
     assert tower.output_dim == (6 if content_is_output else 64)
 
@@ -113,10 +113,10 @@ def test_no_position_sees_the_future_or_padding(made: Made, changes: dict[str, A
     tower, item_inputs = made(changes)
     rows = torch.tensor([[1, 2, 3, 4, 5, 6], [11, 12, 13, 14, 15, 16]])
     other = torch.tensor([[1, 2, 3, 4, 25, -1], [11, 12, 13, 14, 27, 28]])
-    one, two = tower(inputs_of(item_inputs, rows)), tower(inputs_of(item_inputs, other))
-    assert torch.equal(one[:, :4], two[:, :4])
-    assert (one[:, 4] - two[:, 4]).abs().amax(1).min() > 1e-3
-    assert torch.allclose(tower(inputs_of(item_inputs, rows[:, :4])), one[:, :4], atol=1e-6)
+    before, after = tower(inputs_of(item_inputs, rows)), tower(inputs_of(item_inputs, other))
+    assert torch.equal(before[:, :4], after[:, :4])
+    assert (before[:, 4] - after[:, 4]).abs().amax(1).min() > 1e-3
+    assert torch.allclose(tower(inputs_of(item_inputs, rows[:, :4])), before[:, :4], atol=1e-6)
 
 
 def test_items_without_an_id_are_alike_under_ids_and_go_by_content_with_both(made: Made) -> None:

@@ -24,9 +24,14 @@ from tests.hostile import Runs
 from tests.ranks import run_ranks
 
 SMALL: dict[str, Any] = {
-    "width": 16, "num_layers": 1, "num_heads": 2, "max_history": 8, "max_targets": 4, "batch_size": 16,
+    "width": 16,
+    "num_layers": 1,
+    "num_heads": 2,
+    "max_history": 8,
+    "max_targets": 4,
+    "batch_size": 16,
     "learning_rate": 3e-3,
-}  # fmt: skip
+}
 ALONE = Process(0, 1, 1, torch.device("cpu"))
 
 
@@ -47,10 +52,10 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_weights(first: Path, second: Path) -> None:
-    one, two = weights(first), weights(second)
-    assert one
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    weights_a, weights_b = weights(first), weights(second)
+    assert weights_a
+    assert weights_a.keys() == weights_b.keys()
+    assert all(torch.equal(weights_a[name], weights_b[name]) for name in weights_a)
 
 
 # Known answers
@@ -102,9 +107,12 @@ def test_fine_tuning_starts_from_the_other_run_and_no_epochs_only_measure_it(
     assert again["validation_metric"] == pytest.approx(first["validation_metric"])
     assert_same_weights(tmp_path / "first", tmp_path / "again")
     tuned = run(
-        planted, content, tmp_path / "tuned", AlignOptions(**SMALL, epochs=1, init_from="first"),
+        planted,
+        content,
+        tmp_path / "tuned",
+        AlignOptions(**SMALL, epochs=1, init_from="first"),
         init_from=tmp_path / "first",
-    )  # fmt: skip
+    )
     assert tuned["validation_metric"] > 0.95
 
 
@@ -112,9 +120,13 @@ def test_other_logs_are_learned_from_too(planted: Path, content: FrozenStore, pr
     rows = [(1, 100, 0, -1, 1), (1, 125, 1, -1, 1), (1, 110, 2, -1, 1)]
     small = prepare(tmp_path / "small", {"train": rows, "validation": rows[:1], "test": rows[:1]})
     facts = train(
-        Log(small, content), tmp_path, AlignOptions(**SMALL, epochs=8), process=ALONE, uauc=auc,
+        Log(small, content),
+        tmp_path,
+        AlignOptions(**SMALL, epochs=8),
+        process=ALONE,
+        uauc=auc,
         others=[Log(planted, content)],
-    )  # fmt: skip
+    )
     assert (facts["users"], facts["interactions"]) == (61, 723)
     zero_shot = AlignOptions(**SMALL, epochs=0, init_from="both")
     there = run(planted, content, tmp_path / "there", zero_shot, init_from=tmp_path)
@@ -260,11 +272,13 @@ def test_two_ranks_share_a_batch_and_learn_what_one_does(planted: Path, content:
         # what the towers say, not their weights: the keys' bias has no gradient but rounding, which Adam makes steps
         for inputs in (item_inputs.take(rows, ALONE.device), item_inputs.take(rows.view(5, 8), ALONE.device)):
             with torch.no_grad():
-                one = load_tower(tmp_path / f"{name}-one", item_inputs, options)(inputs)
-                two = load_tower(tmp_path / "two" / name, item_inputs, options)(inputs)
-            assert torch.allclose(one, two, atol=1e-4), (name, (one - two).abs().max())
-        metrics = [json.loads((folder / "metrics.json").read_text()) for folder in
-                   (tmp_path / f"{name}-one", tmp_path / "two" / name)]  # fmt: skip
+                by_one = load_tower(tmp_path / f"{name}-one", item_inputs, options)(inputs)
+                by_two = load_tower(tmp_path / "two" / name, item_inputs, options)(inputs)
+            assert torch.allclose(by_one, by_two, atol=1e-4), (name, (by_one - by_two).abs().max())
+        metrics = [
+            json.loads((folder / "metrics.json").read_text())
+            for folder in (tmp_path / f"{name}-one", tmp_path / "two" / name)
+        ]
         assert metrics[1]["test"]["num_users"] == 60
         assert metrics[1]["test"]["ndcg@10"] == pytest.approx(metrics[0]["test"]["ndcg@10"], abs=0.02)
 
@@ -292,12 +306,19 @@ def test_interactions_with_unknown_items_are_counted(prepare: Any, content: Froz
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"objective": "bpr"}, "objective is 'bpr', expected all_action, catalogue or none"),
-     ({"width": 10, "num_heads": 4}, "not a multiple"), ({"temperature": 0.0}, "above 0"),
-     ({"targets": "all"}, "targets is 'all'"), ({"epochs": -1}, "epochs is -1"), ({"epochs": 0}, "only with"),
-     ({"inputs": "id", "item_tower": "c"}, "needs content"), ({"target_start": "May"}, "ISO time"),
-     ({"inputs": "id", "init_from": "x"}, "ids mean nothing to other logs"), ({"recency_alpha": 1.0}, "Eq. 1")],
-)  # fmt: skip
+    [
+        ({"objective": "bpr"}, "objective is 'bpr', expected all_action, catalogue or none"),
+        ({"width": 10, "num_heads": 4}, "not a multiple"),
+        ({"temperature": 0.0}, "above 0"),
+        ({"targets": "all"}, "targets is 'all'"),
+        ({"epochs": -1}, "epochs is -1"),
+        ({"epochs": 0}, "only with"),
+        ({"inputs": "id", "item_tower": "c"}, "needs content"),
+        ({"target_start": "May"}, "ISO time"),
+        ({"inputs": "id", "init_from": "x"}, "ids mean nothing to other logs"),
+        ({"recency_alpha": 1.0}, "Eq. 1"),
+    ],
+)
 def test_options_are_checked(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         AlignOptions(**changes)

@@ -18,9 +18,13 @@ from tests.hostile import Runs
 
 SMALL: dict[str, Any] = {"width": 16, "num_layers": 2, "num_heads": 2, "id_dim": 8, "max_history": 10}
 TOWERS: list[dict[str, Any]] = [
-    {}, {"inputs": "id"}, {"inputs": "content_and_id"}, {"use_positions": True, "embedding_dim": 12},
-    {"item_tower": "c"}, {"objective": "none"},
-]  # fmt: skip
+    {},
+    {"inputs": "id"},
+    {"inputs": "content_and_id"},
+    {"use_positions": True, "embedding_dim": 12},
+    {"item_tower": "c"},
+    {"objective": "none"},
+]
 CATALOGUE = pa.array(np.arange(100, 140))
 Made = Callable[..., tuple[Any, ItemInputs]]
 

@@ -15,9 +15,13 @@ from learn_rank.alignment.vectors import item_vectors, user_vectors
 CPU = torch.device("cpu")
 COUNTS = [1, 0, 2, 5, 6, 13, 21, 0, 1]
 TOWERS: list[dict[str, Any]] = [
-    {}, {"inputs": "id"}, {"inputs": "content_and_id"}, {"use_positions": True}, {"item_tower": "c"},
+    {},
+    {"inputs": "id"},
+    {"inputs": "content_and_id"},
+    {"use_positions": True},
+    {"item_tower": "c"},
     {"objective": "none"},
-]  # fmt: skip
+]
 Made = Callable[..., tuple[Any, ItemInputs]]
 
 
@@ -46,15 +50,17 @@ def test_every_vector_is_that_of_its_history_in_a_pass_of_its_own(
     histories = random_histories(item_inputs.num_items)
     monkeypatch.setattr("learn_rank.alignment.vectors._CPU_POSITIONS", 23)  # several passes, of some windows each
     at = np.arange(len(histories.items))
-    found = user_vectors(tower, item_inputs, histories, at, max_history=max_history, stride=stride, device=CPU)
-    assert len(found) == sum(COUNTS)
+    vectors = user_vectors(tower, item_inputs, histories, at, max_history=max_history, stride=stride, device=CPU)
+    assert len(vectors) == sum(COUNTS)
     for begin, end in zip(histories.offsets[:-1], histories.offsets[1:], strict=True):
         for last in range(begin, end):
             first = begin
             while last + 1 - first > max_history:
                 first += stride
             assert last + 1 - first > max_history - stride or first == begin
-            assert found[last] == pytest.approx(alone(tower, item_inputs, histories.items[first : last + 1]), abs=1e-5)
+            assert vectors[last] == pytest.approx(
+                alone(tower, item_inputs, histories.items[first : last + 1]), abs=1e-5
+            )
 
 
 @pytest.mark.parametrize("stride", [1, 3])
@@ -89,8 +95,8 @@ def test_items_are_embedded_each_on_its_own(made: Made, monkeypatch: pytest.Monk
     for changes in TOWERS:
         tower, item_inputs = made(changes)
         rows = np.random.default_rng(0).permutation(40)[:30]
-        found = item_vectors(tower, item_inputs, rows, device=CPU)
+        vectors = item_vectors(tower, item_inputs, rows, device=CPU)
         with torch.no_grad():
             expected = tower.embed_items(item_inputs.take(torch.from_numpy(rows), CPU)).numpy()
-        assert found == pytest.approx(expected, abs=1e-6)
+        assert vectors == pytest.approx(expected, abs=1e-6)
         assert item_vectors(tower, item_inputs, rows[:0], device=CPU).shape == (0, tower.output_dim)

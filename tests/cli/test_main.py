@@ -58,25 +58,25 @@ def test_each_commands_example_is_accepted(command: str) -> None:
 
 
 def test_every_recipe_in_the_configs_composes() -> None:
-    found = 0
+    num_recipes = 0
     for group in ("dataset", "encoder", "align", "ranker"):
         for path in (config_dir() / group).glob("*.yaml"):
             extra = ["encoder.model=x"] if path.stem == "hf" else []
             load("run", [f"{group}={path.stem}", "run_dir=x", *extra])
-            found += 1
-    assert found >= 10
+            num_recipes += 1
+    assert num_recipes >= 10
 
 
 def texts(path: Path) -> list[str]:
     """Every string of a source file; what is filled in is a word of its own."""
-    found = []
+    strings = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.JoinedStr):
             parts = [part.value if isinstance(part, ast.Constant) else "{}" for part in node.values]
-            found.append("".join(map(str, parts)))
+            strings.append("".join(map(str, parts)))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found.append(node.value)
-    return found
+            strings.append(node.value)
+    return strings
 
 
 def test_every_command_that_a_message_names_is_there() -> None:
@@ -211,7 +211,7 @@ def test_a_recipe_may_name_transforms_and_sequences_and_the_command_line_may_cha
     overrides = ["dataset.sequence.history.max_length=20", "dataset.dense.price.transform=quantile"]
     recipe = load("run", [f"dataset={path}", "run_dir=x", *overrides]).dataset
     assert recipe.sparse["item"].embedding_dim == 32
-    assert [(one.column, one.transform, one.missing) for one in recipe.dense.values()] == [
+    assert [(feature.column, feature.transform, feature.missing) for feature in recipe.dense.values()] == [
         ("items.price", "quantile", "refuse"),
         ("items.year", "standard", "impute"),
     ]

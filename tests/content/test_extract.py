@@ -203,8 +203,10 @@ def test_vectors_of_another_encoder_are_never_reused(
 ) -> None:
     prepared = catalogue_of(["red tent", "mat"])
     before = {
-        "tokens": hf(tiny_llama, max_tokens=3), "model": hf(tiny_bert), "kind": EncoderOptions(dim=16, min_count=1)
-    }[change]  # fmt: skip
+        "tokens": hf(tiny_llama, max_tokens=3),
+        "model": hf(tiny_bert),
+        "kind": EncoderOptions(dim=16, min_count=1),
+    }[change]
     stored(prepared, tmp_path / "extract", before)
     encoded.clear()
     store = stored(prepared, tmp_path / "extract", hf(tiny_llama))

@@ -76,10 +76,10 @@ def encoded(runs: Path, name: str, rank: int) -> list[str]:
 
 
 def test_two_ranks_share_the_texts_and_publish_the_store_of_one(runs: Path) -> None:
-    one, two = (FrozenStore(runs / name / "extract", stage="extract") for name in ("one", "two"))
-    assert two.fingerprint == one.fingerprint
-    assert two.manifest.facts == one.manifest.facts
-    assert one.num_rows == NUM_TEXTS + 2
+    by_one, two = (FrozenStore(runs / name / "extract", stage="extract") for name in ("one", "two"))
+    assert two.fingerprint == by_one.fingerprint
+    assert two.manifest.facts == by_one.manifest.facts
+    assert by_one.num_rows == NUM_TEXTS + 2
     shares = [encoded(runs, "two", rank) for rank in range(2)]
     assert sorted(shares[0] + shares[1]) == sorted(encoded(runs, "one", 0))
     assert abs(len(shares[0]) - len(shares[1])) <= 12
@@ -87,8 +87,8 @@ def test_two_ranks_share_the_texts_and_publish_the_store_of_one(runs: Path) -> N
 
 
 def test_two_ranks_go_on_where_one_was_stopped(runs: Path) -> None:
-    one, both = (FrozenStore(runs / name / "extract", stage="extract") for name in ("one", "one_then_two"))
-    assert both.fingerprint == one.fingerprint
+    by_one, both = (FrozenStore(runs / name / "extract", stage="extract") for name in ("one", "one_then_two"))
+    assert both.fingerprint == by_one.fingerprint
     again = [*encoded(runs, "one_then_two", 0), *encoded(runs, "one_then_two", 1)]
     assert 6 * 8 + 4 <= len(again) == len(set(again)) <= 7 * 8
 
@@ -96,9 +96,9 @@ def test_two_ranks_go_on_where_one_was_stopped(runs: Path) -> None:
 def test_two_ranks_share_a_fitted_encoder_which_one_of_them_fits(runs: Path) -> None:
     run_ranks(_RANK, runs, "tfidf_svd", "", "one_fitted", num_ranks=1)
     run_ranks(_RANK, runs, "tfidf_svd", "", "two_fitted")
-    one, two = (FrozenStore(runs / name / "extract", stage="extract") for name in ("one_fitted", "two_fitted"))
-    assert two.fingerprint == one.fingerprint
-    assert two.manifest.facts == one.manifest.facts
+    by_one, two = (FrozenStore(runs / name / "extract", stage="extract") for name in ("one_fitted", "two_fitted"))
+    assert two.fingerprint == by_one.fingerprint
+    assert two.manifest.facts == by_one.manifest.facts
     shares = [encoded(runs, "two_fitted", rank) for rank in range(2)]
     assert sorted(shares[0] + shares[1]) == sorted(encoded(runs, "one_fitted", 0))
     assert min(map(len, shares)) > 0
