@@ -44,12 +44,12 @@ def model_fingerprint(model: str, *, option: str) -> str:
     return file_fingerprint(Path(location))
 
 
-def load_config(model: str, *, option: str, revision: str = "", trust_remote_code: bool = False) -> Any:
-    """The model's configuration (transformers' AutoConfig), without weights; InputError as in `load_model`."""
+def check_model(model: str, *, option: str, revision: str = "", trust_remote_code: bool = False) -> None:
+    """InputError, as in `load_model`, if no model is there; reads its config, not its weights."""
     from transformers import AutoConfig
 
     with _loading(model, option=option):
-        return AutoConfig.from_pretrained(
+        AutoConfig.from_pretrained(
             locate_model(model, option=option), revision=revision or "main", trust_remote_code=trust_remote_code
         )
 
@@ -106,6 +106,7 @@ def load_tokenizer(model: str, *, option: str, revision: str = "", trust_remote_
 
 @contextmanager
 def _loading(model: str, *, option: str) -> Iterator[None]:
+    """Turns what the libraries raise for a model that cannot be loaded into an InputError."""
     from safetensors import SafetensorError
 
     try:

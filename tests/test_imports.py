@@ -17,8 +17,8 @@ import learn_rank
 PACKAGE = Path(learn_rank.__file__).parent
 _FOUNDATIONS = """
 arrays artifact checkpoint checkpoint_reader compiled distributed durable errors fingerprints hashing ids inputs io
-layers memory names options prefetch pretrained printable progress publish scalars schedule schema times trackers
-weights
+layers memory names options prefetch pretrained printable progress publish ranks registry scalars schedule schema
+times trackers weights
 """
 FOUNDATIONS = set(_FOUNDATIONS.split())
 SHARED = {"store", "data", "adaptor"}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from learn_rank.cli.commands import COMMANDS
 from learn_rank.cli.load import load
-from learn_rank.cli.main import _COMMANDS
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 RANKERS, TRAINING = (
@@ -69,4 +69,4 @@ def test_every_learn_rank_command_has_options_that_exist(tmp_path: Path, monkeyp
     assert len(commands) >= 2
     for _, *words in commands:
         size = 2 if words[0] == "store" else 1
-        load(_COMMANDS[" ".join(words[:size])].config, words[size:])
+        load(COMMANDS[" ".join(words[:size])].config, words[size:])

@@ -31,13 +31,17 @@ from torch.nn import functional as F
 
 from benchmarks.align.sasrec import MOST, RECBOLE_ROWS, RecBole, Step
 from benchmarks.results_file import machine, write_page
-from learn_rank.alignment.gallery import Gallery
+from learn_rank.alignment.build import new_tower
 from learn_rank.alignment.histories import Histories
+from learn_rank.alignment.item_inputs import ItemInputs
 from learn_rank.alignment.loss import catalogue_loss
+from learn_rank.alignment.objectives import find_objective
+from learn_rank.alignment.objectives.catalogue import next_item_rows
 from learn_rank.alignment.options import AlignOptions
-from learn_rank.alignment.sampling import epoch_steps, next_item_rows
-from learn_rank.alignment.towers import Tower, new_tower
-from learn_rank.alignment.train import _Catalogue, _Run, _step
+from learn_rank.alignment.towers import Tower
+from learn_rank.alignment.train import _Run, _step
+from learn_rank.alignment.training_data import TrainingData
+from learn_rank.alignment.training_state import TrainingState
 from learn_rank.alignment.vectors import user_vectors
 from learn_rank.artifact import Manifest
 from learn_rank.distributed import Process, compute_device, process_group
@@ -86,23 +90,21 @@ def content_of(folder: Path, num_items: int, dim: int) -> FrozenStore:
     return FrozenStore(folder, stage="extract")
 
 
-def run_of(histories: Histories, gallery: Gallery, options: AlignOptions, process: Process) -> _Run:
+def run_of(histories: Histories, item_inputs: ItemInputs, options: AlignOptions, process: Process) -> _Run:
     """What `learn-rank align` trains, as it builds it."""
     torch.manual_seed(0)
-    tower = new_tower(gallery, torch.arange(gallery.num_items), options)
+    tower = new_tower(item_inputs, torch.arange(item_inputs.num_items), options)
     assert isinstance(tower, Tower)
     tower.to(process.device).train()
-    temperature = torch.nn.Parameter(torch.tensor(math.log(options.temperature), device=process.device), False)
-    optimizer = torch.optim.AdamW([*tower.parameters()], options.learning_rate, weight_decay=options.weight_decay)
     if options.compiles:
         tower.compile(dynamic=True)
-    catalogue = _Catalogue(gallery, histories, process.device, options)
-    return _Run(tower, temperature, optimizer, histories, gallery, catalogue, options, process)
+    objective = find_objective(options.objective)(options, TrainingData(histories, item_inputs, process))
+    return _Run(TrainingState(tower, options, process.device), objective, process, options)
 
 
 def step_of(run: _Run) -> Step:
     """Training steps, one after another; each returns the positions that it predicts at."""
-    steps = epoch_steps(run.histories, run.options, np.random.default_rng(0))
+    steps = run.objective.epoch(np.random.default_rng(0))
     numbers = itertools.cycle(range(len(steps)))
 
     def step() -> int:
@@ -139,11 +141,11 @@ def training(histories: Histories, folder: Path, rounds: int) -> str:
     place = np.arange(len(histories.items)) - np.repeat(histories.offsets[:-1], counts)
     trained = histories.select(place < np.repeat(counts - 2, counts))  # RecBole holds out the last two
     per_user = float((np.diff(trained.offsets) - 1).mean())
-    content, ids = galleries(folder, int(histories.items.max()) + 1)
+    content, ids = all_item_inputs(folder, int(histories.items.max()) + 1)
     with process_group() as process:
         methods = {
-            f"learn_rank, {name}": step_of(run_of(trained, gallery, AlignOptions(**OURS, **more), process))
-            for name, gallery, more in (
+            f"learn_rank, {name}": step_of(run_of(trained, item_inputs, AlignOptions(**OURS, **more), process))
+            for name, item_inputs, more in (
                 ("ids, fp32", ids, {"inputs": "id"}),
                 ("content, fp32", content, {}),
                 ("content, bf16", content, {"bf16": True}),
@@ -168,17 +170,17 @@ def training(histories: Histories, folder: Path, rounds: int) -> str:
 
 def export(histories: Histories, folder: Path, rounds: int) -> str:
     """Markdown: user vectors at every interaction of every user."""
-    content, ids = galleries(folder, int(histories.items.max()) + 1)
+    content, ids = all_item_inputs(folder, int(histories.items.max()) + 1)
 
-    def step_of_export(gallery: Gallery, more: dict[str, Any]) -> Step:
+    def step_of_export(item_inputs: ItemInputs, more: dict[str, Any]) -> Step:
         options = AlignOptions(**OURS, **more)
-        tower = new_tower(gallery, torch.arange(gallery.num_items), options).eval()
+        tower = new_tower(item_inputs, torch.arange(item_inputs.num_items), options).eval()
         blocks = itertools.cycle(list(histories.blocks(20_000)))
 
         def step() -> int:
             block = next(blocks)
             at = np.arange(len(block.items))
-            return len(user_vectors(tower, gallery, block, at, max_history=MOST, device=CPU))
+            return len(user_vectors(tower, item_inputs, block, at, max_history=MOST, device=CPU))
 
         return step
 
@@ -198,30 +200,30 @@ def export(histories: Histories, folder: Path, rounds: int) -> str:
 
 def parts(histories: Histories, folder: Path, rounds: int) -> str:
     """Markdown: where a step's time goes, each part timed by itself with its backward pass."""
-    content, _ = galleries(folder, int(histories.items.max()) + 1)
+    content, _ = all_item_inputs(folder, int(histories.items.max()) + 1)
     lines = ["| part of a step, content, ms of CPU | fp32 | share | bf16 | share |", "|---|---|---|---|---|"]
     columns = []
     with process_group() as process:
         for bf16 in (False, True):
             run = run_of(histories, content, AlignOptions(**OURS, bf16=bf16), process)
-            columns.append(_parts_ms(run, rounds))
+            columns.append(_parts_ms(run, TrainingData(histories, content, process), rounds))
     for name in columns[0]:
         cells = [f"{column[name]:.1f} | {column[name] / column['whole step']:.0%}" for column in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _parts_ms(run: _Run, rounds: int) -> dict[str, float]:
-    tower, gallery, options = run.tower, run.gallery, run.options
-    steps = epoch_steps(run.histories, options, np.random.default_rng(0))
+def _parts_ms(run: _Run, data: TrainingData, rounds: int) -> dict[str, float]:
+    tower, item_inputs, options = run.state.tower, data.item_inputs, run.options
+    steps = run.objective.epoch(np.random.default_rng(0))
     by_length = sorted(range(len(steps)), key=lambda number: int(steps[number].lengths.sum()))
     number = by_length[len(steps) // 2]
     generator = np.random.default_rng(0)
-    rows = torch.from_numpy(next_item_rows(run.histories, steps[number], options, generator))
-    catalogue = torch.arange(gallery.num_items)
+    rows = torch.from_numpy(next_item_rows(data.histories, steps[number], options, generator))
+    catalogue = torch.arange(item_inputs.num_items)
     real = (rows[:, :-1] >= 0) & (rows[:, 1:] >= 0)
     targets = rows[:, 1:][real]
-    histories, items = gallery.inputs(rows[:, :-1], CPU), gallery.inputs(catalogue, CPU)
+    histories, items = item_inputs.take(rows[:, :-1], CPU), item_inputs.take(catalogue, CPU)
     users = F.normalize(torch.randn(len(targets), options.embedding_dim), dim=-1).requires_grad_()
     vectors = F.normalize(torch.randn(len(catalogue), options.embedding_dim), dim=-1).requires_grad_()
     popularity = torch.randn(len(catalogue))
@@ -241,13 +243,13 @@ def _parts_ms(run: _Run, rounds: int) -> dict[str, float]:
 
     timed: dict[str, Callable[[], Any]] = {
         "whole step": lambda: _step(run, steps[number], 0, number),
-        "sampling, in NumPy": lambda: next_item_rows(run.histories, steps[number], options, generator),
-        "gather of the histories' content": lambda: gallery.inputs(rows[:, :-1], CPU),
-        "gather of the catalogue's content": lambda: gallery.inputs(catalogue, CPU),
+        "sampling, in NumPy": lambda: next_item_rows(data.histories, steps[number], options, generator),
+        "gather of the histories' content": lambda: item_inputs.take(rows[:, :-1], CPU),
+        "gather of the catalogue's content": lambda: item_inputs.take(catalogue, CPU),
         "tower over histories": through(lambda: tower(histories)),
         "tower over the catalogue": through(lambda: tower.embed_items(items)),
         f"softmax, {len(targets):,} x {len(catalogue):,}": softmax,
-        "optimizer": run.optimizer.step,
+        "optimizer": run.state.optimizer.step,
     }
     found: dict[str, list[float]] = {name: [] for name in timed}
     for _ in range(rounds + 1):
@@ -277,9 +279,9 @@ def gpu(folder: Path, rounds: int, peak_tflops: float, *, device: torch.device, 
     is_target = np.tile(np.arange(length) >= length - num_targets, num_users)
     cut = iso_milliseconds("2023-03-01", "target_start")
     histories = replace(histories, times=np.where(is_target, cut, cut - 1))
-    gallery = Gallery([content_of(folder / "wide", num_items, 4096)])
+    item_inputs = ItemInputs([content_of(folder / "wide", num_items, 4096)])
     tokens = (options.max_history + options.max_targets) * options.batch_size
-    flops = step_flops(options, gallery.content_dim)
+    flops = step_flops(options, item_inputs.content_dim)
     lines = [
         f"| {options.batch_size} users, {tokens:,} tokens a step | users a second | tokens a second | TFLOP/s | "
         f"of {peak_tflops:g} |",
@@ -289,7 +291,7 @@ def gpu(folder: Path, rounds: int, peak_tflops: float, *, device: torch.device, 
         process = replace(alone, device=device)
         for name, compiles in (("as it is", False), ("compiled", True)):
             chosen = replace(options, compiles=compiles, target_start="2023-03-01")
-            train = step_of(run_of(histories, gallery, chosen, process))
+            train = step_of(run_of(histories, item_inputs, chosen, process))
             steps = take_turns({name: lambda train=train: min(train(), 1)}, rounds, device=device)[name].per_second  # type: ignore[misc]
             lines.append(
                 f"| {name} | {steps * options.batch_size:,.0f} | {steps * tokens:,.0f} | {steps * flops / 1e12:,.1f} | "
@@ -312,10 +314,12 @@ def step_flops(options: AlignOptions, content_dim: int) -> float:
     return options.batch_size * (content + dense + attention) + 3 * pairs * 2 * options.embedding_dim
 
 
-def galleries(folder: Path, num_items: int) -> tuple[Gallery, Gallery]:
+def all_item_inputs(folder: Path, num_items: int) -> tuple[ItemInputs, ItemInputs]:
     """The items by content, and by ids alone."""
     ids = pa.array(np.arange(num_items))
-    return Gallery([content_of(folder / "content", num_items, CONTENT_DIM)]), Gallery([], catalogue=ids, id_items=ids)
+    return ItemInputs([content_of(folder / "content", num_items, CONTENT_DIM)]), ItemInputs(
+        [], catalogue=ids, id_items=ids
+    )
 
 
 def has_recbole() -> bool:

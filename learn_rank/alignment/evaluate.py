@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from learn_rank.alignment.gallery import Gallery
 from learn_rank.alignment.histories import Histories
+from learn_rank.alignment.item_inputs import ItemInputs
 from learn_rank.alignment.options import AlignOptions
 from learn_rank.alignment.retrieval import Ragged, RetrievalSums, retrieval_sums
 from learn_rank.alignment.towers import MeanContent, Tower
@@ -38,7 +38,7 @@ class Window:
 
     histories: Histories
     impression_users: Int64Array  # [P] rows of histories
-    impression_items: Int64Array  # [P] gallery rows
+    impression_items: Int64Array  # [P] item rows
     labels: Int64Array  # [P]
     targets: Ragged  # of every user of histories
     num_unknown_users: int  # with targets, without history
@@ -49,11 +49,11 @@ class Window:
         return bool(np.isin(self.impression_users[self.labels == 0], positive).any())
 
 
-def read_window(prepared: Path, split: str, label: str, gallery: Gallery, histories: Histories) -> Window:
+def read_window(prepared: Path, split: str, label: str, item_inputs: ItemInputs, histories: Histories) -> Window:
     """The validation or test window of a prepared log; histories are those of the splits before it."""
     table = read_table(prepared / "interactions" / f"{split}.parquet", [USER_ID, ITEM_ID, label])
     user = pc.index_in(table[USER_ID], value_set=histories.user_ids).fill_null(-1).to_numpy().astype(np.int64)
-    item = gallery.rows_of(table[ITEM_ID])
+    item = item_inputs.rows_of(table[ITEM_ID])
     labels = table[label].to_numpy().astype(np.int64)
     is_known = user >= 0
     is_usable, is_target = is_known & (item >= 0), is_known & (labels == 1)
@@ -73,9 +73,15 @@ class Evaluator:
     """Measures towers on one window of a log; all ranks call it together."""
 
     def __init__(
-        self, window: Window, gallery: Gallery, options: AlignOptions, process: Process, *, uauc: Metric
+        self, window: Window, item_inputs: ItemInputs, options: AlignOptions, process: Process, *, uauc: Metric
     ) -> None:
-        self.window, self.gallery, self.options, self.process, self._uauc = window, gallery, options, process, uauc
+        self.window, self.item_inputs, self.options, self.process, self._uauc = (
+            window,
+            item_inputs,
+            options,
+            process,
+            uauc,
+        )
         has_targets = np.flatnonzero(np.diff(window.targets.offsets) > 0)
         most = options.evaluated_users
         if most and len(has_targets) > most:
@@ -95,10 +101,10 @@ class Evaluator:
     def all_metrics(self, tower: Tower | MeanContent) -> dict[str, float | int | None]:
         """Retrieval metrics by name, "uauc" where the window has both classes, and who was left out."""
         tower.eval()
-        found: dict[str, float | int | None] = {**self.retrieval(tower)}
+        metrics: dict[str, float | int | None] = {**self.retrieval(tower)}
         if self.window.has_both_classes:
-            found["uauc"] = self.uauc(tower)
-        return {**found, "users_without_history": self.window.num_unknown_users}
+            metrics["uauc"] = self.uauc(tower)
+        return {**metrics, "users_without_history": self.window.num_unknown_users}
 
     def uauc(self, tower: Tower | MeanContent) -> float | None:
         """UAUC of the cosine over the window's impressions, by rank 0."""
@@ -119,9 +125,9 @@ class Evaluator:
 
     def retrieval(self, tower: Tower | MeanContent) -> dict[str, float | int]:
         """Recall, NDCG, MRR and hit rate among all items of the log that have a vector, history left out."""
-        rows = np.array(self.gallery.items_of())
-        rows = rows[self.gallery.has_input(rows)]
-        position = np.full(self.gallery.num_items, -1, np.int64)
+        rows = np.array(self.item_inputs.items_of())
+        rows = rows[self.item_inputs.has_input(rows)]
+        position = np.full(self.item_inputs.num_items, -1, np.int64)
         position[rows] = np.arange(len(rows))
         mine = self._users[self.process.rank :: self.process.world_size]
         seen = Ragged(self.window.histories.offsets, self.window.histories.items).select(mine)
@@ -138,12 +144,17 @@ class Evaluator:
     def _user_vectors(self, tower: Tower | MeanContent, users: Int64Array) -> torch.Tensor:
         """[len(users), D] after the last interaction of each."""
         histories = self.window.histories
+        last = histories.offsets[users + 1] - 1
         vectors = user_vectors(
-            tower, self.gallery, histories, histories.offsets[users + 1] - 1, max_history=self.options.max_history,
+            tower,
+            self.item_inputs,
+            histories,
+            last,
+            max_history=self.options.max_history,
             device=self.process.device,
-        )  # fmt: skip
+        )
         return torch.from_numpy(vectors)
 
     def _item_vectors(self, tower: Tower | MeanContent, rows: Int64Array) -> torch.Tensor:
         """[len(rows), D], each item on its own."""
-        return torch.from_numpy(item_vectors(tower, self.gallery, rows, device=self.process.device))
+        return torch.from_numpy(item_vectors(tower, self.item_inputs, rows, device=self.process.device))

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from learn_rank.alignment.gallery import Gallery
 from learn_rank.alignment.histories import Histories
+from learn_rank.alignment.item_inputs import ItemInputs
 from learn_rank.alignment.towers import MeanContent, Tower
 from learn_rank.alignment.vectors import item_vectors, user_vectors
 from learn_rank.arrays import Int64Array
@@ -25,7 +25,12 @@ _CPU = torch.device("cpu")
 
 
 def export_items(
-    tower: Tower | MeanContent, gallery: Gallery, item_ids: pa.Array, directory: Path, *, device: torch.device = _CPU
+    tower: Tower | MeanContent,
+    item_inputs: ItemInputs,
+    item_ids: pa.Array,
+    directory: Path,
+    *,
+    device: torch.device = _CPU,
 ) -> dict[str, Any]:
     """Writes the item store: every one of item_ids that the tower has an input for, each item on its own.
 
@@ -36,9 +41,9 @@ def export_items(
         size = _block_rows(tower.output_dim)
         for start in range(0, len(item_ids), size):
             ids = item_ids[start : start + size]
-            rows = gallery.rows_of(ids)
-            has_input = gallery.has_input(rows)
-            vectors = item_vectors(tower, gallery, rows[has_input], device=device)
+            rows = item_inputs.rows_of(ids)
+            has_input = item_inputs.has_input(rows)
+            vectors = item_vectors(tower, item_inputs, rows[has_input], device=device)
             yield VectorBatch(ids.filter(pa.array(has_input)), vectors)
             bar.update(len(ids))
 
@@ -56,7 +61,7 @@ def export_items(
 
 def export_users_by_time(
     tower: Tower | MeanContent,
-    gallery: Gallery,
+    item_inputs: ItemInputs,
     histories: Histories,
     directory: Path,
     *,
@@ -86,7 +91,7 @@ def export_users_by_time(
 
     return _write_users(
         tower,
-        gallery,
+        item_inputs,
         histories,
         directory,
         snapshots,
@@ -99,7 +104,7 @@ def export_users_by_time(
 
 def export_users(
     tower: Tower | MeanContent,
-    gallery: Gallery,
+    item_inputs: ItemInputs,
     histories: Histories,
     directory: Path,
     *,
@@ -112,7 +117,7 @@ def export_users(
     """
     return _write_users(
         tower,
-        gallery,
+        item_inputs,
         histories,
         directory,
         np.zeros_like,  # one snapshot for all times
@@ -125,7 +130,7 @@ def export_users(
 
 def _write_users(
     tower: Tower | MeanContent,
-    gallery: Gallery,
+    item_inputs: ItemInputs,
     histories: Histories,
     directory: Path,
     snapshots: Callable[[Int64Array], Int64Array],
@@ -145,7 +150,7 @@ def _write_users(
             is_last = np.ones(len(users), bool)
             is_last[:-1] = (users[1:] != users[:-1]) | (as_of[1:] != as_of[:-1])
             at = np.flatnonzero(is_last & (as_of != _NEVER))
-            vectors = user_vectors(tower, gallery, block, at, max_history=max_history, stride=stride, device=device)
+            vectors = user_vectors(tower, item_inputs, block, at, max_history=max_history, stride=stride, device=device)
             ids = block.user_ids.take(pa.array(users[at]))
             yield VectorBatch(ids, vectors, as_of[at] if has_as_of else None)
             bar.update(len(block.items))

@@ -1,9 +1,9 @@
-"""Each user's positive interactions in order of time, as rows of the gallery."""
+"""Each user's positive interactions in order of time, as rows of the item inputs."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from learn_rank.alignment.gallery import Gallery
+from learn_rank.alignment.item_inputs import ItemInputs
 from learn_rank.arrays import Int64Array
 from learn_rank.io import open_parquet, parquet_files, read_batches, require_columns
 from learn_rank.schema import FOLD, ITEM_ID, TIMESTAMP, USER_ID
@@ -26,7 +26,7 @@ class Histories:
     """Positive interactions of U users, N in all, grouped by user and ascending in time within a user.
 
     user_ids  a, c         offsets  0, 3, 5        user a: items[0:3], user c: items[3:5]
-    items     7, 2, 9, 2, 4                        rows of the gallery
+    items     7, 2, 9, 2, 4                        rows of the item inputs
     times     1, 5, 5, 2, 8                        unix milliseconds
     """
 
@@ -71,29 +71,46 @@ class Histories:
             first = end
 
 
-def read_histories(prepared: Path, splits: Iterable[str], label: str, gallery: Gallery, log: int = 0) -> Histories:
+def read_histories(
+    prepared: Path, splits: Iterable[str], label: str, item_inputs: ItemInputs, log: int = 0
+) -> Histories:
     """Histories of the rows with label = 1 in the given splits of a prepared log; equal times keep the files' order.
 
-    An interaction is left out, and counted, where the gallery has no input for its item: an item without content, one
-    that it does not know, or one that training gave no id. Memory holds the positive interactions, not the files.
+    An interaction is left out, and counted, where the towers are told nothing of its item: one without content, one
+    that the log's items lack, or one that training gave no id. Memory holds the positive interactions, not the files.
     """
-    parts = [
-        part
+    batches = [
+        batch
         for split in splits
         for file in parquet_files(prepared / "interactions" / f"{split}.parquet")
-        for part in _positives(file, label, gallery, log)
+        for batch in _positives(file, label, item_inputs, log)
     ]
-    users = pc.dictionary_encode(pa.chunked_array([part.users for part in parts]).combine_chunks())
+    users = pc.dictionary_encode(pa.chunked_array([batch.users for batch in batches]).combine_chunks())
     codes = users.indices.to_numpy()
-    times = np.concatenate([part.times for part in parts])
+    times = np.concatenate([batch.times for batch in batches])
     order = np.lexsort((times, codes))
     return Histories(
         user_ids=users.dictionary,
         offsets=np.r_[0, np.cumsum(np.bincount(codes, minlength=len(users.dictionary)))],
-        items=np.concatenate([part.rows for part in parts])[order],
+        items=np.concatenate([batch.rows for batch in batches])[order],
         times=times[order],
-        folds=np.concatenate([part.folds for part in parts])[order],
-        num_without_input=sum(part.num_without_input for part in parts),
+        folds=np.concatenate([batch.folds for batch in batches])[order],
+        num_without_input=sum(batch.num_without_input for batch in batches),
+    )
+
+
+def join_histories(logs: Sequence[Histories]) -> Histories:
+    """The users of several logs, one log after another; only the first log's ids are kept."""
+    if len(logs) == 1:
+        return logs[0]
+    first = np.cumsum([0, *(len(log.items) for log in logs)])
+    return Histories(
+        user_ids=logs[0].user_ids,
+        offsets=np.concatenate([[0], *(log.offsets[1:] + start for log, start in zip(logs, first, strict=False))]),
+        items=np.concatenate([log.items for log in logs]),
+        times=np.concatenate([log.times for log in logs]),
+        folds=np.concatenate([log.folds for log in logs]),
+        num_without_input=sum(log.num_without_input for log in logs),
     )
 
 
@@ -107,7 +124,7 @@ class _Positives(NamedTuple):
     num_without_input: int
 
 
-def _positives(file: Path, label: str, gallery: Gallery, log: int) -> Iterator[_Positives]:
+def _positives(file: Path, label: str, item_inputs: ItemInputs, log: int) -> Iterator[_Positives]:
     columns = [USER_ID, ITEM_ID, TIMESTAMP, FOLD, label]
     with open_parquet(file) as opened:
         schema, footer = opened.schema_arrow, opened.metadata
@@ -115,8 +132,8 @@ def _positives(file: Path, label: str, gallery: Gallery, log: int) -> Iterator[_
     no_rows = pa.RecordBatch.from_pylist([], schema)  # a file may hold none, but its ids have a type
     for batch in itertools.chain([no_rows], read_batches(file, columns, None, _READ_ROWS, footer=footer)):
         table = batch.filter(pc.equal(batch[label], 1))
-        rows = gallery.rows_of(table[ITEM_ID], log)
-        has_input = gallery.has_input(rows)
+        rows = item_inputs.rows_of(table[ITEM_ID], log)
+        has_input = item_inputs.has_input(rows)
         kept = table.filter(pa.array(has_input))
         yield _Positives(
             users=kept[USER_ID],

@@ -19,7 +19,7 @@ _BLOCK_ITEMS = 8192  # items whose vectors are in float64 at once
 
 @dataclass(frozen=True)
 class Ragged:
-    """A list of gallery rows for each of U users, N in all.
+    """A list of item rows for each of U users, N in all.
 
     offsets  0, 3, 3, 5        user 0: items[0:3], user 1: none, user 2: items[3:5]
     items    7, 2, 9, 2, -1    -1: an item without a vector
@@ -92,7 +92,7 @@ def retrieval_sums(
     block_scores: int = _BLOCK_SCORES,
     block_items: int = _BLOCK_ITEMS,
 ) -> RetrievalSums:
-    """Sums of the metrics of users [U, D] against the whole gallery of items [G, D], on the tensors' device.
+    """Sums of the metrics of users [U, D] against all G items [G, D], on the tensors' device.
 
     An item's score is its dot product with the user. Every item is a candidate but those the user has `seen`; one that
     is both seen and a target stays a candidate (as in RecBole). For a user with T targets:
@@ -162,10 +162,10 @@ def _places(scores: Tensor, seen: Ragged, wanted: Ragged) -> tuple[Int64Array, I
     the first rows, and no score is copied.
     """
     device = scores.device
-    row, item = (torch.from_numpy(one).to(device) for one in (wanted.owners(), wanted.items))
+    row, item = (torch.from_numpy(rows).to(device) for rows in (wanted.owners(), wanted.items))
     own = scores[row, item]
     is_item = seen.items >= 0
-    hidden = (torch.from_numpy(one[is_item]).to(device) for one in (seen.owners(), seen.items))
+    hidden = (torch.from_numpy(rows[is_item]).to(device) for rows in (seen.owners(), seen.items))
     scores[tuple(hidden)] = -torch.inf
     scores[row, item] = own
     above, tied = torch.empty_like(row), torch.empty_like(row)
@@ -189,14 +189,14 @@ def _sums(
     """[3 K + 1] recall, NDCG and found targets of B users at each cutoff, then their reciprocal ranks."""
     owner, starts = wanted.owners(), wanted.offsets[:-1]
     gains = np.r_[0.0, np.cumsum(1 / np.log2(np.arange(max(cutoffs)) + 2))]  # of places 1 .. k together
-    recall, ndcg, found = [], [], []
+    recall, ndcg, num_hits = [], [], []
     for k in cutoffs:
         # a target takes each place of its tie equally often, and means add up whatever the other targets do
         inside = np.clip(k - above, 0, tied) / tied
         gain = (gains[np.minimum(above + tied, k)] - gains[np.minimum(above, k)]) / tied
         recall.append((np.add.reduceat(inside, starts) / num_targets).sum())
         ndcg.append((np.add.reduceat(gain, starts) / gains[np.minimum(num_targets, k)]).sum())
-        found.append(inside.sum())
+        num_hits.append(inside.sum())
     best = np.minimum.reduceat(above, starts)
     is_best = above == best[owner]  # the targets of the highest tie
     firsts = np.stack(
@@ -209,7 +209,7 @@ def _sums(
     )
     ties, repeats = np.unique(firsts, axis=0, return_counts=True)
     reciprocal = sum(times * expected_reciprocal(*tie) for tie, times in zip(ties.tolist(), repeats, strict=True))
-    return np.r_[recall, ndcg, found, reciprocal]
+    return np.r_[recall, ndcg, num_hits, reciprocal]
 
 
 def _distinct(targets: Ragged, num_items: int) -> tuple[Ragged, Int64Array]:

@@ -7,9 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from learn_rank.alignment.backbone import LoraBackbone
-from learn_rank.alignment.gallery import Gallery, ItemInput
-from learn_rank.alignment.inputs import ContentInput, IdInput, angle_keeping
-from learn_rank.alignment.options import AlignOptions
+from learn_rank.alignment.input_layers import ContentInput, IdInput, angle_keeping
+from learn_rank.alignment.item_inputs import ItemInput
 from learn_rank.alignment.transformer import CausalTransformer
 from learn_rank.schema import EMBEDDING_DIM
 
@@ -49,12 +48,12 @@ class Tower(nn.Module):
         self.content_is_target = content_is_target
 
     def forward(self, items: ItemInput) -> torch.Tensor:
-        parts = []
+        projected = []
         if self.content is not None:
-            parts.append(self.content(items.content))
+            projected.append(self.content(items.content))
         if self.ids is not None:
-            parts.append(self.ids(items.ids))
-        hidden = self.body(parts[0] if len(parts) == 1 else parts[0] + parts[1])
+            projected.append(self.ids(items.ids))
+        hidden = self.body(projected[0] if len(projected) == 1 else projected[0] + projected[1])
         return F.normalize(self.output(self.norm(hidden)).float(), dim=-1)
 
     def embed_items(self, items: ItemInput) -> torch.Tensor:
@@ -83,46 +82,3 @@ class MeanContent(nn.Module):
         """[N] -> [N, C]"""
         assert items.content is not None
         return F.normalize(items.content, dim=-1)
-
-
-def new_tower(gallery: Gallery, trained_rows: torch.Tensor, options: AlignOptions) -> Tower | MeanContent:
-    """An untrained tower for the gallery's items; content is centred and scaled over those of trained_rows [N]."""
-    tower = tower_of(gallery, options)
-    if isinstance(tower, Tower) and tower.content is not None:
-        tower.content.standardise(gallery, trained_rows)
-    return tower
-
-
-def tower_of(gallery: Gallery, options: AlignOptions) -> Tower | MeanContent:
-    """A tower of the options' shape that has seen nothing: for weights that are loaded next."""
-    if options.objective == "none":
-        return MeanContent(gallery.content_dim)
-    longest = max(options.max_history, options.max_targets)
-    body: CausalTransformer | LoraBackbone
-    if options.backbone:
-        body = LoraBackbone(
-            options.backbone,
-            rank=options.lora_rank,
-            alpha=options.lora_alpha,
-            dropout=options.lora_dropout,
-            max_length=longest,
-        )
-    else:
-        body = CausalTransformer(
-            options.width,
-            num_layers=options.num_layers,
-            num_heads=options.num_heads,
-            dropout=options.dropout,
-            max_positions=longest if options.use_positions else 0,
-            starts_as_mean=gallery.content_dim > 0,
-        )
-    return Tower(
-        body,
-        content_dim=gallery.content_dim,
-        whitens=options.whitens,
-        num_ids=gallery.num_ids,
-        id_dim=options.id_dim,
-        id_dropout=options.id_dropout if gallery.content_dim else 0.0,
-        embedding_dim=options.embedding_dim,
-        content_is_target=options.item_tower == "c",
-    )

@@ -8,9 +8,10 @@ import pyarrow as pa
 import torch
 
 from learn_rank.alignment.backbone import LoraBackbone
-from learn_rank.alignment.gallery import Gallery
+from learn_rank.alignment.build import tower_of
+from learn_rank.alignment.item_inputs import ItemInputs
 from learn_rank.alignment.options import AlignOptions
-from learn_rank.alignment.towers import MeanContent, Tower, tower_of
+from learn_rank.alignment.towers import MeanContent, Tower
 from learn_rank.durable import write_file
 from learn_rank.errors import InputError, reason_of
 from learn_rank.io import read_table, write_table
@@ -22,24 +23,24 @@ _KEYS = dict.fromkeys(("content_dim", "num_ids", "backbone", "weights")).keys()
 _REMEDY = "run `learn-rank align` again"
 
 
-def save_tower(directory: Path, tower: Tower | MeanContent, gallery: Gallery) -> None:
+def save_tower(directory: Path, tower: Tower | MeanContent, item_inputs: ItemInputs) -> None:
     """Writes a tower into a folder, over an earlier one; killed in between, that one is still whole.
 
     item_ids.parquet: the k-th item (from 0) has row k + 1 of the tower's id table; only where it has one.
     """
-    if gallery.id_items is not None:
-        table = pa.table({ITEM_ID: gallery.id_items})
+    if item_inputs.id_items is not None:
+        table = pa.table({ITEM_ID: item_inputs.id_items})
         write_file(directory / ITEM_IDS, lambda path: write_table(path, table))
     content = {
-        "content_dim": gallery.content_dim,
-        "num_ids": gallery.num_ids,
+        "content_dim": item_inputs.content_dim,
+        "num_ids": item_inputs.num_ids,
         "backbone": _backbone_fingerprint(tower),
         "weights": tower_state(tower),
     }
     write_file(directory / WEIGHTS, lambda path: torch.save(content, path))
 
 
-def load_tower(directory: Path, gallery: Gallery, options: AlignOptions) -> Tower | MeanContent:
+def load_tower(directory: Path, item_inputs: ItemInputs, options: AlignOptions) -> Tower | MeanContent:
     """The tower that `save_tower` wrote, in evaluation mode; options are those it was trained with.
 
     InputError: no tower there or a damaged one; another content width, other ids or another backbone than in training.
@@ -49,19 +50,19 @@ def load_tower(directory: Path, gallery: Gallery, options: AlignOptions) -> Towe
         raise InputError(f"{path}: no such file; run `learn-rank align` again")
     saved = read_weights(path, remedy=_REMEDY)
     if saved.keys() != _KEYS:
-        found = ", ".join(map(str, saved)) or "nothing"
-        raise InputError(f"{path}: holds {found}, expected {', '.join(_KEYS)}; {_REMEDY}")
-    if saved["content_dim"] != gallery.content_dim:
+        held = ", ".join(map(str, saved)) or "nothing"
+        raise InputError(f"{path}: holds {held}, expected {', '.join(_KEYS)}; {_REMEDY}")
+    if saved["content_dim"] != item_inputs.content_dim:
         raise InputError(
             f"{directory}: trained on content vectors of width {saved['content_dim']}, but the content store has "
-            f"{gallery.content_dim}; run `learn-rank align` again"
+            f"{item_inputs.content_dim}; run `learn-rank align` again"
         )
-    if saved["num_ids"] != gallery.num_ids:
+    if saved["num_ids"] != item_inputs.num_ids:
         raise InputError(
-            f"{directory}: trained with {saved['num_ids']} rows of item ids, but {ITEM_IDS} makes {gallery.num_ids}; "
-            "run `learn-rank align` again"
+            f"{directory}: trained with {saved['num_ids']} rows of item ids, but {ITEM_IDS} makes "
+            f"{item_inputs.num_ids}; run `learn-rank align` again"
         )
-    tower = tower_of(gallery, options)
+    tower = tower_of(item_inputs, options)
     if saved["backbone"] != _backbone_fingerprint(tower):
         raise InputError(
             f"{directory}: trained on another model than the one now in align.backbone '{options.backbone}'; put that "

@@ -17,7 +17,7 @@ class CausalTransformer(nn.Module):
 
     With starts_as_mean each layer starts as hidden + 4 x mean of the past: attention almost uniform, values passed on,
     an MLP that adds nothing. Over content vectors an untrained transformer then matches a user's mean content with an
-    item's (the paper's "w/o Align"), and training goes on from there; from an ordinary start a small log ends below it.
+    item's (the paper's "w/o Align"), and training improves on that; from an ordinary start a small log ends below it.
     """
 
     def __init__(

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from learn_rank.alignment.gallery import Gallery
 from learn_rank.alignment.histories import Histories
+from learn_rank.alignment.item_inputs import ItemInputs
 from learn_rank.alignment.towers import MeanContent, Tower
 from learn_rank.arrays import Float32Array, Int64Array
 
@@ -18,21 +18,21 @@ _CPU_POSITIONS, _GPU_POSITIONS = 4_096, 32_768  # in one pass of a tower
 
 @torch.no_grad()
 def item_vectors(
-    tower: Tower | MeanContent, gallery: Gallery, rows: Int64Array, *, device: torch.device
+    tower: Tower | MeanContent, item_inputs: ItemInputs, rows: Int64Array, *, device: torch.device
 ) -> Float32Array:
-    """[B, D] of [B] gallery rows, each item on its own."""
+    """[B, D] of [B] item rows, each item on its own."""
     assert not tower.training
     vectors = np.empty((len(rows), tower.output_dim), np.float32)
     for start in range(0, len(rows), size := _positions(device)):
         batch = torch.from_numpy(rows[start : start + size])
-        vectors[start : start + size] = tower.embed_items(gallery.inputs(batch, device)).cpu().numpy()
+        vectors[start : start + size] = tower.embed_items(item_inputs.take(batch, device)).cpu().numpy()
     return vectors
 
 
 @torch.no_grad()
 def user_vectors(
     tower: Tower | MeanContent,
-    gallery: Gallery,
+    item_inputs: ItemInputs,
     histories: Histories,
     at: Int64Array,
     *,
@@ -57,7 +57,7 @@ def user_vectors(
         offsets = np.arange(windows.lengths[batch[0]])  # of the longest
         is_real = offsets < windows.lengths[batch, None]
         rows = np.where(is_real, histories.items[np.where(is_real, windows.starts[batch, None] + offsets, 0)], -1)
-        states = tower(gallery.inputs(torch.from_numpy(rows), device))  # [B, L, D]
+        states = tower(item_inputs.take(torch.from_numpy(rows), device))  # [B, L, D]
         counts = windows.num_moments[batch]
         first = np.cumsum(counts) - counts
         moments = np.arange(counts.sum()) + np.repeat(windows.first_moments[batch] - first, counts)

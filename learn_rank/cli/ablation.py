@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from learn_rank.artifact import read_manifest
-from learn_rank.cli import alignment, stages
-from learn_rank.cli.ablation_report import Run, markdown, summarise, text
+from learn_rank.cli import alignment
+from learn_rank.cli.ablation_report import Run, summarise
+from learn_rank.cli.ablation_text import markdown, text
+from learn_rank.cli.commands import COMMANDS, run_step, steps_of
 from learn_rank.cli.config import RunConfig
 from learn_rank.cli.variants import BASELINE, Variant, read_variants
+from learn_rank.content.encoders import find_encoder
 from learn_rank.durable import write_json, write_text
 from learn_rank.errors import InputError
 from learn_rank.evaluation.statistics import interval_key
-from learn_rank.pretrained import load_config
+from learn_rank.pretrained import check_model
 from learn_rank.progress import note
 from learn_rank.publish import check_target, own_folder
 from learn_rank.schema import METRICS
@@ -52,8 +55,8 @@ def ablate(config: RunConfig) -> None:
                     _train_baseline(config, seed)
                 for variant in variants:
                     if process.is_main:
-                        note(f"ablate: {variant.name}, seed {seed} ({len(runs) + 1} of "
-                             f"{len(variants) * len(config.ablate.seeds)})")  # fmt: skip
+                        num_runs = len(variants) * len(config.ablate.seeds)
+                        note(f"ablate: {variant.name}, seed {seed} ({len(runs) + 1} of {num_runs})")
                     runs.append(_run(config, variant, seed))
         if process.is_main:
             dataset = read_manifest(Path(config.run_dir) / "prepare", stage="prepare").options["recipe"]["name"]
@@ -69,13 +72,13 @@ def _prepare(config: RunConfig, variants: list[Variant]) -> None:
     from learn_rank.distributed import on_main
 
     run = Path(config.run_dir)
-    reads_content = any(one.align.inputs != "id" and one.encoder is None for one in variants)
+    reads_content = any(variant.align.inputs != "id" and variant.encoder is None for variant in variants)
     alignment.make_inputs(config, reads_content=reads_content)
     for variant in variants:
         if variant.encoder is not None:
             own = _folder(config, variant.name)
             on_main(partial(_link, own / "prepare", run / "prepare"))
-            stages.extract(replace(config, run_dir=str(own), encoder=variant.encoder))
+            run_step(COMMANDS["extract"], replace(config, run_dir=str(own), encoder=variant.encoder))
 
 
 def _run(config: RunConfig, variant: Variant, seed: int) -> Run:
@@ -97,13 +100,10 @@ def _run(config: RunConfig, variant: Variant, seed: int) -> Run:
         align=replace(variant.align, seed=seed),
         ranker=replace(config.ranker, seed=seed),
     )
-    alignment.align(own)
-    if config.ablate.downstream:
-        on_main(lambda: alignment.export(own))
-        stages.train(own)
-        on_main(lambda: None)  # rank 0 publishes: the others read the ranker only once it has
-        stages.predict(own)
-        on_main(lambda: stages.evaluate_run(own))
+    for step in steps_of(own) if config.ablate.downstream else [COMMANDS["align"]]:
+        if not links.keys() >= set(step.outputs_of(own)):  # else it is shared
+            run_step(step, own)
+            on_main(lambda: None)  # rank 0 publishes: the others read the output only once it has
     return on_main(partial(_read, folder, variant, seed, has_lift=config.ablate.downstream))
 
 
@@ -113,7 +113,7 @@ def _train_baseline(config: RunConfig, seed: int) -> None:
     folder = _folder(config, BASELINE, seed)
     on_main(partial(_link, folder / "prepare", Path(config.run_dir) / "prepare"))
     ranker = replace(config.ranker, seed=seed)
-    stages.train(replace(config, run_dir=str(folder), dataset=None, arms=["baseline"], ranker=ranker))
+    run_step(COMMANDS["train"], replace(config, run_dir=str(folder), dataset=None, arms=["baseline"], ranker=ranker))
 
 
 def _read(folder: Path, variant: Variant, seed: int, *, has_lift: bool) -> Run:
@@ -146,16 +146,11 @@ def _link(link: Path, target: Path) -> None:
 
 def _check_models(variants: list[Variant]) -> None:
     """Before the first hour of training: are the models that variants name there?"""
-    for one in variants:
-        if one.align.backbone:
-            load_config(one.align.backbone, option="align.backbone")
-        if one.encoder is not None and one.encoder.kind == "hf":
-            load_config(
-                one.encoder.model,
-                option="encoder.model",
-                revision=one.encoder.revision,
-                trust_remote_code=one.encoder.trust_remote_code,
-            )
+    for variant in variants:
+        if variant.align.backbone:
+            check_model(variant.align.backbone, option="align.backbone")
+        if variant.encoder is not None:
+            find_encoder(variant.encoder.kind).check_model(variant.encoder)
 
 
 def _folder(config: RunConfig, variant: str, seed: int | None = None) -> Path:

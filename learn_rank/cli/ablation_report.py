@@ -1,23 +1,20 @@
-"""What is each part of LEARN worth? Variants over seeds, beside the paper's figures, as JSON, Markdown and text."""
+"""What is each part of LEARN worth? Variants over seeds, beside the paper's figures: report.json of an ablation."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
 from learn_rank.cli.config import AblateOptions
 from learn_rank.cli.variants import REFERENCE, Variant
-from learn_rank.evaluation.report.markdown import plain, table_text
-from learn_rank.evaluation.report.terminal import aligned, wrapped
 
 _METRICS = ("ndcg@10", "recall@10", "mrr")  # the first one says which variants are told apart
 _INDUSTRY_METRICS = ("hit_rate@50", "recall@50", "hit_rate@100", "recall@100")
-_MISSING = "-"
-_CONFIDENCE = 0.95
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -41,44 +38,13 @@ def summarise(
     A difference is within the spread of the seeds if the 95 % t interval of the paired differences (same seed) holds
     zero; null for one seed.
     """
-    names = _INDUSTRY_METRICS if options.paper == "industry" else _METRICS
-    of = {one.name: [run for run in runs if run.variant == one.name] for one in variants}
-    scores = {name: {metric: [_score(run, metric) for run in of[name]] for metric in names} for name in of}
-    figures = {one.name: one.recipe.paper.get(options.paper, {}) for one in variants}
-    found = []
-    for one in variants:
-        metrics = {
-            metric: {
-                **_mean(scores[one.name][metric]),
-                "values": scores[one.name][metric],
-                "difference_percent": _percent(
-                    _mean(scores[one.name][metric])["mean"], _mean(scores[REFERENCE][metric])["mean"]
-                ),
-                "is_within_spread": None
-                if one.name == REFERENCE
-                else _is_within_spread(scores[one.name][metric], scores[REFERENCE][metric]),
-                "paper": figures[one.name].get(metric),
-                "paper_difference_percent": _percent(figures[one.name].get(metric), figures[REFERENCE].get(metric)),
-            }
-            for metric in names
-        }
-        found.append(
-            {
-                "name": one.name,
-                "title": one.title,
-                "tables": list(one.recipe.tables),
-                "changes": one.changes,
-                "metrics": metrics,
-                "parameters": of[one.name][0].facts["parameters"],
-                "paper_parameters": figures[one.name].get("parameters"),
-                "seconds": statistics.fmean(run.facts["seconds"] for run in of[one.name]),
-                "selected_by": of[one.name][0].facts["selected_by"],
-                "validation": _mean([run.facts["validation_metric"] for run in of[one.name]]),
-                "downstream": _lift(of[one.name]),
-                "runs": [asdict(run) for run in of[one.name]],
-            }
-        )
-    first = names[0]
+    metrics = _INDUSTRY_METRICS if options.paper == "industry" else _METRICS
+    runs_of = {variant.name: [run for run in runs if run.variant == variant.name] for variant in variants}
+    scores = {
+        name: {metric: [_score(run, metric) for run in own] for metric in metrics} for name, own in runs_of.items()
+    }
+    figures = {variant.name: variant.recipe.paper.get(options.paper, {}) for variant in variants}
+    first = metrics[0]
     pairs = [
         [a.name, b.name]
         for a, b in combinations(variants, 2)
@@ -90,142 +56,48 @@ def summarise(
         "reference": REFERENCE,
         "paper": options.paper or None,
         "seeds": list(options.seeds),
-        "metrics": list(names),
+        "metrics": list(metrics),
         "num_users": runs[0].metrics["test"]["num_users"],
-        "variants": found,
+        "variants": [_summary(variant, runs_of[variant.name], scores, figures) for variant in variants],
         "pairs_within_spread": pairs if len(options.seeds) > 1 else None,
     }
 
 
-def text(report: dict[str, Any]) -> str:
-    """For a terminal: a table for every two or three metrics, what training took, the ranker's lift, notes."""
-    metrics, step = report["metrics"], 2 if report["paper"] else 3
-    parts = [wrapped(_opening(report))]
-    for start in range(0, len(metrics), step):
-        parts.append("\n".join(aligned(_retrieval(report, metrics[start : start + step]))))
-    parts.append("\n".join(aligned(_training(report))))
-    if any(one["downstream"] for one in report["variants"]):
-        parts.append("\n".join(aligned(_downstream(report))))
-    return "\n\n".join([*parts, *map(wrapped, _notes(report))])
-
-
-def markdown(report: dict[str, Any]) -> str:
-    """report.md: the same, and what each variant changes."""
-    parts = [
-        f"# Ablation: {plain(report['dataset'])}",
-        plain(_opening(report)),
-        _markdown(_retrieval(report, report["metrics"])),
-    ]
-    parts += ["\n".join(f"- {plain(note)}" for note in _notes(report))]
-    if any(one["downstream"] for one in report["variants"]):
-        parts += ["## In the ranker", _markdown(_downstream(report))]
-    parts += ["## Training", _markdown(_training(report)), "## Variants", _markdown(_legend(report))]
-    return "\n\n".join(parts) + "\n"
-
-
-def _retrieval(report: dict[str, Any], metrics: Sequence[str]) -> list[list[str]]:
-    header, is_beside = ["variant"], report["paper"] is not None
-    for metric in metrics:
-        has_figures = is_beside and any(one["metrics"][metric]["paper"] is not None for one in report["variants"])
-        header += [metric, "%", *(["paper", "%"] if has_figures else [])]
-    lines = [header]
-    for one in report["variants"]:
-        line = [one["name"]]
-        for metric in metrics:
-            found = one["metrics"][metric]
-            is_reference = one["name"] == REFERENCE
-            mark = "~" if found["is_within_spread"] else " "
-            line += [_level(found), "" if is_reference else _signed(found["difference_percent"]) + mark]
-            if is_beside and any(each["metrics"][metric]["paper"] is not None for each in report["variants"]):
-                figure = found["paper"]
-                line.append(_MISSING if figure is None else f"{figure:.4f}")
-                line.append("" if is_reference or figure is None else _signed(found["paper_difference_percent"]))
-        lines.append(line)
-    return lines
-
-
-def _training(report: dict[str, Any]) -> list[list[str]]:
-    has_figures = any(one["paper_parameters"] for one in report["variants"])
-    lines = [["variant", "parameters", *["paper"] * has_figures, "seconds", "best epoch", "chosen by", "validation"]]
-    for one in report["variants"]:
-        facts = [run["facts"] for run in one["runs"]]
-        best, epochs = (statistics.fmean(each[name] for each in facts) for name in ("best_epoch", "epochs"))
-        lines.append([
-            one["name"],
-            _count(one["parameters"]),
-            *[_count(one["paper_parameters"])] * has_figures,
-            f"{one['seconds']:,.1f}",
-            f"{round(best + 1, 1):g} of {round(epochs, 1):g}" if epochs else _MISSING,
-            one["selected_by"],
-            _level(one["validation"]),
-        ])  # fmt: skip
-    return lines
-
-
-def _downstream(report: dict[str, Any]) -> list[list[str]]:
-    confidence = next(one["downstream"]["confidence"] for one in report["variants"] if one["downstream"])
-    lines = [
-        ["variant", "baseline UAUC", "with vectors", "lift, pp", f"{100 * confidence:g} % interval", "sd of seeds"]
-    ]
-    for one in report["variants"]:
-        found = one["downstream"]
-        if found is None:
-            lines.append([one["name"], *[_MISSING] * 5])
-            continue
-        low, high = found["interval_pp"]
-        lines.append([
-            one["name"],
-            f"{found['baseline']:.4f}",
-            f"{found['treatment']:.4f}",
-            f"{found['delta_pp']:+.2f}",
-            f"[{low:+.2f}, {high:+.2f}]",
-            _MISSING if found["std_pp"] is None else f"±{found['std_pp']:.2f}",
-        ])  # fmt: skip
-    return lines
-
-
-def _legend(report: dict[str, Any]) -> list[list[str]]:
-    lines = [["variant", "the paper's row", "options"]]
-    for one in report["variants"]:
-        tables = ", ".join(map(str, one["tables"]))
-        row = f"{one['title']} (Table{'s' * (len(one['tables']) > 1)} {tables})" if tables else _MISSING
-        changes = " ".join(f"{key}={value}" for key, value in one["changes"].items() if value not in ("", []))
-        lines.append([one["name"], row, changes or "the run's own"])
-    return lines
-
-
-def _opening(report: dict[str, Any]) -> str:
-    seeds = report["seeds"]
-    over = f"mean of {len(seeds)} seeds ± their standard deviation" if len(seeds) > 1 else f"seed {seeds[0]}"
-    return (
-        f"{report['dataset']}: next item of {report['num_users']:,} test users among all items; {over}; "
-        f"%: difference to {REFERENCE}."
-    )
-
-
-def _notes(report: dict[str, Any]) -> list[str]:
-    seeds, first, pairs = len(report["seeds"]), report["metrics"][0], report["pairs_within_spread"]
-    if pairs is None:
-        notes = ["One seed: how much of a difference is chance is not known; ablate.seeds=[0,1,2] tells."]
-    else:
-        notes = [
-            f"~: the difference to {REFERENCE} is within the spread of the {seeds} seeds: the {100 * _CONFIDENCE:g} % "
-            "interval (t) of the differences, seed by seed, holds zero."
-        ]
-        others = "; ".join(f"{a} and {b}" for a, b in pairs if REFERENCE not in (a, b))
-        if others:
-            notes.append(f"Of the others, within the spread of the seeds in {first}: {others}.")
-    if report["paper"]:
-        notes.append(
-            f"paper: LEARN (arXiv 2405.03988) on its {report['paper']} data; levels of other data do not compare, "
-            "differences may."
-        )
-    if any(one["downstream"] for one in report["variants"]):
-        notes.append(
-            "Lift: UAUC of the ranker with the variant's vectors over the baseline of the same seed; the interval is "
-            "the mean of the seeds' intervals, which are over users."
-        )
-    return notes
+def _summary(
+    variant: Variant,
+    runs: Sequence[Run],
+    scores: Mapping[str, Mapping[str, Sequence[float | None]]],
+    figures: Mapping[str, Mapping[str, float]],
+) -> dict[str, Any]:
+    """A variant's part of report.json. scores: of every variant, by metric and seed; figures: the paper's."""
+    own, reference = scores[variant.name], scores[REFERENCE]
+    own_figures, reference_figures = figures[variant.name], figures[REFERENCE]
+    is_reference = variant.name == REFERENCE
+    metrics = {
+        metric: {
+            **_mean(own[metric]),
+            "values": own[metric],
+            "difference_percent": _percent(_mean(own[metric])["mean"], _mean(reference[metric])["mean"]),
+            "is_within_spread": None if is_reference else _is_within_spread(own[metric], reference[metric]),
+            "paper": own_figures.get(metric),
+            "paper_difference_percent": _percent(own_figures.get(metric), reference_figures.get(metric)),
+        }
+        for metric in own
+    }
+    return {
+        "name": variant.name,
+        "title": variant.title,
+        "tables": list(variant.recipe.tables),
+        "changes": variant.changes,
+        "metrics": metrics,
+        "parameters": runs[0].facts["parameters"],
+        "paper_parameters": own_figures.get("parameters"),
+        "seconds": statistics.fmean(run.facts["seconds"] for run in runs),
+        "selected_by": runs[0].facts["selected_by"],
+        "validation": _mean([run.facts["validation_metric"] for run in runs]),
+        "downstream": _lift(runs),
+        "runs": [asdict(run) for run in runs],
+    }
 
 
 def _score(run: Run, metric: str) -> float | None:
@@ -258,43 +130,19 @@ def _is_within_spread(values: Sequence[float | None], others: Sequence[float | N
 def _t_quantile(degrees: int) -> float:
     from scipy.special import stdtrit  # type: ignore[import-untyped]
 
-    return float(stdtrit(degrees, (1 + _CONFIDENCE) / 2))
+    return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
 
 
 def _lift(runs: Sequence[Run]) -> dict[str, Any] | None:
     """Means over the seeds; None where there is no ranker, or nobody whose UAUC is defined."""
-    found = [run.uauc for run in runs if run.uauc is not None]
-    if not found or any(one["delta_pp"] is None for one in found):
+    lifts = [run.uauc for run in runs if run.uauc is not None]
+    if not lifts or any(lift["delta_pp"] is None for lift in lifts):
         return None
-    low, high = (statistics.fmean(one["interval_pp"][bound] for one in found) for bound in (0, 1))
-    lifts = [one["delta_pp"] for one in found]
+    low, high = (statistics.fmean(lift["interval_pp"][bound] for lift in lifts) for bound in (0, 1))
+    deltas = [lift["delta_pp"] for lift in lifts]
     return {
-        **{name: statistics.fmean(one[name] for one in found) for name in ("baseline", "treatment", "delta_pp")},
+        **{name: statistics.fmean(lift[name] for lift in lifts) for name in ("baseline", "treatment", "delta_pp")},
         "interval_pp": [low, high],
-        "confidence": found[0]["confidence"],
-        "std_pp": statistics.stdev(lifts) if len(lifts) > 1 else None,
+        "confidence": lifts[0]["confidence"],
+        "std_pp": statistics.stdev(deltas) if len(deltas) > 1 else None,
     }
-
-
-def _level(found: dict[str, float | None]) -> str:
-    if found["mean"] is None:
-        return _MISSING
-    return f"{found['mean']:.4f}" + ("" if found["std"] is None else f" ±{found['std']:.4f}")
-
-
-def _signed(percent: float | None) -> str:
-    return _MISSING if percent is None else f"{percent:+.1f}"
-
-
-def _count(number: float | None) -> str:
-    """89M: as the paper writes parameters."""
-    if number is None:
-        return _MISSING
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:g}"
-
-
-def _markdown(lines: list[list[str]]) -> str:
-    return table_text(lines[0], ([cell.strip() for cell in line] for line in lines[1:]))

@@ -20,7 +20,7 @@ from learn_rank.fingerprints import fingerprint
 from learn_rank.schema import FEATURES, MANIFEST, METRICS, FeatureSet
 
 if TYPE_CHECKING:
-    from learn_rank.alignment.train import Log
+    from learn_rank.alignment.log import Log
 
 
 def align(config: RunConfig) -> None:
@@ -91,8 +91,8 @@ def export(config: RunConfig) -> None:
     """Towers -> item store and user stores."""
     from learn_rank.alignment import export as towers
     from learn_rank.alignment.histories import read_histories
+    from learn_rank.alignment.log import open_item_inputs
     from learn_rank.alignment.options import AlignOptions
-    from learn_rank.alignment.train import open_gallery
     from learn_rank.alignment.trained import load_tower, read_id_items
     from learn_rank.distributed import compute_device
     from learn_rank.io import read_table
@@ -103,12 +103,12 @@ def export(config: RunConfig) -> None:
     trained = read_manifest(aligned, stage="align")
     options = AlignOptions(**trained.options)
     log = _aligned_log(Path(config.run_dir), options.inputs)
-    for name, found in _content_inputs(log).items():
-        _require_same(trained.inputs[name], found, aligned, name)
+    for name, current in _content_inputs(log).items():
+        _require_same(trained.inputs[name], current, aligned, name)
     features = FeatureSet.read(prepared / FEATURES)
-    gallery = open_gallery([log], options, id_items=read_id_items(aligned))
+    item_inputs = open_item_inputs([log], options, id_items=read_id_items(aligned))
     device = compute_device()
-    tower = load_tower(aligned, gallery, options).to(device)
+    tower = load_tower(aligned, item_inputs, options).to(device)
     inputs = {"prepare": fingerprint_of(prepared, "prepare"), "align": trained.fingerprint}
     as_of = sorted(iso_milliseconds(time, "export.as_of") for time in config.export.as_of)
 
@@ -116,13 +116,13 @@ def export(config: RunConfig) -> None:
         stage(target / name, Manifest("export", inputs, {**asdict(config.export), "store": name}), work_in)
 
     items = read_table(prepared / "items.parquet", [ITEM_ID])[ITEM_ID].combine_chunks()
-    store("item", lambda work: towers.export_items(tower, gallery, items, work, device=device))
-    histories = read_histories(prepared, SPLITS, features.history_label, gallery)
+    store("item", lambda work: towers.export_items(tower, item_inputs, items, work, device=device))
+    histories = read_histories(prepared, SPLITS, features.history_label, item_inputs)
     store(
         "user",
         lambda work: towers.export_users_by_time(
             tower,
-            gallery,
+            item_inputs,
             histories,
             work,
             max_history=options.max_history,
@@ -133,20 +133,20 @@ def export(config: RunConfig) -> None:
     )
     if not features.num_folds:
         return
-    training = read_histories(prepared, ["train"], features.history_label, gallery)
+    training = read_histories(prepared, ["train"], features.history_label, item_inputs)
     for fold in range(features.num_folds):
         others = training.select(training.folds != fold)
         store(
             f"user_without_fold_{fold}",
             lambda work, others=others: towers.export_users(  # type: ignore[misc]
-                tower, gallery, others, work, max_history=options.max_history, device=device
+                tower, item_inputs, others, work, max_history=options.max_history, device=device
             ),
         )
 
 
 def _aligned_log(run_dir: Path, inputs: str) -> Log:
     """The prepared tables of a run and, where the towers read it, its content store."""
-    from learn_rank.alignment.train import Log
+    from learn_rank.alignment.log import Log
     from learn_rank.store.reader import FrozenStore
 
     content = None if inputs == "id" else FrozenStore(run_dir / "extract", stage="extract")
@@ -162,8 +162,8 @@ def _content_inputs(log: Log) -> dict[str, str]:
     return {"extract": log.content.fingerprint, "encoder": encoder}
 
 
-def _require_same(recorded: str, found: str, directory: Path, stage: str) -> None:
-    if recorded != found:
+def _require_same(recorded: str, current: str, directory: Path, stage: str) -> None:
+    if recorded != current:
         raise InputError(f"{directory}: was made from another {stage}; run `learn-rank {directory.name}` again")
 
 
@@ -181,7 +181,7 @@ def _retrieval_table(aligned: Path) -> str:
     names = ("recall@10", "ndcg@10", "mrr", "recall@50", "recall@100", "uauc")
     lines = [f"{'':<12}" + "".join(f"{name:>12}" for name in names) + f"{'users':>12}"]
     for window in ("validation", "test"):
-        found = metrics[window]
-        cells = [f"{found[name]:>12.4f}" if found.get(name) is not None else f"{'-':>12}" for name in names]
-        lines.append(f"{window:<12}" + "".join(cells) + f"{found['num_users']:>12,}")
+        values = metrics[window]
+        cells = [f"{values[name]:>12.4f}" if values.get(name) is not None else f"{'-':>12}" for name in names]
+        lines.append(f"{window:<12}" + "".join(cells) + f"{values['num_users']:>12,}")
     return "\n".join(lines)

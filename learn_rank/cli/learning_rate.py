@@ -1,4 +1,4 @@
-"""find-learning-rate: the result of the range test as JSON, as a page and on the terminal."""
+"""find-learning-rate: the results of the range test, as JSON, as a page and on the terminal."""
 
 from __future__ import annotations
 

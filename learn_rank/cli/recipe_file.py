@@ -96,12 +96,12 @@ class _Reader:
             tree = self._scalar(event)
         elif isinstance(event, yaml.SequenceStartEvent):
             tree = []
-            while not isinstance(one := next(self._events), yaml.SequenceEndEvent):
-                tree.append(self._node(one, depth + 1))
+            while not isinstance(element := next(self._events), yaml.SequenceEndEvent):
+                tree.append(self._node(element, depth + 1))
         else:
             tree = {}
-            while not isinstance(one := next(self._events), yaml.MappingEndEvent):
-                key = self._key(one, tree)
+            while not isinstance(key_event := next(self._events), yaml.MappingEndEvent):
+                key = self._key(key_event, tree)
                 tree[key] = self._node(next(self._events), depth + 1)
         if event.anchor is not None:
             self._anchors[event.anchor] = (tree, self._num_nodes - before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -18,6 +17,7 @@ from learn_rank.errors import InputError
 from learn_rank.evaluation.options import GIVEN, EvaluateOptions
 from learn_rank.options import with_changes
 from learn_rank.publish import publish
+from learn_rank.ranks import has_ranks
 from learn_rank.schema import FEATURES, VALUE, FeatureSet, Task, score_columns
 
 
@@ -46,25 +46,18 @@ def prepare(config: RunConfig) -> None:
 
 def extract(config: RunConfig) -> None:
     """Item texts -> content store. Runs on one process or under torchrun."""
-    from learn_rank.content.encoder import HF, encoder_fingerprint
+    from learn_rank.content.encoder import encoder_fingerprint
     from learn_rank.content.extract import extract as run
 
     prepared, directory = folder(config, "prepare"), folder(config, "extract")
     inputs = {"prepare": fingerprint_of(prepared, "prepare"), "encoder": encoder_fingerprint(config.encoder)}
-    manifest = Manifest("extract", inputs, config.encoder.of_vectors())
-
-    def work_in(work: Path) -> dict[str, Any]:
-        return run(prepared, work, config.encoder, previous=directory)
-
-    if config.encoder.kind == HF:
-        stage_on_ranks(directory, manifest, work_in, is_resumable=True)
-    elif "WORLD_SIZE" not in os.environ:
-        stage(directory, manifest, work_in)  # an installation without torch can do it
-    else:
-        from learn_rank.distributed import on_main, process_group
-
-        with process_group():
-            on_main(lambda: stage(directory, manifest, work_in))
+    publish_stage = stage_on_ranks if has_ranks() else stage  # an installation without torch can do it alone
+    publish_stage(
+        directory,
+        Manifest("extract", inputs, config.encoder.of_vectors()),
+        lambda work: run(prepared, work, config.encoder, previous=directory),
+        is_resumable=True,
+    )
 
 
 def train(config: RunConfig) -> None:

@@ -112,8 +112,9 @@ def _print_version(directory: Path, version: str, *, is_used: bool = False) -> N
 
     facts = StoreFacts.read(directory / version)
     print(f"{version}{' (in use)' if is_used else ''}")
-    print(f"  {facts.num_rows:,} rows of {facts.num_ids:,} {facts.key_type} ids, {facts.dim} x {facts.dtype}"
-          f"{', snapshots by time' if facts.has_as_of else ''}, {format_bytes(facts.num_bytes)}")  # fmt: skip
+    snapshots = ", snapshots by time" if facts.has_as_of else ""
+    size = f"{facts.dim} x {facts.dtype}{snapshots}, {format_bytes(facts.num_bytes)}"
+    print(f"  {facts.num_rows:,} rows of {facts.num_ids:,} {facts.key_type} ids, {size}")
     print(f"  fingerprint {facts.fingerprint}")
     notes = facts.notes
     if facts.parent is not None:
@@ -121,9 +122,11 @@ def _print_version(directory: Path, version: str, *, is_used: bool = False) -> N
         print(f"  refresh of {facts.parent}: {changes}")
     if notes.get("relative_error"):
         whose = "the vectors'" if facts.parent is None else "the delta's vectors'"
-        print(f"  {facts.dtype} costs {notes['relative_error']:.2e} of {whose} size, at most "
-              f"{notes['largest_error']:.2e} in a value and {notes['worst_row_error']:.2e} of one vector's size, "
-              f"that of id {notes['worst_row_id']!r}")  # fmt: skip
+        worst = f"{notes['worst_row_error']:.2e} of one vector's size, that of id {notes['worst_row_id']!r}"
+        print(
+            f"  {facts.dtype} costs {notes['relative_error']:.2e} of {whose} size, at most "
+            f"{notes['largest_error']:.2e} in a value and {worst}"
+        )
     if notes.get("num_zero_dropped"):
         print(f"  {notes['num_zero_dropped']:,} zero vectors were left out")
 

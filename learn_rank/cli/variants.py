@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from learn_rank.alignment.objectives import find_objective, unread_options
 from learn_rank.alignment.options import SHAPE, AlignOptions
 from learn_rank.artifact import read_manifest
 from learn_rank.cli.config import PAPER_DATASETS, RunConfig
@@ -26,11 +27,6 @@ BASELINE = "baseline"  # folder of the rankers without LEARN
 T = TypeVar("T")
 _SECTIONS: dict[str, type] = {"align": AlignOptions, "encoder": EncoderOptions}
 _NEEDED = "???"  # stands in a recipe for what whoever uses it has to say
-# what a loss does not read
-_UNREAD = {
-    "all_action": ("targets", "max_catalogue", "corrects_popularity"),
-    "catalogue": ("max_targets", "first_stage", "second_stage", "recency_alpha", "recency_beta", "num_item_samples"),
-}
 
 
 @dataclass
@@ -94,8 +90,8 @@ def _read(written: str) -> tuple[str, Recipe]:
     path = Path(head) if is_path or head.endswith((".yaml", ".yml")) else config_dir() / "ablation" / f"{head}.yaml"
     name = path.stem
     if not re.fullmatch(r"\w[\w.+-]*", name) or name.endswith((".json", ".md")) or name == BASELINE:
-        raise InputError(f"ablate.variants: '{name}' cannot be a variant's name; use letters, digits, _ . + - "
-                         f"(and not {BASELINE})")  # fmt: skip
+        allowed = f"use letters, digits, _ . + - (and not {BASELINE})"
+        raise InputError(f"ablate.variants: '{name}' cannot be a variant's name; {allowed}")
     known = variant_names()
     near = get_close_matches(head, known, n=1, cutoff=0.85 if settings else 0.5)
     if not path.is_file() and (near or not settings or path == Path(head)):
@@ -192,15 +188,11 @@ def _encoder_of_run(config: RunConfig) -> dict[str, Any]:
 
 def _what_counts(variant: Variant) -> tuple[Any, ...]:
     """Two variants in which this is equal are trained alike."""
-    align = variant.align
-    if align.objective == "none":
-        return ("none", variant.encoder)
-    fields = asdict(replace(align, item_tower="a") if _is_alone(align) else align)
-    for name in (*_UNREAD[align.objective], *(("embedding_dim",) if align.item_tower == "c" else ())):
+    align, objective = variant.align, find_objective(variant.align.objective)
+    if not objective.trains:
+        return (align.objective, variant.encoder)
+    is_alone = align.item_tower == "b" and not objective.has_target_sequences  # then (a) and (b) are the same
+    fields = asdict(replace(align, item_tower="a") if is_alone else align)
+    for name in (*unread_options(align.objective), *(("embedding_dim",) if align.item_tower == "c" else ())):
         del fields[name]
     return (fields, variant.encoder)
-
-
-def _is_alone(align: AlignOptions) -> bool:
-    """Against the catalogue an item tower reads one item at a time: (a) and (b) are the same."""
-    return align.objective == "catalogue" and align.item_tower == "b"

@@ -1,4 +1,4 @@
-"""The distinct texts of a catalogue, found and read again in one pass each, without holding them all."""
+"""The distinct texts of a catalogue: one pass over the items finds them, another reads them, none holds them all."""
 
 from __future__ import annotations
 
@@ -81,15 +81,15 @@ class Catalogue:
         """The [K] texts in the order of the file, in blocks of about BLOCK_TEXTS that depend on nothing else."""
         numbers = numbers[np.argsort(self.first_rows[numbers])]
         rows = self.first_rows[numbers]
-        columns = [ITEM_ID, *(one.column for one in self.fields)]
+        columns = [ITEM_ID, *(field.column for field in self.fields)]
         held: list[pa.Array] = []
         start, end, next_row = 0, 0, 0  # numbers[start:end] are held
         for batch in read_batches(self.path, list(dict.fromkeys(columns)), None, _BATCH_ROWS):
-            found = int(np.searchsorted(rows, next_row + batch.num_rows))
-            if found > end:
-                wanted = batch.take(pa.array(rows[end:found] - next_row))
+            new_end = int(np.searchsorted(rows, next_row + batch.num_rows))
+            if new_end > end:
+                wanted = batch.take(pa.array(rows[end:new_end] - next_row))
                 held.append(compose_texts(wanted, self.fields, self.options))
-            next_row, end = next_row + batch.num_rows, found
+            next_row, end = next_row + batch.num_rows, new_end
             if end - start >= BLOCK_TEXTS or (held and end == len(rows)):
                 yield Block(numbers[start:end], pa.concat_arrays(held))
                 held, start = [], end
@@ -106,7 +106,7 @@ def read_catalogue(path: Path, options: TextOptions) -> Catalogue:
     """Reads items.parquet once, batch by batch. InputError: a field that it does not have, nulls among the ids."""
     with open_parquet(path) as file:
         fields = tuple(text_fields(file.schema_arrow.names, options, where=str(path)))
-    columns = [ITEM_ID, *(one.column for one in fields)]
+    columns = [ITEM_ID, *(field.column for field in fields)]
     ids, hashes, has_text = [], [], []
     for batch in read_batches(path, list(dict.fromkeys(columns)), None, _BATCH_ROWS):
         texts = compose_texts(batch, fields, options)

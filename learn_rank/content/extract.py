@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
-from learn_rank.arrays import Int64Array
+from learn_rank.arrays import Float32Array, Int64Array
 from learn_rank.content.catalogue import Catalogue, read_catalogue
-from learn_rank.content.encoder import HF, EncoderOptions, vector_key
-from learn_rank.content.tfidf import fit_tfidf_svd
+from learn_rank.content.encode import EncodedFile, encode_texts, load_arrays, load_encoded, save_arrays
+from learn_rank.content.encoder import EncoderOptions, vector_key
+from learn_rank.content.encoders import Encoder, find_encoder
+from learn_rank.content.reuse import EncodedTexts, encoded_texts, finished_facts, write_texts
 from learn_rank.errors import InputError
 from learn_rank.io import read_table
+from learn_rank.ranks import Ranks, join_ranks
 from learn_rank.schema import ITEM_ID
 from learn_rank.store.keys import key_type
 from learn_rank.store.writer import VectorBatch, write_batches
@@ -30,7 +34,7 @@ class Chunk(NamedTuple):
     """K texts of a catalogue: numbers [K] and vectors [K, D]."""
 
     numbers: Int64Array
-    vectors: npt.NDArray[np.float32]
+    vectors: Float32Array
 
 
 def extract(
@@ -40,81 +44,107 @@ def extract(
 
     Equal texts are encoded once. An item without text gets no row: it is counted, and later takes a missing vector.
 
-    hf: `directory` may hold the work of a killed run, which is gone on with. A text whose vector is in the store at
-    `previous`, made by the same model and options, is not encoded again. Under torchrun the ranks share the texts and
-    the first one writes the store. tfidf_svd is fitted on the items of the training window, so that any change of them
-    moves every vector: it is made as a whole each time, on one process.
+    `directory` may hold the work of a killed run, which is continued. A text whose vector is in the store at
+    `previous`, made by the same encoder and options, is not encoded again; a fitted encoder is the same only if it
+    learned from the same texts. Under torchrun the ranks share the texts, and the first one fits the encoder and
+    writes the store. InputError: no item has text, or what the encoder refuses.
     """
     catalogue = read_catalogue(prepared / "items.parquet", options.text)
     if not catalogue.num_texts:
         raise InputError(f"{catalogue.path}: no item has text; set items.text in the dataset recipe")
-    if options.kind == HF:
-        return _extract_hf(catalogue, directory, options, previous)
-    return _extract_tfidf_svd(catalogue, prepared / "item_counts.parquet", directory, options)
+    trained: Int64Array | None = None
+    if find_encoder(options.kind).is_fitted:
+        trained = _texts_of_training(catalogue, prepared / "item_counts.parquet")
+    key = vector_key(options, fitted_on="" if trained is None else _digest(catalogue, trained))
+    known = encoded_texts(previous, key) if previous is not None else None
+    positions = known.positions_of(catalogue.hashes) if known else np.full(catalogue.num_texts, -1)
+    fresh, parts = np.flatnonzero(positions < 0), directory / "parts"
+    with join_ranks(timeout_seconds=_WAIT_SECONDS) as ranks:
+        facts = ranks.on_main(partial(finished_facts, directory, catalogue, key))
+        if facts is None:
+            make_encoder = partial(_encoder, options, None)
+            if trained is not None and len(fresh):
+                make_encoder = partial(_encoder, options, _fit(catalogue, trained, options, parts, key, ranks))
+            files = encode_texts(catalogue, fresh, parts, make_encoder, key=key, ranks=ranks)
+            facts = ranks.on_main(
+                lambda: _write(catalogue, directory, files, known, positions, options=options, key=key)
+            )
+        ranks.on_main(lambda: shutil.rmtree(parts, ignore_errors=True))
+        return facts
 
 
-def _extract_tfidf_svd(
-    catalogue: Catalogue, item_counts: Path, directory: Path, options: EncoderOptions
-) -> dict[str, Any]:
+def _texts_of_training(catalogue: Catalogue, item_counts: Path) -> Int64Array:
+    """Numbers of the texts of the training window's items, ascending."""
     trained_on = read_table(item_counts, [ITEM_ID])[ITEM_ID].combine_chunks().cast(catalogue.item_ids.type)
     is_trained = pc.is_in(catalogue.item_ids, value_set=trained_on).to_numpy(zero_copy_only=False)
     trained = np.unique(catalogue.text_of[is_trained & (catalogue.text_of >= 0)])
     if not len(trained):
         raise InputError(f"{catalogue.path}: no item of the training window has text")
-    encoder = fit_tfidf_svd((text for block in catalogue.blocks(trained) for text in block.texts.to_pylist()), options)
-    everything = np.arange(catalogue.num_texts)
+    return trained
+
+
+def _digest(catalogue: Catalogue, numbers: Int64Array) -> str:
+    """Identifies the texts in the order in which an encoder learns from them."""
+    in_file_order = numbers[np.argsort(catalogue.first_rows[numbers])]
+    return xxhash.xxh3_128_hexdigest(catalogue.hashes[in_file_order].tobytes())
+
+
+def _fit(
+    catalogue: Catalogue, numbers: Int64Array, options: EncoderOptions, folder: Path, key: str, ranks: Ranks
+) -> Path:
+    """Where rank 0 has saved what the encoder learns from these texts."""
+    path = folder / f"{key}.fitted.npz"
+
+    def fit() -> None:
+        if not path.is_file():
+            texts = (text for block in catalogue.blocks(numbers) for text in block.texts.to_pylist())
+            save_arrays(path, find_encoder(options.kind).fit(texts, options))
+
+    ranks.on_main(fit)
+    return path
+
+
+def _encoder(options: EncoderOptions, fitted: Path | None) -> Encoder:
+    return find_encoder(options.kind)(options, {} if fitted is None else load_arrays(fitted))
+
+
+def _write(
+    catalogue: Catalogue,
+    directory: Path,
+    files: list[EncodedFile],
+    known: EncodedTexts | None,
+    positions: Int64Array,
+    *,
+    options: EncoderOptions,
+    key: str,
+) -> dict[str, Any]:
+    """The store, and what it says of its texts: those in `files`, and those that `known` has at positions [T]."""
+    is_cut = np.zeros(catalogue.num_texts, bool)
+    reused = np.flatnonzero(positions >= 0)
 
     def chunks() -> Iterator[Chunk]:
-        for numbers, texts in catalogue.blocks(everything):
-            yield Chunk(numbers, encoder.encode(texts.to_pylist()))
+        for path, numbers in files:
+            encoded = load_encoded(path)
+            is_cut[numbers] = encoded.is_cut
+            yield Chunk(numbers, encoded.vectors)
+        if known is not None:
+            is_cut[reused] = known.is_cut[positions[reused]]
+            for start in range(0, len(reused), _CHUNK_ROWS):
+                numbers = reused[start : start + _CHUNK_ROWS]
+                yield Chunk(numbers, known.vectors(positions[numbers]))
 
-    return {**_write(catalogue, directory, chunks, options.dim), **_counts(catalogue, everything), "texts_cut": 0}
+    dim = known.store.dim if known else load_encoded(files[0].path).vectors.shape[1]
+    facts = _write_store(catalogue, directory, chunks, dim)
+    facts |= {**_counts(catalogue, np.flatnonzero(positions < 0)), "texts_cut": int(is_cut.sum())}
+    if options.model:
+        facts["model"] = options.model
+    write_texts(directory, catalogue, is_cut, key, facts)
+    return facts
 
 
-def _extract_hf(
-    catalogue: Catalogue, directory: Path, options: EncoderOptions, previous: Path | None
+def _write_store(
+    catalogue: Catalogue, directory: Path, chunks: Callable[[], Iterator[Chunk]], dim: int
 ) -> dict[str, Any]:
-    from learn_rank.content.parts import encode_parts, load_part
-    from learn_rank.content.record import encoded_texts, finished_facts, write_record
-    from learn_rank.distributed import new_group, on_main, process_group
-
-    key, parts = vector_key(options), directory / "parts"
-    known = encoded_texts(previous, key) if previous is not None else None
-    positions = known.positions_of(catalogue.hashes) if known else np.full(catalogue.num_texts, -1)
-    fresh, reused = np.flatnonzero(positions < 0), np.flatnonzero(positions >= 0)
-    is_cut = np.zeros(catalogue.num_texts, bool)
-
-    def finish() -> dict[str, Any]:
-        def chunks() -> Iterator[Chunk]:
-            for path, numbers in saved:
-                part = load_part(path)
-                is_cut[numbers] = part.is_cut
-                yield Chunk(numbers, part.vectors)
-            if known is not None:
-                is_cut[reused] = known.is_cut[positions[reused]]
-                for start in range(0, len(reused), _CHUNK_ROWS):
-                    numbers = reused[start : start + _CHUNK_ROWS]
-                    yield Chunk(numbers, known.vectors(positions[numbers]))
-
-        dim = known.store.dim if known else load_part(saved[0].path).vectors.shape[1]
-        facts = _write(catalogue, directory, chunks, dim)
-        facts |= {**_counts(catalogue, fresh), "texts_cut": int(is_cut.sum()), "model": options.model}
-        write_record(directory, catalogue, is_cut, key, facts)
-        return facts
-
-    with process_group() as process:
-        if options.device_map and process.world_size > 1:
-            raise InputError("encoder.device_map spreads one model over all devices; run it without torchrun")
-        group = new_group(timeout_seconds=_WAIT_SECONDS)
-        facts = on_main(lambda: finished_facts(directory, catalogue, key), group)
-        if facts is None:
-            saved = encode_parts(catalogue, fresh, parts, options, process, group)
-            facts = on_main(finish, group)
-        on_main(lambda: shutil.rmtree(parts, ignore_errors=True), group)
-        return facts
-
-
-def _write(catalogue: Catalogue, directory: Path, chunks: Callable[[], Iterator[Chunk]], dim: int) -> dict[str, Any]:
     """The vectors of all texts, which come in any order, as the store of the items that have them."""
 
     def batches() -> Iterator[VectorBatch]:

@@ -19,33 +19,42 @@ _NOTHING = pa.scalar("", _STRING)
 _BETWEEN = "\x1f"  # stands between the values of a field while they are made words
 
 
-def _doc(text: str) -> dict[str, str]:
-    return {"help": text}
-
-
 @dataclass
 class TextOptions:
     """How the text fields of an item become one text."""
 
     fields: list[str] = field(
         default_factory=list,
-        metadata=_doc("fields in order; a|b is the first of them that the log has; empty: all text fields of the log"),
+        metadata={
+            "help": "text fields in their order in the text; a|b is the first of the two that the log has; empty: all "
+            "text fields of the log"
+        },
     )
     names: dict[str, str] = field(
-        default_factory=dict, metadata=_doc("what the text calls a field: +encoder.text.names={genres: genre}")
+        default_factory=dict,
+        metadata={"help": "what the text calls a field, by field: +encoder.text.names={genres: genre}"},
     )
-    prefix: str = field(default="", metadata=_doc("before the fields"))
-    template: str = field(default="{name}: {value}", metadata=_doc("how one field reads"))
-    separator: str = field(default=". ", metadata=_doc("between fields"))
-    max_chars_per_field: int = field(default=2000, metadata=_doc("longer values are cut"))
+    prefix: str = field(default="", metadata={"help": "text before the first field"})
+    template: str = field(
+        default="{name}: {value}", metadata={"help": "text of one field; {name} and {value} are filled in"}
+    )
+    separator: str = field(default=". ", metadata={"help": "text between two fields"})
+    max_chars_per_field: int = field(
+        default=2000, metadata={"help": "longest value of a field, in characters; a longer one is cut"}
+    )
     max_chars: dict[str, int] = field(
-        default_factory=dict, metadata=_doc("the same of single fields: +encoder.text.max_chars={plot: 500}")
+        default_factory=dict,
+        metadata={"help": "longest value of single fields, in characters: +encoder.text.max_chars={plot: 500}"},
     )
     words: bool = field(
         default=False,
-        metadata=_doc("every value of a field is one word of its own by the template: for features, not for language"),
+        metadata={
+            "help": "each value of a field becomes one word, by the template: for features such as tags, not for prose"
+        },
     )
-    split_at: str = field(default=",|;", metadata=_doc("words: characters between the values of one field"))
+    split_at: str = field(
+        default=",|;", metadata={"help": "words: the characters that separate the values of one field"}
+    )
 
     def __post_init__(self) -> None:
         if "{value}" not in self.template:
@@ -72,7 +81,7 @@ def text_fields(columns: Sequence[str], options: TextOptions, *, where: str) -> 
     [TextField(column='categories', name='category', max_chars=2000)]
     """
     present = [column for column in columns if column != ITEM_ID]
-    found = []
+    chosen = []
     for wanted in options.fields or present:
         alternatives = [wanted] if wanted in present else wanted.split("|")
         column = next((name for name in alternatives if name in present), None)
@@ -83,13 +92,13 @@ def text_fields(columns: Sequence[str], options: TextOptions, *, where: str) -> 
             )
         keys = (column, alternatives[0])
         name = _first(options.names, keys, alternatives[0])
-        found.append(TextField(column, name, _first(options.max_chars, keys, options.max_chars_per_field)))
+        chosen.append(TextField(column, name, _first(options.max_chars, keys, options.max_chars_per_field)))
     known = {name for wanted in options.fields for name in wanted.split("|")} | set(present)
     for option, keys_given in (("names", options.names), ("max_chars", options.max_chars)):
         unknown = next((key for key in keys_given if key not in known), None)
         if unknown is not None:
             raise InputError(f"{where}: no text field '{unknown}', which encoder.text.{option} names")
-    return found
+    return chosen
 
 
 def compose_texts(items: pa.RecordBatch, fields: Sequence[TextField], options: TextOptions) -> pa.Array:
@@ -107,20 +116,20 @@ def compose_texts(items: pa.RecordBatch, fields: Sequence[TextField], options: T
     ['title_Heat genres_Crime genres_Drama', '']
     """
     text = pa.array([""] * items.num_rows, _STRING)
-    for one in fields:
-        value = _field_text(items.column(one.column), one, options)
+    for text_field in fields:
+        value = _field_text(items.column(text_field.column), text_field, options)
         after = pc.if_else(pc.equal(text, _NOTHING), value, _joined(text, _string(options.separator), value))
         text = pc.if_else(pc.equal(value, _NOTHING), text, after)
     return pc.if_else(pc.equal(text, _NOTHING), text, _joined(_string(options.prefix), text))
 
 
-def _field_text(values: pa.Array, one: TextField, options: TextOptions) -> pa.Array:
+def _field_text(values: pa.Array, text_field: TextField, options: TextOptions) -> pa.Array:
     """The field as it reads in the text; '' where there is nothing."""
     values = pc.utf8_trim_whitespace(pc.fill_null(values.cast(_STRING), ""))
-    values = pc.utf8_slice_codeunits(values, 0, one.max_chars)
+    values = pc.utf8_slice_codeunits(values, 0, text_field.max_chars)
     if options.words:
-        return _as_words(values, options.template.replace("{name}", re.sub(r"\W", "_", one.name)), options)
-    template = options.template.replace("{name}", one.name)
+        return _as_words(values, options.template.replace("{name}", re.sub(r"\W", "_", text_field.name)), options)
+    template = options.template.replace("{name}", text_field.name)
     pieces = [part for piece in template.split("{value}") for part in (values, _string(piece))][1:]
     return pc.if_else(pc.equal(values, _NOTHING), values, _joined(*pieces))
 

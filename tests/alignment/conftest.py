@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from learn_rank.alignment.gallery import Gallery
+from learn_rank.alignment.build import new_tower
+from learn_rank.alignment.item_inputs import ItemInputs
 from learn_rank.alignment.options import AlignOptions
-from learn_rank.alignment.towers import Tower, new_tower
+from learn_rank.alignment.towers import Tower
 from learn_rank.store.reader import FrozenStore
 
 # (user, item, time in ms, fold, like)
@@ -30,9 +31,15 @@ def write_prepared(folder: Path, splits: dict[str, Rows], *, num_folds: int = 0)
         pq.write_table(table, folder / "interactions" / f"{split}.parquet")
     pq.write_table(pa.table({"item_id": np.arange(100, 140)}), folder / "items.parquet")
     features = {
-        "sparse": [], "dense": [], "labels": ["like"], "ranking_label": "like", "cvr_label": "like",
-        "history_label": "like", "has_value": False, "num_folds": num_folds,
-    }  # fmt: skip
+        "sparse": [],
+        "dense": [],
+        "labels": ["like"],
+        "ranking_label": "like",
+        "cvr_label": "like",
+        "history_label": "like",
+        "has_value": False,
+        "num_folds": num_folds,
+    }
     (folder / "features.json").write_text(json.dumps(features))
     return folder
 
@@ -43,26 +50,26 @@ def prepare() -> Callable[..., Path]:
 
 
 @pytest.fixture
-def made(content: FrozenStore) -> Callable[..., tuple[Any, Gallery]]:
-    """options -> a small tower of items 100 .. 139 in evaluation mode, and its gallery; ids know 100 .. 129."""
+def made(content: FrozenStore) -> Callable[..., tuple[Any, ItemInputs]]:
+    """options -> a small tower of items 100 .. 139 in evaluation mode, and their inputs; ids know 100 .. 129."""
 
-    def make(changes: dict[str, Any], *, noise: float = 0.1) -> tuple[Any, Gallery]:
+    def make(changes: dict[str, Any], *, noise: float = 0.1) -> tuple[Any, ItemInputs]:
         torch.manual_seed(0)
         options = AlignOptions(
             **{"width": 16, "num_layers": 2, "num_heads": 2, "id_dim": 8, "max_history": 10, **changes}
         )
-        gallery = Gallery(
+        item_inputs = ItemInputs(
             [] if options.inputs == "id" else [content],
             catalogue=pa.array(np.arange(100, 140)),
             id_items=None if options.inputs == "content" else pa.array(np.arange(100, 130)),
         )
-        tower = new_tower(gallery, torch.arange(30), options)
+        tower = new_tower(item_inputs, torch.arange(30), options)
         for weight in tower.parameters():
             if weight.requires_grad:  # as after training: nothing is zero or the identity any more
                 weight.data += noise * torch.randn_like(weight)
         if isinstance(tower, Tower) and tower.ids is not None:
             tower.ids.table.weight.data[0] = 0.0
-        return tower.eval(), gallery
+        return tower.eval(), item_inputs
 
     return make
 

@@ -9,7 +9,7 @@ import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, T5Config, T5Model
 
 from learn_rank.alignment.backbone import LoraBackbone
-from learn_rank.alignment.gallery import Gallery
+from learn_rank.alignment.item_inputs import ItemInputs
 from learn_rank.alignment.options import AlignOptions
 from learn_rank.alignment.towers import Tower
 from learn_rank.alignment.trained import load_tower, save_tower, tower_state
@@ -17,10 +17,14 @@ from learn_rank.errors import InputError
 
 HIDDEN, INNER, LAYERS, HEADS, KEY_HEADS, LENGTH, RANK = 32, 48, 2, 4, 2, 64, 4
 SIZES: dict[str, Any] = {
-    "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
-    "vocab_size": 50, "max_position_embeddings": LENGTH,
-}  # fmt: skip
-Made = Callable[..., tuple[Any, Gallery]]
+    "hidden_size": HIDDEN,
+    "intermediate_size": INNER,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "vocab_size": 50,
+    "max_position_embeddings": LENGTH,
+}
+Made = Callable[..., tuple[Any, ItemInputs]]
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +40,12 @@ def options(llama: str) -> dict[str, Any]:
     return {"backbone": llama, "lora_rank": RANK, "lora_alpha": 8, "embedding_dim": 12}
 
 
-def train(tower: Any, gallery: Gallery, steps: int = 3) -> None:
+def train(tower: Any, item_inputs: ItemInputs, steps: int = 3) -> None:
     tower.train()
     optimizer = torch.optim.AdamW([weight for weight in tower.parameters() if weight.requires_grad], 0.05)
     for _ in range(steps):
         optimizer.zero_grad()
-        tower(gallery.inputs(torch.arange(40).view(4, 10), torch.device("cpu")))[..., 0].sum().backward()
+        tower(item_inputs.take(torch.arange(40).view(4, 10), torch.device("cpu")))[..., 0].sum().backward()
         optimizer.step()
     tower.eval()
 
@@ -78,9 +82,9 @@ def test_an_untuned_backbone_is_the_llm_over_inputs_of_the_size_of_its_tokens(ll
 
 
 def test_training_leaves_the_llms_weights_and_changes_the_rest(made: Made, options: dict[str, Any]) -> None:
-    tower, gallery = made(options)
+    tower, item_inputs = made(options)
     before = {name: weight.clone() for name, weight in tower.named_parameters()}
-    train(tower, gallery)
+    train(tower, item_inputs)
     frozen = 0
     for name, weight in tower.named_parameters():
         assert torch.equal(weight, before[name]) == (not weight.requires_grad), name
@@ -91,14 +95,14 @@ def test_training_leaves_the_llms_weights_and_changes_the_rest(made: Made, optio
 def test_a_saved_tower_holds_no_weight_of_the_llm_and_is_loaded_over_it(
     made: Made, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    tower, gallery = made(options)
-    train(tower, gallery)
+    tower, item_inputs = made(options)
+    train(tower, item_inputs)
     frozen = {name for name, weight in tower.named_parameters() if not weight.requires_grad}
     assert frozen
     assert not frozen & tower_state(tower).keys()
-    save_tower(tmp_path, tower, gallery)
-    loaded = load_tower(tmp_path, gallery, AlignOptions(max_history=10, **options))
-    items = gallery.inputs(torch.arange(40).view(4, 10), torch.device("cpu"))
+    save_tower(tmp_path, tower, item_inputs)
+    loaded = load_tower(tmp_path, item_inputs, AlignOptions(max_history=10, **options))
+    items = item_inputs.take(torch.arange(40).view(4, 10), torch.device("cpu"))
     with torch.no_grad():
         assert torch.equal(loaded(items), tower(items))
 
@@ -107,28 +111,28 @@ def test_a_saved_tower_holds_no_weight_of_the_llm_and_is_loaded_over_it(
 def test_no_position_sees_the_future_and_one_item_is_a_history_of_one(
     made: Made, options: dict[str, Any], inputs: str
 ) -> None:
-    tower, gallery = made({**options, "inputs": inputs})
+    tower, item_inputs = made({**options, "inputs": inputs})
     with torch.no_grad():
         rows = torch.arange(12).view(2, 6)
         changed = rows.clone()
         changed[:, 4:] = torch.tensor([25, -1])
-        one, other, alone = (
-            embed(gallery.inputs(asked, torch.device("cpu")))
+        whole, other, alone = (
+            embed(item_inputs.take(asked, torch.device("cpu")))
             for embed, asked in ((tower, rows), (tower, changed), (tower.embed_items, rows[:, 0]))
         )
-    assert torch.allclose(one[:, :4], other[:, :4], atol=1e-6)
-    assert (one[:, 4] - other[:, 4]).abs().amax(1).min() > 1e-3
-    assert torch.allclose(alone, one[:, 0], atol=1e-5)
+    assert torch.allclose(whole[:, :4], other[:, :4], atol=1e-6)
+    assert (whole[:, 4] - other[:, 4]).abs().amax(1).min() > 1e-3
+    assert torch.allclose(alone, whole[:, 0], atol=1e-5)
 
 
 def test_bfloat16_keeps_float32_embeddings(made: Made, options: dict[str, Any]) -> None:
-    tower, gallery = made(options)
-    items = gallery.inputs(torch.arange(40).view(4, 10), torch.device("cpu"))
+    tower, item_inputs = made(options)
+    items = item_inputs.take(torch.arange(40).view(4, 10), torch.device("cpu"))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        found = tower(items)
-    assert found.dtype == torch.float32
+        half_precision = tower(items)
+    assert half_precision.dtype == torch.float32
     with torch.no_grad():
-        assert torch.allclose(found, tower(items), atol=0.1)
+        assert torch.allclose(half_precision, tower(items), atol=0.1)
 
 
 # Bad input
@@ -164,10 +168,10 @@ def test_a_folder_that_is_no_model_is_one_line(tmp_path: Path) -> None:
 def test_a_tower_is_not_put_on_another_llm_than_it_was_trained_on(
     made: Made, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    tower, gallery = made(options)
+    tower, item_inputs = made(options)
     assert isinstance(tower, Tower)
-    save_tower(tmp_path, tower, gallery)
+    save_tower(tmp_path, tower, item_inputs)
     LlamaForCausalLM(LlamaConfig(num_key_value_heads=KEY_HEADS, **SIZES)).save_pretrained(tmp_path / "other")
     changed = AlignOptions(max_history=10, **{**options, "backbone": str(tmp_path / "other")})
     with pytest.raises(InputError, match="trained on another model than the one now in"):
-        load_tower(tmp_path, gallery, changed)
+        load_tower(tmp_path, item_inputs, changed)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from learn_rank.alignment.evaluate import Evaluator, Window, read_window
-from learn_rank.alignment.gallery import Gallery
 from learn_rank.alignment.histories import read_histories
+from learn_rank.alignment.item_inputs import ItemInputs
 from learn_rank.alignment.options import AlignOptions
 from learn_rank.alignment.towers import MeanContent
 from learn_rank.distributed import Process
@@ -22,9 +22,15 @@ ALONE = Process(0, 1, 1, torch.device("cpu"))
 # items 100-119 of `content` lie near one direction, 120-139 near another
 TRAIN = [(1, 100, 0, -1, 1), (1, 101, 1, -1, 1), (1, 130, 2, -1, 0), (2, 120, 0, -1, 1), (3, 105, 0, -1, 0)]
 VALIDATION = [
-    (1, 102, 10, -1, 1), (1, 103, 10, -1, 1), (1, 125, 11, -1, 0), (2, 110, 10, -1, 1), (2, 126, 11, -1, 0),
-    (2, 999, 12, -1, 1), (3, 107, 12, -1, 1), (4, 107, 12, -1, 1),
-]  # fmt: skip
+    (1, 102, 10, -1, 1),
+    (1, 103, 10, -1, 1),
+    (1, 125, 11, -1, 0),
+    (2, 110, 10, -1, 1),
+    (2, 126, 11, -1, 0),
+    (2, 999, 12, -1, 1),
+    (3, 107, 12, -1, 1),
+    (4, 107, 12, -1, 1),
+]
 
 
 def auc(users: Any, labels: Any, scores: Any) -> float | None:
@@ -32,30 +38,30 @@ def auc(users: Any, labels: Any, scores: Any) -> float | None:
 
 
 @pytest.fixture
-def window(tmp_path: Path, content: FrozenStore, prepare: Callable[..., Path]) -> tuple[Window, Gallery]:
+def window(tmp_path: Path, content: FrozenStore, prepare: Callable[..., Path]) -> tuple[Window, ItemInputs]:
     folder = prepare(tmp_path / "prepare", {"train": TRAIN, "validation": VALIDATION})
-    gallery = Gallery([content])
-    histories = read_histories(folder, ["train"], "like", gallery)
-    return read_window(folder, "validation", "like", gallery, histories), gallery
+    item_inputs = ItemInputs([content])
+    histories = read_histories(folder, ["train"], "like", item_inputs)
+    return read_window(folder, "validation", "like", item_inputs, histories), item_inputs
 
 
-def evaluator(window: Window, gallery: Gallery, **changes: Any) -> Evaluator:
-    return Evaluator(window, gallery, AlignOptions(**changes), ALONE, uauc=auc)
+def evaluator(window: Window, item_inputs: ItemInputs, **changes: Any) -> Evaluator:
+    return Evaluator(window, item_inputs, AlignOptions(**changes), ALONE, uauc=auc)
 
 
 # Known answers
 
 
-def test_users_without_history_and_targets_without_vector_are_counted(window: tuple[Window, Gallery]) -> None:
+def test_users_without_history_and_targets_without_vector_are_counted(window: tuple[Window, ItemInputs]) -> None:
     metrics = evaluator(*window).all_metrics(MeanContent(6))
     assert metrics["users_without_history"] == 2  # users 3 (no positive interaction before) and 4
     assert (metrics["num_users"], metrics["num_targets"], metrics["targets_without_vector"]) == (2, 4, 1)
 
 
 def test_mean_content_ranks_by_the_cosine_of_raw_content_and_leaves_history_out(
-    window: tuple[Window, Gallery], content: FrozenStore
+    window: tuple[Window, ItemInputs], content: FrozenStore
 ) -> None:
-    found = evaluator(*window).all_metrics(MeanContent(6))
+    metrics = evaluator(*window).all_metrics(MeanContent(6))
     ids = np.arange(100, 140)
     rows = content.rows_of(pa.array(ids))
     vectors = content.vectors(torch.from_numpy(rows)).numpy()
@@ -68,27 +74,27 @@ def test_mean_content_ranks_by_the_cosine_of_raw_content_and_leaves_history_out(
         places = [ranked.index(item) + 1 for item in targets if item in ranked]
         recalls.append(sum(place <= 10 for place in places) / len(targets))
         firsts.append(1 / min(places))
-    assert found["recall@10"] == pytest.approx(np.mean(recalls))
-    assert found["mrr"] == pytest.approx(np.mean(firsts))
+    assert metrics["recall@10"] == pytest.approx(np.mean(recalls))
+    assert metrics["mrr"] == pytest.approx(np.mean(firsts))
     # user 1 prefers both liked items to the other, user 2 the disliked one
-    assert found["uauc"] == 0.5
+    assert metrics["uauc"] == 0.5
 
 
 # Laws
 
 
-def test_the_best_epoch_is_chosen_by_uauc_only_where_the_log_has_negatives(window: tuple[Window, Gallery]) -> None:
-    judged, gallery = window
-    assert evaluator(judged, gallery).select_by == "uauc"
-    assert evaluator(judged, gallery, select_by="mrr").metric(MeanContent(6)) == pytest.approx(
-        evaluator(judged, gallery).all_metrics(MeanContent(6))["mrr"]
+def test_the_best_epoch_is_chosen_by_uauc_only_where_the_log_has_negatives(window: tuple[Window, ItemInputs]) -> None:
+    judged, item_inputs = window
+    assert evaluator(judged, item_inputs).select_by == "uauc"
+    assert evaluator(judged, item_inputs, select_by="mrr").metric(MeanContent(6)) == pytest.approx(
+        evaluator(judged, item_inputs).all_metrics(MeanContent(6))["mrr"]
     )
     positives = Window(**{**vars(judged), "labels": np.ones_like(judged.labels)})
-    alone = evaluator(positives, gallery)
+    alone = evaluator(positives, item_inputs)
     assert alone.select_by == "ndcg@10"
     assert "uauc" not in alone.all_metrics(MeanContent(6))
 
 
-def test_fewer_users_may_be_drawn_for_the_retrieval_metrics(window: tuple[Window, Gallery]) -> None:
+def test_fewer_users_may_be_drawn_for_the_retrieval_metrics(window: tuple[Window, ItemInputs]) -> None:
     metrics = evaluator(*window, evaluated_users=1).all_metrics(MeanContent(6))
     assert metrics["num_users"] == 1

@@ -8,15 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from learn_rank.alignment.gallery import Gallery
 from learn_rank.alignment.histories import Histories, read_histories
+from learn_rank.alignment.item_inputs import ItemInputs
 from learn_rank.errors import InputError
 from learn_rank.store.reader import FrozenStore
 
 
 @pytest.fixture
-def gallery(content: FrozenStore) -> Gallery:
-    return Gallery([content])
+def item_inputs(content: FrozenStore) -> ItemInputs:
+    return ItemInputs([content])
 
 
 def spans(histories: Histories) -> dict[int, list[int]]:
@@ -30,22 +30,22 @@ def spans(histories: Histories) -> dict[int, list[int]]:
 
 
 def test_positives_are_grouped_by_user_in_order_of_time(
-    prepare: Callable[..., Path], gallery: Gallery, tmp_path: Path
+    prepare: Callable[..., Path], item_inputs: ItemInputs, tmp_path: Path
 ) -> None:
     train = [(7, 105, 30, 0, 1), (5, 100, 10, 1, 1), (7, 101, 20, 1, 1), (7, 102, 25, 0, 0)]
     test = [(7, 103, 5, -1, 1), (7, 999, 40, -1, 1)]
-    found = read_histories(prepare(tmp_path, {"train": train, "test": test}), ["train", "test"], "like", gallery)
+    read = read_histories(prepare(tmp_path, {"train": train, "test": test}), ["train", "test"], "like", item_inputs)
     items = {7: [103, 101, 105], 5: [100]}
-    assert spans(found) == {user: gallery.rows_of(pa.array(ids)).tolist() for user, ids in items.items()}
-    assert found.times.tolist() == [5, 20, 30, 10]
-    assert found.num_without_input == 1
-    without = found.select(found.folds != 1)
-    assert without.items.tolist() == gallery.rows_of(pa.array([103, 105])).tolist()
+    assert spans(read) == {user: item_inputs.rows_of(pa.array(ids)).tolist() for user, ids in items.items()}
+    assert read.times.tolist() == [5, 20, 30, 10]
+    assert read.num_without_input == 1
+    without = read.select(read.folds != 1)
+    assert without.items.tolist() == item_inputs.rows_of(pa.array([103, 105])).tolist()
     assert np.diff(without.offsets).tolist() == [2, 0]
 
 
 def test_equal_times_keep_the_order_of_the_splits_and_their_files(
-    prepare: Callable[..., Path], gallery: Gallery, tmp_path: Path
+    prepare: Callable[..., Path], item_inputs: ItemInputs, tmp_path: Path
 ) -> None:
     generator = np.random.default_rng(0)
     splits = {
@@ -55,10 +55,10 @@ def test_equal_times_keep_the_order_of_the_splits_and_their_files(
             for name in ("train", "validation", "test")
         )
     }
-    found = read_histories(prepare(tmp_path, splits), ["train", "validation", "test"], "like", gallery)
+    read = read_histories(prepare(tmp_path, splits), ["train", "validation", "test"], "like", item_inputs)
     rows = [row for split in splits.values() for row in split]
     expected = {user: [row[1] for row in rows if row[0] == user] for user in range(3)}
-    assert spans(found) == {user: gallery.rows_of(pa.array(ids)).tolist() for user, ids in expected.items()}
+    assert spans(read) == {user: item_inputs.rows_of(pa.array(ids)).tolist() for user, ids in expected.items()}
 
 
 def test_an_interaction_whose_item_the_towers_are_told_nothing_of_is_counted(
@@ -67,19 +67,19 @@ def test_an_interaction_whose_item_the_towers_are_told_nothing_of_is_counted(
     """Under ids: 1 was seen in training, 2 is in the catalogue, 3 nobody knows."""
     folder = prepare(tmp_path, {"train": [(1, 1, 0, -1, 1), (1, 2, 1, -1, 1), (2, 3, 2, -1, 1), (2, 3, 3, -1, 0)]})
     catalogue = pa.array([1, 2])
-    before = read_histories(folder, ["train"], "like", Gallery([], catalogue=catalogue))
+    before = read_histories(folder, ["train"], "like", ItemInputs([], catalogue=catalogue))
     assert (spans(before), before.num_without_input) == ({1: [0, 1]}, 1)
-    trained = read_histories(folder, ["train"], "like", Gallery([], catalogue=catalogue, id_items=pa.array([1])))
+    trained = read_histories(folder, ["train"], "like", ItemInputs([], catalogue=catalogue, id_items=pa.array([1])))
     assert (spans(trained), trained.num_without_input) == ({1: [0]}, 2)
 
 
 def test_histories_of_another_log_are_rows_of_its_items(
     prepare: Callable[..., Path], content: FrozenStore, tmp_path: Path
 ) -> None:
-    gallery = Gallery([content, content])
+    item_inputs = ItemInputs([content, content])
     folder = prepare(tmp_path / "log", {"train": [(1, 100, 0, -1, 1)]})
-    own = read_histories(folder, ["train"], "like", gallery)
-    assert read_histories(folder, ["train"], "like", gallery, log=1).items.tolist() == (own.items + 40).tolist()
+    own = read_histories(folder, ["train"], "like", item_inputs)
+    assert read_histories(folder, ["train"], "like", item_inputs, log=1).items.tolist() == (own.items + 40).tolist()
 
 
 # Laws
@@ -88,7 +88,7 @@ def test_histories_of_another_log_are_rows_of_its_items(
 @pytest.mark.parametrize("read_rows", [1, 7, 1000])
 def test_files_read_in_parts_give_the_same_histories(
     prepare: Callable[..., Path],
-    gallery: Gallery,
+    item_inputs: ItemInputs,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     read_rows: int,
@@ -97,9 +97,9 @@ def test_files_read_in_parts_give_the_same_histories(
     columns = (generator.integers(0, high, 200) for high in (9, 50, 30, 2, 2))
     rows = [tuple(map(int, row)) for row in zip(*columns, strict=True)]
     folder = prepare(tmp_path, {"train": [(user, 100 + item, *rest) for user, item, *rest in rows]})
-    whole = read_histories(folder, ["train"], "like", gallery)
+    whole = read_histories(folder, ["train"], "like", item_inputs)
     monkeypatch.setattr("learn_rank.alignment.histories._READ_ROWS", read_rows)
-    parts = read_histories(folder, ["train"], "like", gallery)
+    parts = read_histories(folder, ["train"], "like", item_inputs)
     assert whole.user_ids.equals(parts.user_ids)
     for name in ("offsets", "items", "times", "folds"):
         assert np.array_equal(getattr(whole, name), getattr(parts, name)), name
@@ -109,10 +109,10 @@ def test_files_read_in_parts_give_the_same_histories(
 
 @pytest.mark.parametrize("block", [1, 3, 10, 1000])
 def test_blocks_are_consecutive_users_whole(
-    prepare: Callable[..., Path], gallery: Gallery, tmp_path: Path, block: int
+    prepare: Callable[..., Path], item_inputs: ItemInputs, tmp_path: Path, block: int
 ) -> None:
     rows = [(user, 100 + n, n, -1, 1) for user in range(9) for n in range(user % 4 + 1)]
-    histories = read_histories(prepare(tmp_path, {"train": rows}), ["train"], "like", gallery)
+    histories = read_histories(prepare(tmp_path, {"train": rows}), ["train"], "like", item_inputs)
     parts = list(histories.blocks(block))
     assert sum(part.num_users for part in parts) == 9
     joined = {user: items for part in parts for user, items in spans(part).items()}
@@ -123,20 +123,22 @@ def test_blocks_are_consecutive_users_whole(
 # Empty and bad input
 
 
-def test_a_log_without_positives_gives_no_users(prepare: Callable[..., Path], gallery: Gallery, tmp_path: Path) -> None:
+def test_a_log_without_positives_gives_no_users(
+    prepare: Callable[..., Path], item_inputs: ItemInputs, tmp_path: Path
+) -> None:
     folder = prepare(tmp_path, {"train": [(1, 100, 0, -1, 0)]})
     path = folder / "interactions" / "test.parquet"
     pq.write_table(pq.read_table(folder / "interactions" / "train.parquet").slice(0, 0), path)
     for splits in (["train"], ["test"], ["train", "test"]):
-        found = read_histories(folder, splits, "like", gallery)
-        assert (found.num_users, found.items.tolist(), found.num_without_input) == (0, [], 0)
-        assert found.user_ids.type == pa.int64()
-        assert list(found.blocks(10)) == []
+        read = read_histories(folder, splits, "like", item_inputs)
+        assert (read.num_users, read.items.tolist(), read.num_without_input) == (0, [], 0)
+        assert read.user_ids.type == pa.int64()
+        assert list(read.blocks(10)) == []
 
 
-def test_a_missing_label_is_named(prepare: Callable[..., Path], gallery: Gallery, tmp_path: Path) -> None:
+def test_a_missing_label_is_named(prepare: Callable[..., Path], item_inputs: ItemInputs, tmp_path: Path) -> None:
     folder = prepare(tmp_path, {"train": [(1, 100, 0, -1, 0)]})
     with pytest.raises(InputError, match=r"train\.parquet: no column 'likes'; did you mean 'like'"):
-        read_histories(folder, ["train"], "likes", gallery)
+        read_histories(folder, ["train"], "likes", item_inputs)
     with pytest.raises(InputError, match=r"test\.parquet: no such file"):
-        read_histories(folder, ["test"], "like", gallery)
+        read_histories(folder, ["test"], "like", item_inputs)

@@ -51,8 +51,8 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 def test_the_all_action_loss_equals_its_formula_with_collisions_and_padding(batch: Batch) -> None:
     users, items, ids, mask = batch
-    found = dense_all_action_loss(users, items, ids, temperature=0.3, user_mask=mask).mean
-    assert float(found) == pytest.approx(slow_all_action(users, items, ids, 0.3, mask), rel=1e-5)
+    fast = dense_all_action_loss(users, items, ids, temperature=0.3, user_mask=mask).mean
+    assert float(fast) == pytest.approx(slow_all_action(users, items, ids, 0.3, mask), rel=1e-5)
 
 
 def test_the_all_action_loss_has_finite_gradients_where_a_user_has_no_negative() -> None:
@@ -109,10 +109,10 @@ def test_the_catalogue_loss_in_pieces_equals_cross_entropy_in_value_and_gradient
     targets = torch.randint(0, 30, (9,))
     weights = users, catalogue, temperature
     plain = torch.nn.functional.cross_entropy(users @ catalogue.T / temperature + popularity, targets, reduction="sum")
-    found = catalogue_loss(users, targets, catalogue, temperature=temperature, log_popularity=popularity).total
-    assert found.item() == pytest.approx(plain.item(), rel=1e-6)
-    for one, other in zip(torch.autograd.grad(found, weights), torch.autograd.grad(plain, weights), strict=True):
-        assert torch.allclose(one, other, atol=1e-4)
+    fast = catalogue_loss(users, targets, catalogue, temperature=temperature, log_popularity=popularity).total
+    assert fast.item() == pytest.approx(plain.item(), rel=1e-6)
+    for gradient, other in zip(torch.autograd.grad(fast, weights), torch.autograd.grad(plain, weights), strict=True):
+        assert torch.allclose(gradient, other, atol=1e-4)
 
 
 def test_a_temperature_that_is_learned_gets_a_gradient(batch: Batch) -> None:

@@ -18,7 +18,7 @@ Lists = list[list[int]]
 
 def ragged(lists: Lists) -> Ragged:
     offsets = np.cumsum([0, *map(len, lists)]).astype(np.int64)
-    return Ragged(offsets, np.array([item for one in lists for item in one], np.int64))
+    return Ragged(offsets, np.array([item for items in lists for item in items], np.int64))
 
 
 def sums_of_scores(scores: list[list[float]], seen: Lists, targets: Lists, *cutoffs: int) -> RetrievalSums:
@@ -118,11 +118,11 @@ def test_every_metric_is_its_mean_over_all_orders_of_the_tied() -> None:
         targets = [
             generator.choice([-1, *range(6)], generator.integers(1, 4), replace=False).tolist() for _ in range(3)
         ]
-        found = sums_of_scores(scores.tolist(), seen, targets, 1, 2, 4).metrics()
+        metrics = sums_of_scores(scores.tolist(), seen, targets, 1, 2, 4).metrics()
         orders = list(permutations(range(6)))
         each = [sorted_metrics(scores, seen, targets, np.array(order)) for order in orders]
-        expected = {name: np.mean([one[name] for one in each]) for name in each[0]}
-        assert expected == pytest.approx({name: found[name] for name in expected}, abs=1e-6)
+        expected = {name: np.mean([user[name] for user in each]) for name in each[0]}
+        assert expected == pytest.approx({name: metrics[name] for name in expected}, abs=1e-6)
 
 
 def sorted_metrics(
@@ -152,8 +152,8 @@ def test_ndcg_is_that_of_scikit_learn_ties_included(k: int) -> None:
     relevant = np.zeros((40, 50))
     for user, wanted in enumerate(targets):
         relevant[user, wanted] = 1
-    found = sums_of_scores(scores.tolist(), [[]] * 40, targets, k).metrics()
-    assert found[f"ndcg@{k}"] == pytest.approx(ndcg_score(relevant, scores, k=k), abs=1e-6)
+    metrics = sums_of_scores(scores.tolist(), [[]] * 40, targets, k).metrics()
+    assert metrics[f"ndcg@{k}"] == pytest.approx(ndcg_score(relevant, scores, k=k), abs=1e-6)
 
 
 # Laws
@@ -185,7 +185,7 @@ def test_equal_vectors_tie_wherever_they_lie(twins: tuple[Tensor, Tensor, Ragged
     users, items, _, _ = twins
     first, last = (ragged([[item]] * 60) for item in (0, 407))
     nobody = ragged([[]] * 60)
-    sums = [retrieval_sums(users, items, nobody, one, block_items=403).totals for one in (first, last)]
+    sums = [retrieval_sums(users, items, nobody, targets, block_items=403).totals for targets in (first, last)]
     assert torch.equal(sums[0], sums[1])
 
 
@@ -200,11 +200,11 @@ def test_the_sums_of_some_users_and_of_the_others_add_up(twins: tuple[Tensor, Te
     assert (parts[0] + parts[1]).metrics() == pytest.approx(whole.metrics())
 
 
-def test_the_order_of_the_gallery_changes_nothing(twins: tuple[Tensor, Tensor, Ragged, Ragged]) -> None:
+def test_the_order_of_the_items_changes_nothing(twins: tuple[Tensor, Tensor, Ragged, Ragged]) -> None:
     users, items, seen, targets = twins
     order = np.random.default_rng(4).permutation(len(items))
     place = np.argsort(order)
-    moved = [Ragged(one.offsets, place[one.items]) for one in (seen, targets)]
+    moved = [Ragged(rows.offsets, place[rows.items]) for rows in (seen, targets)]
     torch.testing.assert_close(
         retrieval_sums(users, items[torch.from_numpy(order)], *moved).totals,
         retrieval_sums(users, items, seen, targets).totals,

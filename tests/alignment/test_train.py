@@ -11,9 +11,10 @@ import torch
 
 from learn_rank.alignment import train as module
 from learn_rank.alignment.evaluate import Metric
-from learn_rank.alignment.gallery import Gallery
+from learn_rank.alignment.item_inputs import ItemInputs
+from learn_rank.alignment.log import Log
 from learn_rank.alignment.options import AlignOptions
-from learn_rank.alignment.train import Log, train
+from learn_rank.alignment.train import train
 from learn_rank.alignment.trained import WEIGHTS, load_tower
 from learn_rank.distributed import Process
 from learn_rank.errors import InputError
@@ -23,9 +24,14 @@ from tests.hostile import Runs
 from tests.ranks import run_ranks
 
 SMALL: dict[str, Any] = {
-    "width": 16, "num_layers": 1, "num_heads": 2, "max_history": 8, "max_targets": 4, "batch_size": 16,
+    "width": 16,
+    "num_layers": 1,
+    "num_heads": 2,
+    "max_history": 8,
+    "max_targets": 4,
+    "batch_size": 16,
     "learning_rate": 3e-3,
-}  # fmt: skip
+}
 ALONE = Process(0, 1, 1, torch.device("cpu"))
 
 
@@ -41,15 +47,15 @@ def run(
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = torch.load(folder / WEIGHTS)["weights"]
-    return found
+    saved: dict[str, torch.Tensor] = torch.load(folder / WEIGHTS)["weights"]
+    return saved
 
 
 def assert_same_weights(first: Path, second: Path) -> None:
-    one, two = weights(first), weights(second)
-    assert one
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    weights_a, weights_b = weights(first), weights(second)
+    assert weights_a
+    assert weights_a.keys() == weights_b.keys()
+    assert all(torch.equal(weights_a[name], weights_b[name]) for name in weights_a)
 
 
 # Known answers
@@ -101,9 +107,12 @@ def test_fine_tuning_starts_from_the_other_run_and_no_epochs_only_measure_it(
     assert again["validation_metric"] == pytest.approx(first["validation_metric"])
     assert_same_weights(tmp_path / "first", tmp_path / "again")
     tuned = run(
-        planted, content, tmp_path / "tuned", AlignOptions(**SMALL, epochs=1, init_from="first"),
+        planted,
+        content,
+        tmp_path / "tuned",
+        AlignOptions(**SMALL, epochs=1, init_from="first"),
         init_from=tmp_path / "first",
-    )  # fmt: skip
+    )
     assert tuned["validation_metric"] > 0.95
 
 
@@ -111,9 +120,13 @@ def test_other_logs_are_learned_from_too(planted: Path, content: FrozenStore, pr
     rows = [(1, 100, 0, -1, 1), (1, 125, 1, -1, 1), (1, 110, 2, -1, 1)]
     small = prepare(tmp_path / "small", {"train": rows, "validation": rows[:1], "test": rows[:1]})
     facts = train(
-        Log(small, content), tmp_path, AlignOptions(**SMALL, epochs=8), process=ALONE, uauc=auc,
+        Log(small, content),
+        tmp_path,
+        AlignOptions(**SMALL, epochs=8),
+        process=ALONE,
+        uauc=auc,
         others=[Log(planted, content)],
-    )  # fmt: skip
+    )
     assert (facts["users"], facts["interactions"]) == (61, 723)
     zero_shot = AlignOptions(**SMALL, epochs=0, init_from="both")
     there = run(planted, content, tmp_path / "there", zero_shot, init_from=tmp_path)
@@ -229,8 +242,9 @@ def test_a_validation_window_of_strangers_leaves_the_last_epoch(
 _RANK = """
 import json, sys
 from pathlib import Path
+from learn_rank.alignment.log import Log
 from learn_rank.alignment.options import AlignOptions
-from learn_rank.alignment.train import Log, train
+from learn_rank.alignment.train import train
 from learn_rank.distributed import process_group
 from learn_rank.store.reader import FrozenStore
 prepared, content, folder, options = sys.argv[1:]
@@ -247,23 +261,24 @@ def test_two_ranks_share_a_batch_and_learn_what_one_does(planted: Path, content:
     # no dropout, which each rank draws for itself; 60 users in steps of 15: unequal shares
     small = {**SMALL, "dropout": 0.0, "epochs": 2, "batch_size": 15, "select_by": "ndcg@10"}
     variants = {"in_batch": AlignOptions(**small), "catalogue": AlignOptions(objective="catalogue", **small)}
-    found = {}
     for name, options in variants.items():
-        found[name] = run(planted, content, tmp_path / f"{name}-one", options)
+        run(planted, content, tmp_path / f"{name}-one", options)
     (tmp_path / "two").mkdir()
     changes = json.dumps({name: asdict(options) for name, options in variants.items()})
     run_ranks(_RANK, planted, content.directory, tmp_path / "two", changes)
-    gallery = Gallery([content])
+    item_inputs = ItemInputs([content])
     rows = torch.arange(40)
     for name, options in variants.items():
         # what the towers say, not their weights: the keys' bias has no gradient but rounding, which Adam makes steps
-        for inputs in (gallery.inputs(rows, ALONE.device), gallery.inputs(rows.view(5, 8), ALONE.device)):
+        for inputs in (item_inputs.take(rows, ALONE.device), item_inputs.take(rows.view(5, 8), ALONE.device)):
             with torch.no_grad():
-                one = load_tower(tmp_path / f"{name}-one", gallery, options)(inputs)
-                two = load_tower(tmp_path / "two" / name, gallery, options)(inputs)
-            assert torch.allclose(one, two, atol=1e-4), (name, (one - two).abs().max())
-        metrics = [json.loads((folder / "metrics.json").read_text()) for folder in
-                   (tmp_path / f"{name}-one", tmp_path / "two" / name)]  # fmt: skip
+                by_one = load_tower(tmp_path / f"{name}-one", item_inputs, options)(inputs)
+                by_two = load_tower(tmp_path / "two" / name, item_inputs, options)(inputs)
+            assert torch.allclose(by_one, by_two, atol=1e-4), (name, (by_one - by_two).abs().max())
+        metrics = [
+            json.loads((folder / "metrics.json").read_text())
+            for folder in (tmp_path / f"{name}-one", tmp_path / "two" / name)
+        ]
         assert metrics[1]["test"]["num_users"] == 60
         assert metrics[1]["test"]["ndcg@10"] == pytest.approx(metrics[0]["test"]["ndcg@10"], abs=0.02)
 
@@ -291,12 +306,19 @@ def test_interactions_with_unknown_items_are_counted(prepare: Any, content: Froz
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"objective": "bpr"}, "objective is 'bpr', expected all_action, catalogue or none"),
-     ({"width": 10, "num_heads": 4}, "not a multiple"), ({"temperature": 0.0}, "above 0"),
-     ({"targets": "all"}, "targets is 'all'"), ({"epochs": -1}, "epochs is -1"), ({"epochs": 0}, "only with"),
-     ({"inputs": "id", "item_tower": "c"}, "needs content"), ({"target_start": "May"}, "ISO time"),
-     ({"inputs": "id", "init_from": "x"}, "ids mean nothing to other logs"), ({"recency_alpha": 1.0}, "Eq. 1")],
-)  # fmt: skip
+    [
+        ({"objective": "bpr"}, "objective is 'bpr', expected all_action, catalogue or none"),
+        ({"width": 10, "num_heads": 4}, "not a multiple"),
+        ({"temperature": 0.0}, "above 0"),
+        ({"targets": "all"}, "targets is 'all'"),
+        ({"epochs": -1}, "epochs is -1"),
+        ({"epochs": 0}, "only with"),
+        ({"inputs": "id", "item_tower": "c"}, "needs content"),
+        ({"target_start": "May"}, "ISO time"),
+        ({"inputs": "id", "init_from": "x"}, "ids mean nothing to other logs"),
+        ({"recency_alpha": 1.0}, "Eq. 1"),
+    ],
+)
 def test_options_are_checked(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         AlignOptions(**changes)

@@ -47,16 +47,16 @@ def test_a_position_sees_only_itself_and_the_past(transformer: CausalTransformer
 
 def test_one_position_without_attention_gives_what_attention_gives(transformer: CausalTransformer) -> None:
     hidden, upstream = torch.randn(2, 5, 16)
-    found = []
-    for embed in (transformer, lambda one: transformer(one.unsqueeze(1)).squeeze(1)):
+    results = []
+    for embed in (transformer, lambda vectors: transformer(vectors.unsqueeze(1)).squeeze(1)):
         transformer.zero_grad()
         out = embed(hidden)
         (out * upstream).sum().backward()
         gradients = {name: weight.grad.clone() for name, weight in transformer.named_parameters()}
-        found.append({"out": out.detach(), **gradients})
-    assert len(found[0]) > 20
-    for name, value in found[0].items():
-        assert torch.allclose(value, found[1][name], atol=1e-4), name
+        results.append({"out": out.detach(), **gradients})
+    assert len(results[0]) > 20
+    for name, value in results[0].items():
+        assert torch.allclose(value, results[1][name], atol=1e-4), name
 
 
 def test_positions_tell_equal_items_apart() -> None:

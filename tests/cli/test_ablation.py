@@ -12,7 +12,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from learn_rank.cli import alignment, stages
-from learn_rank.cli.ablation_report import Run, markdown, summarise, text
+from learn_rank.cli.ablation_report import Run, summarise
+from learn_rank.cli.ablation_text import markdown, text
 from learn_rank.cli.config import AblateOptions
 from learn_rank.cli.load import config_dir, load
 from learn_rank.cli.main import main
@@ -22,9 +23,15 @@ from learn_rank.errors import InputError
 from learn_rank.store.reader import FrozenStore
 
 SMALL = [
-    "encoder.dim=16", "align.width=16", "align.num_layers=1", "align.num_heads=2", "align.epochs=1",
-    "ranker.training.epochs=1", "ranker.backbone.hidden_dims=[16]", "ranker.tables.embedding_dim=4",
-]  # fmt: skip
+    "encoder.dim=16",
+    "align.width=16",
+    "align.num_layers=1",
+    "align.num_heads=2",
+    "align.epochs=1",
+    "ranker.training.epochs=1",
+    "ranker.backbone.hidden_dims=[16]",
+    "ranker.tables.embedding_dim=4",
+]
 
 
 def ablate(run: Path, *more: str) -> dict[str, Any]:
@@ -37,8 +44,8 @@ def variants_of(*more: str) -> list[Any]:
 
 
 def files_below(folder: Path) -> dict[Path, int]:
-    found = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
-    return {path: time for path, time in found.items() if path.parent != folder}
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
+    return {path: time for path, time in times.items() if path.parent != folder}
 
 
 @pytest.fixture(scope="module")
@@ -81,15 +88,15 @@ def test_the_report_holds_means_over_the_seeds_and_differences_to_learn(
 ) -> None:
     report = ablate(run, "ablate.variants=[without_align,item_tower_b]", "ablate.seeds=[0,1]")
     out = capsys.readouterr().out
-    assert [one["name"] for one in report["variants"]] == ["without_align", "item_tower_b", "learn"]
-    for one in report["variants"]:
-        paths = [run / "ablate" / one["name"] / f"seed-{seed}" / "align" / "metrics.json" for seed in (0, 1)]
+    assert [variant["name"] for variant in report["variants"]] == ["without_align", "item_tower_b", "learn"]
+    for variant in report["variants"]:
+        paths = [run / "ablate" / variant["name"] / f"seed-{seed}" / "align" / "metrics.json" for seed in (0, 1)]
         tests = [json.loads(path.read_text())["test"] for path in paths]
         for metric in ("ndcg@10", "recall@10", "mrr"):
-            found = one["metrics"][metric]
-            assert found["values"] == [test[metric] for test in tests]
-            assert found["mean"] == statistics.fmean(found["values"])
-        assert f"\n{one['name']} " in out
+            measured = variant["metrics"][metric]
+            assert measured["values"] == [test[metric] for test in tests]
+            assert measured["mean"] == statistics.fmean(measured["values"])
+        assert f"\n{variant['name']} " in out
     learn = report["variants"][-1]
     assert learn["parameters"] > 0
     assert report["variants"][0]["parameters"] == 0
@@ -104,7 +111,7 @@ def test_a_second_call_makes_nothing_again_and_more_variants_and_seeds_only_add(
     assert unchanged == {path: time for path, time in before.items() if path in unchanged}
     assert len(unchanged) > 20
     report = ablate(run, 'ablate.variants=["wide: align.width=32",without_align]', "ablate.seeds=[0,2]")
-    assert [one["name"] for one in report["variants"]] == ["wide", "without_align", "learn"]
+    assert [variant["name"] for variant in report["variants"]] == ["wide", "without_align", "learn"]
     new = {path.relative_to(run / "ablate").parts[:2] for path in files_below(run / "ablate").keys() - before.keys()}
     assert new >= {("wide", "seed-0"), ("wide", "seed-2"), ("without_align", "seed-2"), ("learn", "seed-2")}
     assert new.isdisjoint({("without_align", "seed-0"), ("learn", "seed-0"), ("learn", "seed-1")})
@@ -112,22 +119,22 @@ def test_a_second_call_makes_nothing_again_and_more_variants_and_seeds_only_add(
 
 
 def test_a_stopped_ablation_goes_on_with_what_is_missing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    align, trained = alignment.align, []
+    train_towers, trained = alignment.train_towers, []
 
     def stopped(config: Any) -> None:
         if len(trained) == 1:
             raise KeyboardInterrupt
         trained.append(Path(config.run_dir).parts[-2:])
-        align(config)
+        train_towers(config)
 
-    monkeypatch.setattr(alignment, "align", stopped)
+    monkeypatch.setattr(alignment, "train_towers", stopped)
     names = "ablate.variants=[positions,learned_temperature]"
     with pytest.raises(SystemExit) as exit_:
         ablate(run, names)
     assert exit_.value.code == 130
     first = run / "ablate" / "positions" / "seed-0" / "align" / "tower.pt"
     before = first.stat().st_mtime_ns
-    monkeypatch.setattr(alignment, "align", align)
+    monkeypatch.setattr(alignment, "train_towers", train_towers)
     assert len(ablate(run, names)["variants"]) == 3
     assert first.stat().st_mtime_ns == before
 
@@ -142,9 +149,9 @@ def test_a_yaml_of_ones_own_with_another_encoder_is_encoded_once_for_all_its_see
     for seed in (0, 1):
         assert os.readlink(own / f"seed-{seed}" / "extract") == "../extract"
         assert json.loads((own / f"seed-{seed}" / "align" / "manifest.json").read_text())["facts"]["content_dim"] == 8
-    found = report["variants"][0]["metrics"]["ndcg@10"]
-    assert found["paper"] == 0.05
-    assert found["paper_difference_percent"] == pytest.approx(100 * (0.05 / 0.0990 - 1))
+    measured = report["variants"][0]["metrics"]["ndcg@10"]
+    assert measured["paper"] == 0.05
+    assert measured["paper_difference_percent"] == pytest.approx(100 * (0.05 / 0.0990 - 1))
 
 
 def test_content_made_in_a_variants_folder_leaves_the_runs_alone_and_is_not_compared(
@@ -169,7 +176,7 @@ def test_towers_of_ids_need_no_content(tmp_path: Path, run: Path) -> None:
     (bare / "prepare").symlink_to(run / "prepare")
     report = ablate(bare, "ablate.variants=[positions]", "align.inputs=id")
     assert not (bare / "extract").exists()
-    assert [one["name"] for one in report["variants"]] == ["positions", "learn"]
+    assert [variant["name"] for variant in report["variants"]] == ["positions", "learn"]
 
 
 def test_downstream_measures_the_lift_over_the_baseline_of_the_same_seed(
@@ -180,9 +187,9 @@ def test_downstream_measures_the_lift_over_the_baseline_of_the_same_seed(
     assert os.readlink(folder / "train" / "baseline") == "../../../baseline/seed-1/train/baseline"
     assert json.loads((folder / "train" / "learn" / "manifest.json").read_text())["options"]["seed"] == 1
     uauc = json.loads((folder / "evaluate" / "report.json").read_text())["overall"]["uauc"]
-    found = report["variants"][0]["downstream"]
-    assert (found["delta_pp"], found["interval_pp"]) == (uauc["delta_pp"], uauc["ci95_pp"])
-    assert found["baseline"] == report["variants"][1]["downstream"]["baseline"]
+    measured = report["variants"][0]["downstream"]
+    assert (measured["delta_pp"], measured["interval_pp"]) == (uauc["delta_pp"], uauc["ci95_pp"])
+    assert measured["baseline"] == report["variants"][1]["downstream"]["baseline"]
     assert f"{uauc['delta_pp']:+.2f}" in capsys.readouterr().out
 
 
@@ -197,15 +204,20 @@ def test_every_recipe_of_the_package_can_be_read() -> None:
         base = ["align.use_positions=true"] if name == "no_positions" else []
         base += ["align.learns_temperature=true"] if name == "fixed_temperature" else []
         base += ["align.objective=catalogue"] if name == "all_action" else []
-        found = {one.name: one for one in variants_of(f'ablate.variants=["{given.get(name, name)}"]', *base)}
-        assert set(found) == {name, "learn"}
-    assert found["without_align"].align.objective == "none"
+        made = {variant.name: variant for variant in variants_of(f'ablate.variants=["{given.get(name, name)}"]', *base)}
+        assert set(made) == {name, "learn"}
+    assert made["without_align"].align.objective == "none"
 
 
 def test_settings_go_on_top_of_a_recipe_and_of_the_runs_own_options() -> None:
-    one, _ = variants_of('ablate.variants=["item_tower_c: align.epochs=7 encoder.dim=5"]', "align.num_layers=3")
-    assert (one.align.item_tower, one.align.epochs, one.align.num_layers, one.encoder.dim) == ("c", 7, 3, 5)
-    assert one.changes == {"align.item_tower": "c", "align.epochs": 7, "encoder.dim": 5}
+    variant, _ = variants_of('ablate.variants=["item_tower_c: align.epochs=7 encoder.dim=5"]', "align.num_layers=3")
+    assert (variant.align.item_tower, variant.align.epochs, variant.align.num_layers, variant.encoder.dim) == (
+        "c",
+        7,
+        3,
+        5,
+    )
+    assert variant.changes == {"align.item_tower": "c", "align.epochs": 7, "encoder.dim": 5}
 
 
 def test_the_papers_figures_are_those_of_its_tables() -> None:
@@ -264,7 +276,7 @@ def test_the_papers_figures_are_those_of_its_tables() -> None:
         (["ablate.seeds=[1,1]"], "ablate.seeds is [1, 1]"),
         (["ablate.paper=amazon"], "expected one of scientific"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_run_is_refused_before_anything_starts(options: list[str], words: str) -> None:
     with pytest.raises(InputError) as error:
         variants_of(*options)
@@ -316,7 +328,7 @@ def test_a_difference_is_told_from_chance_by_pairing_the_seeds() -> None:
     # levels of the seeds differ by far more than variants do; paired, b is below learn in every seed alike
     learn = [0.10, 0.20, 0.30]  # t(2) = 4.303
     report = reported({"item_tower_b": [v - 0.010 for v in learn], "item_tower_c": [0.11, 0.19, 0.31], "learn": learn})
-    b, c, ours = (one["metrics"]["ndcg@10"] for one in report["variants"])
+    b, c, ours = (variant["metrics"]["ndcg@10"] for variant in report["variants"])
     # c: 0.01, -0.01, 0.01, mean 0.0033, standard error 0.0067
     assert (b["is_within_spread"], c["is_within_spread"], ours["is_within_spread"]) == (False, True, None)
     assert b["difference_percent"] == pytest.approx(-5.0)
@@ -330,8 +342,8 @@ def test_a_difference_is_told_from_chance_by_pairing_the_seeds() -> None:
 
 def test_one_seed_says_nothing_about_chance() -> None:
     report = reported({"item_tower_b": [0.1], "learn": [0.2]})
-    found = report["variants"][0]["metrics"]["ndcg@10"]
-    assert (found["std"], found["is_within_spread"], report["pairs_within_spread"]) == (None, None, None)
+    measured = report["variants"][0]["metrics"]["ndcg@10"]
+    assert (measured["std"], measured["is_within_spread"], report["pairs_within_spread"]) == (None, None, None)
     assert "One seed" in text(report)
     assert "±" not in text(report)
 
@@ -354,7 +366,7 @@ def test_tables_fit_a_terminal_and_show_the_papers_figures_and_differences() -> 
 
 def test_a_window_that_nobody_is_ranked_in_gives_dashes() -> None:
     report = reported({"item_tower_b": [0.1], "learn": [0.0]})
-    for one in report["variants"]:
-        one["metrics"]["mrr"] |= {"mean": None, "difference_percent": None}
+    for variant in report["variants"]:
+        variant["metrics"]["mrr"] |= {"mean": None, "difference_percent": None}
     assert "-" in text(report)
     assert report["variants"][0]["metrics"]["ndcg@10"]["difference_percent"] is None

@@ -13,11 +13,18 @@ from learn_rank.cli import stages, validation
 from learn_rank.cli.main import main
 
 SMALL = [
-    "demo.num_users=300", "demo.num_items=200", "demo.num_interactions=8000", "encoder.dim=16", "align.width=16",
-    "align.num_heads=2", "align.epochs=1", "ranker.training.epochs=2", "ranker.backbone.hidden_dims=[16]",
+    "demo.num_users=300",
+    "demo.num_items=200",
+    "demo.num_interactions=8000",
+    "encoder.dim=16",
+    "align.width=16",
+    "align.num_heads=2",
+    "align.epochs=1",
+    "ranker.training.epochs=2",
+    "ranker.backbone.hidden_dims=[16]",
     "ranker.tables.embedding_dim=4",
     "arms=[learn]",
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ import pytest
 
 import learn_rank
 from learn_rank.artifact import command_of
+from learn_rank.cli.commands import COMMANDS
 from learn_rank.cli.load import config_dir, load
-from learn_rank.cli.main import _COMMANDS, main
+from learn_rank.cli.main import main
 from learn_rank.errors import InputError
 
 PACKAGE = Path(learn_rank.__file__).parent
@@ -34,10 +35,10 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     text = capsys.readouterr().out
-    assert all(f"  {name} " in text for name in _COMMANDS)
+    assert all(f"  {name} " in text for name in COMMANDS)
 
 
-@pytest.mark.parametrize("command", list(_COMMANDS))
+@pytest.mark.parametrize("command", list(COMMANDS))
 def test_each_commands_help_says_what_it_reads_and_writes_with_an_example(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -49,33 +50,33 @@ def test_each_commands_help_says_what_it_reads_and_writes_with_an_example(
         assert word in text
 
 
-@pytest.mark.parametrize("command", [name for name in _COMMANDS if name != "evaluate"])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "evaluate"])
 def test_each_commands_example_is_accepted(command: str) -> None:
-    words = _COMMANDS[command].example.removeprefix(f"learn-rank {command}").split()
+    words = COMMANDS[command].example.removeprefix(f"learn-rank {command}").split()
     assert words
-    load(_COMMANDS[command].config, words)
+    load(COMMANDS[command].config, words)
 
 
 def test_every_recipe_in_the_configs_composes() -> None:
-    found = 0
+    num_recipes = 0
     for group in ("dataset", "encoder", "align", "ranker"):
         for path in (config_dir() / group).glob("*.yaml"):
             extra = ["encoder.model=x"] if path.stem == "hf" else []
             load("run", [f"{group}={path.stem}", "run_dir=x", *extra])
-            found += 1
-    assert found >= 10
+            num_recipes += 1
+    assert num_recipes >= 10
 
 
 def texts(path: Path) -> list[str]:
     """Every string of a source file; what is filled in is a word of its own."""
-    found = []
+    strings = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.JoinedStr):
             parts = [part.value if isinstance(part, ast.Constant) else "{}" for part in node.values]
-            found.append("".join(map(str, parts)))
+            strings.append("".join(map(str, parts)))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found.append(node.value)
-    return found
+            strings.append(node.value)
+    return strings
 
 
 def test_every_command_that_a_message_names_is_there() -> None:
@@ -87,7 +88,7 @@ def test_every_command_that_a_message_names_is_there() -> None:
     }
     assert len(named) > 5
     # what is filled in is a command_of(stage) or a stage whose command has its name
-    assert {name for name in named if "{" not in name} - {"X"} <= set(_COMMANDS)
+    assert {name for name in named if "{" not in name} - {"X"} <= set(COMMANDS)
 
 
 def test_every_folder_that_is_published_has_a_command_that_makes_it() -> None:
@@ -97,7 +98,7 @@ def test_every_folder_that_is_published_has_a_command_that_makes_it() -> None:
         for match in re.findall(r'(?:Manifest\(|stage=|STAGE = )"([\w-]+)"', path.read_text(encoding="utf-8"))
     }
     assert len(stages) > 8
-    assert {command_of(stage) for stage in stages} <= set(_COMMANDS)
+    assert {command_of(stage) for stage in stages} <= set(COMMANDS)
 
 
 def test_memory_limit_says_the_same_in_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,7 +211,7 @@ def test_a_recipe_may_name_transforms_and_sequences_and_the_command_line_may_cha
     overrides = ["dataset.sequence.history.max_length=20", "dataset.dense.price.transform=quantile"]
     recipe = load("run", [f"dataset={path}", "run_dir=x", *overrides]).dataset
     assert recipe.sparse["item"].embedding_dim == 32
-    assert [(one.column, one.transform, one.missing) for one in recipe.dense.values()] == [
+    assert [(feature.column, feature.transform, feature.missing) for feature in recipe.dense.values()] == [
         ("items.price", "quantile", "refuse"),
         ("items.year", "standard", "impute"),
     ]

@@ -13,9 +13,17 @@ from learn_rank.artifact import read_manifest
 from learn_rank.cli.main import main
 
 NAMES = [
-    "é 點 🦆 '\"", "a,b=c [0] (&#~", "[a]", "{a}", "${x} $%@!;:", " tab\tnew\nline \\ `<>| *?+ ", "2024_10_01",
-    "date=2024-01-01", "null", "x" * 200,
-]  # fmt: skip
+    "é 點 🦆 '\"",
+    "a,b=c [0] (&#~",
+    "[a]",
+    "{a}",
+    "${x} $%@!;:",
+    " tab\tnew\nline \\ `<>| *?+ ",
+    "2024_10_01",
+    "date=2024-01-01",
+    "null",
+    "x" * 200,
+]
 
 
 @pytest.fixture
@@ -37,8 +45,18 @@ def test_folders_and_files(name: str, log: pa.Table, tmp_path: Path) -> None:
     out = folder / "out"
     main(["segment", f"log={file}", f"out={out}", "user_id=uid", "item_id=sku"])
     assert read_manifest(out, stage="segment").facts["num_rows"] == 40
-    main(["evaluate", f"predictions={folder / 'log'}", "label=click", "user_id=uid", "item_id=sku", "baseline=s",
-          f"user_segments={out / 'user_segments.parquet'}", f"out={folder / 'report'}"])  # fmt: skip
+    main(
+        [
+            "evaluate",
+            f"predictions={folder / 'log'}",
+            "label=click",
+            "user_id=uid",
+            "item_id=sku",
+            "baseline=s",
+            f"user_segments={out / 'user_segments.parquet'}",
+            f"out={folder / 'report'}",
+        ]
+    )
     assert (folder / "report" / "report.html").is_file()
     vectors = pa.table({"item_id": [1, 2], "embedding": [[1.0, 2.0], [3.0, 4.0]]})
     (folder / "vectors").mkdir()
@@ -61,8 +79,17 @@ def test_columns(name: str, log: pa.Table, tmp_path: Path) -> None:
     file, report, out = (tmp_path / part for part in ("log.parquet", "report", "out"))
     pq.write_table(renamed, file)
     treatment = f'["{name}"]' if name[0] == "[" else name
-    main(["evaluate", f"predictions={file}", "label=click", f"user_id=user {name}", "baseline=s",
-          f"treatment={treatment}", f"out={report}"])  # fmt: skip
+    main(
+        [
+            "evaluate",
+            f"predictions={file}",
+            "label=click",
+            f"user_id=user {name}",
+            "baseline=s",
+            f"treatment={treatment}",
+            f"out={report}",
+        ]
+    )
     assert read_manifest(report, stage="evaluate").options["treatment"] in (name, [name])
     main(["segment", f"log={file}", f"out={out}", f"user_id=user {name}", "item_id=sku"])
     assert read_manifest(out, stage="segment").facts["user"]["segments"]["long_tail"]["num_ids"] == 4

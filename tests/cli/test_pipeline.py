@@ -13,11 +13,18 @@ from learn_rank.cli.main import main
 from tests.ranks import run_alone
 
 SMALL = [
-    "demo.num_users=300", "demo.num_items=200", "demo.num_interactions=8000", "encoder.dim=16", "align.width=16",
-    "align.num_heads=2", "align.epochs=1", "ranker.training.epochs=1", "ranker.backbone.hidden_dims=[16]",
+    "demo.num_users=300",
+    "demo.num_items=200",
+    "demo.num_interactions=8000",
+    "encoder.dim=16",
+    "align.width=16",
+    "align.num_heads=2",
+    "align.epochs=1",
+    "ranker.training.epochs=1",
+    "ranker.backbone.hidden_dims=[16]",
     "ranker.tables.embedding_dim=4",
     "arms=[baseline,learn,shuffled]",
-]  # fmt: skip
+]
 STAGES = ("raw", "prepare", "extract", "align", "predict", "evaluate")
 
 
@@ -57,8 +64,11 @@ def test_predictions_hold_one_probability_per_ranker_for_every_row(run: Path) ->
 def test_the_report_follows_the_contract_and_says_that_the_data_is_generated(run: Path) -> None:
     report = json.loads((run / "evaluate" / "report.json").read_text())
     assert (report["schema_version"], report["baseline"], report["treatment"], report["label"]) == (
-        2, "baseline", "learn", "click",
-    )  # fmt: skip
+        2,
+        "baseline",
+        "learn",
+        "click",
+    )
     assert set(report["overall"]["uauc"]) >= {"baseline", "treatment", "delta_pp", "ci95_pp"}
     assert [(s["entity"], s["segment"]) for s in report["segments"]] == [
         (entity, segment) for entity in ("user", "item") for segment in ("cold_start", "long_tail", "others")
@@ -95,17 +105,26 @@ def test_stages_run_alone_and_evaluation_of_the_runs_files_gives_the_same_number
     # on their own, stages take the defaults of `pipeline`, not those of `demo`
     for command in ("extract", "align", "export", "train", "predict", "evaluate"):
         main([command, f"run_dir={run}", *(option for option in SMALL if not option.startswith("demo."))])
-    main([
-        "evaluate", f"predictions={run}/predict/test.parquet", f"user_segments={run}/prepare/user_counts.parquet",
-        f"item_segments={run}/prepare/item_counts.parquet", "label=click", "value=value", "baseline=baseline",
-        "treatment=learn", "control=shuffled", f"out={tmp_path}/report",
-    ])  # fmt: skip
+    main(
+        [
+            "evaluate",
+            f"predictions={run}/predict/test.parquet",
+            f"user_segments={run}/prepare/user_counts.parquet",
+            f"item_segments={run}/prepare/item_counts.parquet",
+            "label=click",
+            "value=value",
+            "baseline=baseline",
+            "treatment=learn",
+            "control=shuffled",
+            f"out={tmp_path}/report",
+        ]
+    )
     capsys.readouterr()
-    one, other = (
+    first, other = (
         json.loads((folder / "report.json").read_text()) for folder in (run / "evaluate", tmp_path / "report")
     )
-    assert one["overall"] == other["overall"]
-    assert one["segments"] == other["segments"]
+    assert first["overall"] == other["overall"]
+    assert first["segments"] == other["segments"]
     demo(run)
 
 
@@ -150,5 +169,5 @@ for stage, seconds in work_seconds.items():
 def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(run: Path, tmp_path: Path) -> None:
     run_alone(_ATTEMPTS, "demo", f"run_dir={tmp_path / 'run'}", *SMALL)
     demo(tmp_path / "run")
-    one, other = (pq.read_table(folder / "predict" / "test.parquet") for folder in (run, tmp_path / "run"))
-    assert one.equals(other)
+    first, other = (pq.read_table(folder / "predict" / "test.parquet") for folder in (run, tmp_path / "run"))
+    assert first.equals(other)

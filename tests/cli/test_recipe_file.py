@@ -26,39 +26,49 @@ def recipe(tmp_path: Path, text: str) -> object:
 def test_scalars_are_the_text_that_is_written() -> None:
     text = "{a: 0, b: yes, c: 2024_05, d: 1e5, on: off, 1: 007, e: 0x10, f: 2024-01-01, g: '${x}', h: .nan, i: 'null'}"
     assert parse_mapping(text, where="r") == {
-        "a": "0", "b": "yes", "c": "2024_05", "d": "1e5", "on": "off", "1": "007", "e": "0x10", "f": "2024-01-01",
-        "g": "${x}", "h": ".nan", "i": "null",
-    }  # fmt: skip
+        "a": "0",
+        "b": "yes",
+        "c": "2024_05",
+        "d": "1e5",
+        "on": "off",
+        "1": "007",
+        "e": "0x10",
+        "f": "2024-01-01",
+        "g": "${x}",
+        "h": ".nan",
+        "i": "null",
+    }
     assert parse_mapping("a:\nb: null\nc: ~\nd: ''\n", where="r") == {"a": None, "b": None, "c": None, "d": ""}
     assert parse_mapping("a: &x [1, {b: 2}]\nc: *x\n", where="r") == {"a": ["1", {"b": "2"}], "c": ["1", {"b": "2"}]}
     assert parse_mapping("a: !!str 5\nb: |\n  x\n  y\n", where="r") == {"a": "5", "b": "x\ny\n"}
 
 
 def test_names_of_columns_and_features_are_what_they_say(tmp_path: Path) -> None:
-    found = recipe(
+    parsed = recipe(
         tmp_path,
         "interactions: {files: 2024_05, user_id: 0, item_id: 2024_05, timestamp: no, labels: {yes: 1e5, 1: true}}\n"
         "items: {files: items.parquet, text: [on, 'null', 1]}\n"
         "sparse: {on: {column: interactions.off, min_count: 2}, 2: {column: interactions.2}}\n"
         "split: {validation_fraction: 2e-1, validation_start: , num_folds: 3}\n",
     )
-    log = found.interactions
+    log = parsed.interactions
     assert (log.files, log.user_id, log.item_id, log.timestamp) == ("2024_05", "0", "2024_05", "no")
     assert log.labels == {"yes": "1e5", "1": "true"}
-    assert found.items.text == ["on", "null", "1"]
-    assert {name: (one.column, one.min_count) for name, one in found.sparse.items()} == {
-        "on": ("interactions.off", 2), "2": ("interactions.2", 1),
-    }  # fmt: skip
-    assert (found.split.validation_fraction, found.split.validation_start, found.split.num_folds) == (0.2, None, 3)
+    assert parsed.items.text == ["on", "null", "1"]
+    assert {name: (feature.column, feature.min_count) for name, feature in parsed.sparse.items()} == {
+        "on": ("interactions.off", 2),
+        "2": ("interactions.2", 1),
+    }
+    assert (parsed.split.validation_fraction, parsed.split.validation_start, parsed.split.num_folds) == (0.2, None, 3)
 
 
 def test_no_interpolation_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "leaked")
-    found = recipe(
+    parsed = recipe(
         tmp_path, LOG + "name: ${oc.env:SECRET}\nnotes: ['${name}', '${', '???']\nusers: {files: '${missing}'}\n"
     )
-    assert (found.name, found.users.files) == ("${oc.env:SECRET}", "${missing}")
-    assert found.notes == ["${name}", "${", "???"]
+    assert (parsed.name, parsed.users.files) == ("${oc.env:SECRET}", "${missing}")
+    assert parsed.notes == ["${name}", "${", "???"]
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
@@ -107,12 +117,12 @@ LAUGHS = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
 def test_a_file_that_is_no_recipe_is_refused_in_one_line(content: bytes, said: str, tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_bytes(content)
-    with pytest.raises(InputError) as found:
+    with pytest.raises(InputError) as error:
         read_recipe(path)
-    assert str(found.value).startswith(f"{path}: ")
-    assert said in str(found.value)
-    assert "\n" not in str(found.value)
-    assert len(str(found.value)) < 400 + len(str(path))
+    assert str(error.value).startswith(f"{path}: ")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400 + len(str(path))
 
 
 def test_a_recipe_that_is_no_file_is_not_opened(tmp_path: Path) -> None:
@@ -141,7 +151,7 @@ def test_a_recipe_that_is_no_file_is_not_opened(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_recipe_cannot_say_names_file_and_key(text: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError) as found:
+    with pytest.raises(InputError) as error:
         recipe(tmp_path, text)
-    assert str(found.value).startswith(f"{tmp_path / 'r.yaml'}: ")
-    assert said in str(found.value)
+    assert str(error.value).startswith(f"{tmp_path / 'r.yaml'}: ")
+    assert said in str(error.value)

@@ -19,8 +19,12 @@ def shell(command: str, *words: str, **environment: str) -> subprocess.Completed
     """Runs a line of bash in which "$@" is learn-rank with words."""
     return subprocess.run(
         ["bash", "-c", command, "bash", sys.executable, "-m", "learn_rank", *words],
-        env={**os.environ, **environment}, capture_output=True, text=True, encoding="utf-8", errors="replace",
-    )  # fmt: skip
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
 
 
 @pytest.fixture

@@ -13,11 +13,18 @@ from sklearn.metrics import roc_auc_score
 from learn_rank.cli.main import main
 
 SMALL = [
-    "demo.num_users=300", "demo.num_items=200", "demo.num_interactions=8000", "encoder.dim=16", "align.width=16",
-    "align.num_heads=2", "align.epochs=1", "ranker.training.epochs=1", "ranker.backbone.hidden_dims=[16]",
+    "demo.num_users=300",
+    "demo.num_items=200",
+    "demo.num_interactions=8000",
+    "encoder.dim=16",
+    "align.width=16",
+    "align.num_heads=2",
+    "align.epochs=1",
+    "ranker.training.epochs=1",
+    "ranker.backbone.hidden_dims=[16]",
     "ranker.tables.embedding_dim=4",
     "evaluate.bootstrap_samples=0",
-]  # fmt: skip
+]
 TASKS = ("conversion_given_click", "click_and_conversion")
 
 
@@ -35,8 +42,10 @@ def report_of(folder: Path) -> dict:
 def test_each_task_has_a_report_of_its_own_label_and_scores(run: Path) -> None:
     first, conversions, both = (report_of(run / "evaluate" / name) for name in ("", *TASKS))
     assert [report["label"] for report in (first, conversions, both)] == [
-        "click", "conversion|click", "click_and_conversion",
-    ]  # fmt: skip
+        "click",
+        "conversion|click",
+        "click_and_conversion",
+    ]
     assert (first["baseline"], first["treatment"], first["control"]["arm"]) == ("baseline", "learn", "shuffled")
     assert conversions["baseline"] == "baseline.conversion_given_click"
     assert conversions["control"]["arm"] == "shuffled.conversion_given_click"

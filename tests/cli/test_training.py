@@ -14,9 +14,13 @@ from learn_rank.cli.load import load
 from learn_rank.cli.main import main
 from learn_rank.data.synthetic import SyntheticOptions, synthetic_recipe, write_synthetic
 
-SMALL = ["arms=[baseline]", "ranker.training.epochs=2", "ranker.backbone.hidden_dims=[16]",
-         "ranker.tables.embedding_dim=4",
-         "ranker.training.batch_size=500"]  # fmt: skip
+SMALL = [
+    "arms=[baseline]",
+    "ranker.training.epochs=2",
+    "ranker.backbone.hidden_dims=[16]",
+    "ranker.tables.embedding_dim=4",
+    "ranker.training.batch_size=500",
+]
 
 
 def prepared(run: Path, *overrides: str, seed: int) -> Path:
@@ -39,11 +43,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_rates_are_found_written_drawn_and_suggested(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["find-learning-rate", f"run_dir={run}", *SMALL, "find.steps=60", "find.high=1e5"])
     out = capsys.readouterr().out
-    found = json.loads((run / "find-learning-rate" / "lr.json").read_text())
+    result = json.loads((run / "find-learning-rate" / "lr.json").read_text())
     page = (run / "find-learning-rate" / "lr.html").read_text()
-    assert found["schema_version"] == 2
-    assert [sweep["option"] for sweep in found["sweeps"]] == ["training.learning_rate", "tables.learning_rate"]
-    for sweep in found["sweeps"]:
+    assert result["schema_version"] == 2
+    assert [sweep["option"] for sweep in result["sweeps"]] == ["training.learning_rate", "tables.learning_rate"]
+    for sweep in result["sweeps"]:
         assert len(sweep["rates"]) == len(sweep["losses"]) == len(sweep["smoothed"]) > 20
         assert f"ranker.{sweep['option']}={sweep['suggestion']:g}" in out
         assert f"{sweep['option']}: {sweep['suggestion']:g}" in page
@@ -93,8 +97,10 @@ def test_tomorrows_ranker_goes_on_from_todays_and_is_made_again_when_that_change
     assert manifest.inputs["init_from"] == read_manifest(run / "train" / "baseline", stage="train").fingerprint
     assert manifest.facts["warm_start"]["transforms_differ"]
     users = manifest.facts["warm_start"]["features"]["user_id"]
-    values = [set(pq.read_table(day / "prepare" / "vocabularies" / "user_id.parquet")["value"].to_pylist())
-              for day in (run, tomorrow)]  # fmt: skip
+    values = [
+        set(pq.read_table(day / "prepare" / "vocabularies" / "user_id.parquet")["value"].to_pylist())
+        for day in (run, tomorrow)
+    ]
     assert users == {
         "carried": len(values[0] & values[1]) + 1,
         "new": len(values[1] - values[0]),

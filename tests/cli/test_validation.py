@@ -41,6 +41,6 @@ def test_a_certain_probability_that_is_wrong_costs_much_but_not_all() -> None:
 
 def test_labels_of_one_class_leave_what_ranks_undefined(rows) -> None:
     users, labels, scores = rows
-    found = {name: metric(users, np.ones_like(labels), scores) for name, metric in validation_metrics().items()}
-    assert found["uauc"] is found["wuauc"] is found["auc"] is None
-    assert found["loss"] > 0
+    metrics = {name: metric(users, np.ones_like(labels), scores) for name, metric in validation_metrics().items()}
+    assert metrics["uauc"] is metrics["wuauc"] is metrics["auc"] is None
+    assert metrics["loss"] > 0

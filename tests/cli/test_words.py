@@ -18,25 +18,93 @@ from learn_rank.errors import InputError
 
 # as a folder, a file, a column may be called
 NAMES = [
-    "é", "'", '"', ",", "=", "(", "&", "#", "~", "[", "]", "{", "}", "$", "%", "@", "!", ";", ":", "\t", "\n", "\\",
-    "`", "<", ">", "|", "*", "?", "+", " leading", "trailing ", "a b", "2024_10_01", "date=2024-01-01", "0", "007",
-    "1e5", "1_000", "null", "true", "False", "None", "no", "v1,2", "model=2", "a[0]", "{a: 1}", "[x", "x]", "'x y'",
-    '"x y"', "${oc.env:HOME}", "${x}", "${", "$HOME", "???", "nan", "0x10", "2024-01-01", "ключ", "🦆", "點擊", "a\\'b",
-    "a.b", "-", "--help ", "%s", "{}", "!!python/object", "&a", "*a", "- a", "a: b",
-]  # fmt: skip
+    "é",
+    "'",
+    '"',
+    ",",
+    "=",
+    "(",
+    "&",
+    "#",
+    "~",
+    "[",
+    "]",
+    "{",
+    "}",
+    "$",
+    "%",
+    "@",
+    "!",
+    ";",
+    ":",
+    "\t",
+    "\n",
+    "\\",
+    "`",
+    "<",
+    ">",
+    "|",
+    "*",
+    "?",
+    "+",
+    " leading",
+    "trailing ",
+    "a b",
+    "2024_10_01",
+    "date=2024-01-01",
+    "0",
+    "007",
+    "1e5",
+    "1_000",
+    "null",
+    "true",
+    "False",
+    "None",
+    "no",
+    "v1,2",
+    "model=2",
+    "a[0]",
+    "{a: 1}",
+    "[x",
+    "x]",
+    "'x y'",
+    '"x y"',
+    "${oc.env:HOME}",
+    "${x}",
+    "${",
+    "$HOME",
+    "???",
+    "nan",
+    "0x10",
+    "2024-01-01",
+    "ключ",
+    "🦆",
+    "點擊",
+    "a\\'b",
+    "a.b",
+    "-",
+    "--help ",
+    "%s",
+    "{}",
+    "!!python/object",
+    "&a",
+    "*a",
+    "- a",
+    "a: b",
+]
 
 
 def text_options(schema: type, prefix: str = "") -> list[str]:
     """Keys of all options that are one text: paths and names."""
-    found = []
+    options = []
     hints = typing.get_type_hints(schema)
-    for one in dataclasses.fields(schema):
-        kind = DatasetRecipe if hints[one.name] == DatasetRecipe | None else hints[one.name]
+    for field in dataclasses.fields(schema):
+        kind = DatasetRecipe if hints[field.name] == DatasetRecipe | None else hints[field.name]
         if dataclasses.is_dataclass(kind):
-            found += text_options(typing.cast(type, kind), f"{prefix}{one.name}.")
+            options += text_options(typing.cast(type, kind), f"{prefix}{field.name}.")
         elif kind in (str, str | None):
-            found.append(prefix + one.name)
-    return found
+            options.append(prefix + field.name)
+    return options
 
 
 # Known answers
@@ -71,16 +139,28 @@ def test_an_empty_value_is_none() -> None:
 @pytest.mark.parametrize(
     ("text", "elements"),
     [
-        ("[]", []), ("[ ]", []), ("[a]", ["a"]), ("[a, b]", ["a", "b"]), ('["v1,2",b]', ["v1,2", "b"]),
-        ("[a[0],model=2]", ["a[0]", "model=2"]), ("['it''s']", None), ("[it's,b]", ["it's", "b"]),
+        ("[]", []),
+        ("[ ]", []),
+        ("[a]", ["a"]),
+        ("[a, b]", ["a", "b"]),
+        ('["v1,2",b]', ["v1,2", "b"]),
+        ("[a[0],model=2]", ["a[0]", "model=2"]),
+        ("['it''s']", None),
+        ("[it's,b]", ["it's", "b"]),
         ("[null,true,1e5,2024_05]", ["null", "true", "1e5", "2024_05"]),
         (r'["a\"b","c\\d",e\f]', ['a"b', "c\\d", r"e\f"]),
-        ("[click,conversion|click]", ["click", "conversion|click"]), ('[learn,"x: align.num_layers=4"]',
-                                                                       ["learn", "x: align.num_layers=4"]),
-        ("[ 'a ' , \" b\" ]", ["a ", " b"]), ("[${x}]", ["${x}"]), ("[a,]", None), ("[,]", None), ("['a]", None),
-        ("['a'b]", None), ("[[a],b]", ["[a]", "b"]), ('[""]', [""]),
+        ("[click,conversion|click]", ["click", "conversion|click"]),
+        ('[learn,"x: align.num_layers=4"]', ["learn", "x: align.num_layers=4"]),
+        ("[ 'a ' , \" b\" ]", ["a ", " b"]),
+        ("[${x}]", ["${x}"]),
+        ("[a,]", None),
+        ("[,]", None),
+        ("['a]", None),
+        ("['a'b]", None),
+        ("[[a],b]", ["[a]", "b"]),
+        ('[""]', [""]),
     ],
-)  # fmt: skip
+)
 def test_a_list_is_split_at_commas_outside_quotes(text: str, elements: list[str] | None) -> None:
     if elements is None:
         with pytest.raises(InputError, match=r"^states is "):
@@ -92,10 +172,13 @@ def test_a_list_is_split_at_commas_outside_quotes(text: str, elements: list[str]
 @pytest.mark.parametrize(
     ("words", "treatments"),
     [
-        ("treatment=b", ["b"]), ("treatment=[b,c]", ["b", "c"]), ('treatment=["v1,2",b]', ["v1,2", "b"]),
-        ('treatment=["[b]"]', ["[b]"]), ("treatment={b: 1}", ["{b: 1}"]),
+        ("treatment=b", ["b"]),
+        ("treatment=[b,c]", ["b", "c"]),
+        ('treatment=["v1,2",b]', ["v1,2", "b"]),
+        ('treatment=["[b]"]', ["[b]"]),
+        ("treatment={b: 1}", ["{b: 1}"]),
     ],
-)  # fmt: skip
+)
 def test_one_or_several_may_be_named(words: str, treatments: list[str]) -> None:
     assert load("evaluate", ["predictions=p", words]).treatments == treatments
 
@@ -103,11 +186,19 @@ def test_one_or_several_may_be_named(words: str, treatments: list[str]) -> None:
 def test_numbers_and_truths_are_read_where_they_are_wanted() -> None:
     config = load(
         "run",
-        ["run_dir=x", "align.epochs=3", "align.learning_rate=1e-3", "align.bf16=true",
-         "ranker.backbone.hidden_dims=[64, 32]",
-         "ranker.adaptor.shuffle_seed=null", "ranker.task.weights=[1,0.5]", "arms=baseline", "ablate.seeds=[1,2]",
-         "export.as_of=[2026-05-01,2026-05-08]"],
-    )  # fmt: skip
+        [
+            "run_dir=x",
+            "align.epochs=3",
+            "align.learning_rate=1e-3",
+            "align.bf16=true",
+            "ranker.backbone.hidden_dims=[64, 32]",
+            "ranker.adaptor.shuffle_seed=null",
+            "ranker.task.weights=[1,0.5]",
+            "arms=baseline",
+            "ablate.seeds=[1,2]",
+            "export.as_of=[2026-05-01,2026-05-08]",
+        ],
+    )
     assert (config.align.epochs, config.align.learning_rate, config.align.bf16) == (3, 1e-3, True)
     assert (config.ranker.backbone.hidden_dims, config.ranker.task.weights) == ([64, 32], [1.0, 0.5])
     assert (config.ranker.adaptor.shuffle_seed, config.arms, config.ablate.seeds) == (None, ["baseline"], [1, 2])
@@ -117,10 +208,18 @@ def test_numbers_and_truths_are_read_where_they_are_wanted() -> None:
 def test_entries_of_maps_are_set_one_by_one_or_together() -> None:
     config = load(
         "run",
-        ["run_dir=x", "dataset=ml_1m", "dataset.interactions.labels.like=rating >= 4", "dataset.dense.year=items.year",
-         "dataset.dense.year.transform=log", "dataset.sparse.tag={column: items.tag, separator: '|'}",
-         "+encoder.text.names={genres: genre}", "encoder.text.max_chars.plot=50", "dataset.notes=[a, b]"],
-    )  # fmt: skip
+        [
+            "run_dir=x",
+            "dataset=ml_1m",
+            "dataset.interactions.labels.like=rating >= 4",
+            "dataset.dense.year=items.year",
+            "dataset.dense.year.transform=log",
+            "dataset.sparse.tag={column: items.tag, separator: '|'}",
+            "+encoder.text.names={genres: genre}",
+            "encoder.text.max_chars.plot=50",
+            "dataset.notes=[a, b]",
+        ],
+    )
     assert config.dataset.interactions.labels["like"] == "rating >= 4"
     assert (config.dataset.dense["year"].column, config.dataset.dense["year"].transform) == ("items.year", "log")
     assert (config.dataset.sparse["tag"].column, config.dataset.sparse["tag"].separator) == ("items.tag", "|")
@@ -199,19 +298,19 @@ def test_words_may_come_in_any_order() -> None:
         (["prepare.memory_limit=lots"], "prepare.memory_limit is 'lots', expected a size such as 512MiB or 2GiB"),
         (["prepare.memory_limit=8"], "prepare.memory_limit is '8', expected a size such as 512MiB or 2GiB"),
     ],
-)  # fmt: skip
+)
 def test_what_an_option_cannot_be_is_said_with_its_name(words: list[str], said: str) -> None:
-    with pytest.raises(InputError) as found:
+    with pytest.raises(InputError) as error:
         load("run", ["run_dir=x", *words])
-    assert said in str(found.value)
-    assert "\n" not in str(found.value)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_any_words_make_a_config_or_one_line() -> None:
     generator = random.Random(0)
     schemas: dict[str, Any] = {"run": RunConfig, **SCHEMAS}
     known = {name: keys(schema) for name, schema in schemas.items()}
-    found = {"made": 0, "refused": 0}
+    outcomes = {"made": 0, "refused": 0}
     values = [
         *NAMES,
         "",
@@ -234,10 +333,10 @@ def test_any_words_make_a_config_or_one_line() -> None:
         words = [f"{generator.choice(known[name])}={generator.choice(values)}" for _ in range(generator.randint(1, 4))]
         try:
             load(name, words)
-            found["made"] += 1
+            outcomes["made"] += 1
         except InputError:
-            found["refused"] += 1
-    assert min(found.values()) > 50
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 50
 
 
 def keys(schema: type) -> list[str]:

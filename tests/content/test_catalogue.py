@@ -20,8 +20,8 @@ def read(folder: Path) -> Catalogue:
     return read_catalogue(folder / "items.parquet", PLAIN)
 
 
-def texts_by_number(found: Catalogue) -> dict[int, str]:
-    blocks = list(found.blocks(np.arange(found.num_texts)))
+def texts_by_number(known: Catalogue) -> dict[int, str]:
+    blocks = list(known.blocks(np.arange(known.num_texts)))
     numbers = np.concatenate([block.numbers for block in blocks])
     return dict(zip(numbers.tolist(), [text for block in blocks for text in block.texts.to_pylist()], strict=True))
 
@@ -30,26 +30,41 @@ def texts_by_number(found: Catalogue) -> dict[int, str]:
 
 
 def test_each_text_is_there_once_and_knows_its_items(catalogue_of: Callable[..., Path]) -> None:
-    found = read(catalogue_of(TITLES))
-    texts = texts_by_number(found)
+    known = read(catalogue_of(TITLES))
+    texts = texts_by_number(known)
     assert sorted(texts.values()) == ["ant", "bowl", "cup"]
-    assert [texts[number] if number >= 0 else None for number in found.text_of] == [
-        "ant", None, "ant", "bowl", "cup", None, "bowl", "ant"
-    ]  # fmt: skip
-    assert {texts[number]: row for number, row in enumerate(found.first_rows)} == {"ant": 0, "bowl": 3, "cup": 4}
-    rows, which = found.rows_of(np.array([number for number, text in texts.items() if text != "cup"]))
+    assert [texts[number] if number >= 0 else None for number in known.text_of] == [
+        "ant",
+        None,
+        "ant",
+        "bowl",
+        "cup",
+        None,
+        "bowl",
+        "ant",
+    ]
+    assert {texts[number]: row for number, row in enumerate(known.first_rows)} == {
+        "ant": 0,
+        "bowl": 3,
+        "cup": 4,
+    }
+    rows, which = known.rows_of(np.array([number for number, text in texts.items() if text != "cup"]))
     assert sorted(zip((TITLES[row] for row in rows), which.tolist(), strict=True)) == [
-        ("ant", 0), ("ant", 0), ("ant", 0), ("bowl", 1), ("bowl", 1)
-    ]  # fmt: skip
+        ("ant", 0),
+        ("ant", 0),
+        ("ant", 0),
+        ("bowl", 1),
+        ("bowl", 1),
+    ]
     assert sorted(rows.tolist()) == [0, 2, 3, 6, 7]
 
 
 def test_asked_for_texts_come_in_the_order_of_the_file_and_no_others(catalogue_of: Callable[..., Path]) -> None:
-    found = read(catalogue_of([f"text {i}" for i in range(50)]))
-    wanted = found.text_of[[40, 3, 17]]
-    (block,) = found.blocks(wanted)
+    known = read(catalogue_of([f"text {i}" for i in range(50)]))
+    wanted = known.text_of[[40, 3, 17]]
+    (block,) = known.blocks(wanted)
     assert block.texts.to_pylist() == ["text 3", "text 17", "text 40"]
-    assert block.numbers.tolist() == found.text_of[[3, 17, 40]].tolist()
+    assert block.numbers.tolist() == known.text_of[[3, 17, 40]].tolist()
 
 
 # Laws

@@ -23,7 +23,8 @@ from tests.content.conftest import TEXTS, save_random, write_items
 
 torch = pytest.importorskip("torch")
 
-from learn_rank.content import catalogue, huggingface, parts  # noqa: E402
+from learn_rank.content import catalogue, encode  # noqa: E402
+from learn_rank.content.encoders import Encoder, huggingface, tfidf  # noqa: E402
 from learn_rank.store.reader import FrozenStore  # noqa: E402
 
 Write = Callable[..., Path]
@@ -52,13 +53,13 @@ def vectors_of(store: FrozenStore, ids: list[Any]) -> np.ndarray:
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every text that is given to a tokenizer to be encoded."""
     seen: list[str] = []
-    tokenize = huggingface.TextEncoder.tokenize
+    tokenize = huggingface.HuggingFace.tokenize
 
     def spy(self: Any, texts: list[str]) -> Any:
         seen.extend(texts)
         return tokenize(self, texts)
 
-    monkeypatch.setattr(huggingface.TextEncoder, "tokenize", spy)
+    monkeypatch.setattr(huggingface.HuggingFace, "tokenize", spy)
     return seen
 
 
@@ -68,7 +69,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_each_item_has_the_vector_of_its_text(catalogue_of: Write, tiny_bert: Path, tmp_path: Path) -> None:
     prepared = catalogue_of(TITLES)
     store = stored(prepared, tmp_path / "extract", hf(tiny_bert))
-    encoder = huggingface.TextEncoder(hf(tiny_bert), torch.device("cpu"))
+    encoder = huggingface.HuggingFace(hf(tiny_bert))
     expected = encoder.encode(encoder.tokenize([*TEXTS, "red tent"]).ids)
     np.testing.assert_allclose(vectors_of(store, [0, 1, 2, 3, 4, 5, 8]), expected, rtol=1e-3, atol=1e-3)  # float16
 
@@ -112,6 +113,24 @@ def test_string_ids(tmp_path: Path, tiny_bert: Path) -> None:
         assert np.array_equal(vectors_of(store, ["N1"]), vectors_of(store, ["b"]))
 
 
+class CountsOfLetters(Encoder):
+    """An encoder of one's own, as short as can be."""
+
+    def __init__(self, options: EncoderOptions, fitted: Any) -> None:
+        assert fitted == {}
+
+    def encode(self, ids: Any, on_batch: Any = None) -> np.ndarray:
+        return np.array([[text.count(letter) for letter in "aet"] for text in ids], np.float32)
+
+
+def test_an_encoder_of_ones_own_is_named_by_its_module(catalogue_of: Write, tmp_path: Path) -> None:
+    options = EncoderOptions(kind=f"{__name__}:CountsOfLetters", text=PLAIN)
+    store = stored(catalogue_of(["red tent", None, "tea"]), tmp_path / "extract", options)
+    assert vectors_of(store, [0, 2]).tolist() == [[0, 2, 2], [1, 1, 1]]
+    again = stored(catalogue_of(["red tent", "a", "tea"]), tmp_path / "extract", options)
+    assert (again.manifest.facts["items_encoded"], again.manifest.facts["items_reused"]) == (1, 2)
+
+
 # Laws
 
 
@@ -120,7 +139,7 @@ def test_parts_blocks_and_batches_change_nothing(
 ) -> None:
     prepared = catalogue_of([f"{'tent ' * (i % 9)}grinder {i % 23}" for i in range(60)])
     whole = stored(prepared, tmp_path / "whole", hf(tiny_bert))
-    monkeypatch.setattr(parts, "_PART_TEXTS", 4)
+    monkeypatch.setattr(encode, "_FILE_TEXTS", 4)
     monkeypatch.setattr(catalogue, "BLOCK_TEXTS", 10)
     monkeypatch.setattr(catalogue, "_BATCH_ROWS", 7)
     assert stored(prepared, tmp_path / "parts", hf(tiny_bert)).fingerprint == whole.fingerprint
@@ -174,7 +193,7 @@ def test_where_all_texts_are_known_no_model_is_loaded(
 ) -> None:
     prepared = catalogue_of(["red tent", "mat"])
     first = stored(prepared, tmp_path / "extract", hf(tiny_llama))
-    monkeypatch.setattr(parts, "TextEncoder", None)
+    monkeypatch.setattr(huggingface.HuggingFace, "__init__", None)
     assert stored(prepared, tmp_path / "extract", hf(tiny_llama)).fingerprint == first.fingerprint
 
 
@@ -184,8 +203,10 @@ def test_vectors_of_another_encoder_are_never_reused(
 ) -> None:
     prepared = catalogue_of(["red tent", "mat"])
     before = {
-        "tokens": hf(tiny_llama, max_tokens=3), "model": hf(tiny_bert), "kind": EncoderOptions(dim=16, min_count=1)
-    }[change]  # fmt: skip
+        "tokens": hf(tiny_llama, max_tokens=3),
+        "model": hf(tiny_bert),
+        "kind": EncoderOptions(dim=16, min_count=1),
+    }[change]
     stored(prepared, tmp_path / "extract", before)
     encoded.clear()
     store = stored(prepared, tmp_path / "extract", hf(tiny_llama))
@@ -205,13 +226,59 @@ def test_a_damaged_store_is_replaced_and_not_reused(
     assert "all texts are encoded again" in capsys.readouterr().err
 
 
+def test_a_fitted_encoder_encodes_new_texts_alone_until_it_would_learn_from_others(
+    catalogue_of: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = EncoderOptions(dim=3, min_count=1)
+    fits = count_fits(monkeypatch)
+    stored(catalogue_of(TEXTS), tmp_path / "extract", options)
+    prepared = catalogue_of([*TEXTS, "beans in a tent"])  # not in the training window
+    grown = stored(prepared, tmp_path / "extract", options)
+    assert (grown.manifest.facts["items_encoded"], grown.manifest.facts["items_reused"]) == (1, 6)
+    assert grown.fingerprint == stored(prepared, tmp_path / "full", options).fingerprint
+    relearned = stored(catalogue_of(TEXTS, num_trained=6), tmp_path / "extract", options)
+    assert relearned.manifest.facts["items_reused"] == 0
+    fits.clear()
+    stored(catalogue_of(TEXTS, num_trained=6), tmp_path / "extract", options)
+    assert fits == []  # all texts are known
+
+
+def count_fits(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    fits: list[object] = []
+    fit = tfidf.TfidfSvd.fit
+    monkeypatch.setattr(tfidf.TfidfSvd, "fit", lambda texts, options: fits.append(options) or fit(texts, options))
+    return fits
+
+
 # Unfinished work
+
+
+def test_a_fitted_encoder_is_kept_with_its_vectors(
+    catalogue_of: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = EncoderOptions(dim=3, min_count=1)
+    fits = count_fits(monkeypatch)
+    monkeypatch.setattr(encode, "_FILE_TEXTS", 2)
+    prepared, work = catalogue_of(TITLES), tmp_path / "work"
+    work.mkdir()
+    with monkeypatch.context() as patch, pytest.raises(TypeError):
+        patch.setattr(extraction, "write_batches", None)
+        extract(prepared, work, options)
+    (
+        work / "parts" / sorted(path.name for path in (work / "parts").glob("*.npz") if "fitted" not in path.name)[0]
+    ).unlink()
+    extract(prepared, work, options)
+    assert len(fits) == 1
+    assert sorted(path.name for path in work.iterdir()) == ["current", "texts.parquet", "v1"]
+    whole = stored(prepared, tmp_path / "whole", options)
+    assert (work / "v1" / "rows.bin").read_bytes() == (tmp_path / "whole" / "v1" / "rows.bin").read_bytes()
+    assert whole.num_rows == 7
 
 
 def test_work_of_other_texts_or_another_encoder_in_the_same_folder_is_not_used(
     catalogue_of: Write, tiny_llama: Path, tmp_path: Path, encoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "_PART_TEXTS", 1)
+    monkeypatch.setattr(encode, "_FILE_TEXTS", 1)
     monkeypatch.setattr(extraction, "write_batches", None)  # all parts are there when this fails
     work = tmp_path / "work"
     work.mkdir()

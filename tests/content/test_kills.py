@@ -23,7 +23,8 @@ from pathlib import Path
 import transformers.models.llama.modeling_llama
 from learn_rank.artifact import Manifest
 from learn_rank.publish import publish
-from learn_rank.content import catalogue, extract, huggingface, parts
+from learn_rank.content import catalogue, encode, extract
+from learn_rank.content.encoders import huggingface
 from learn_rank.content.encoder import EncoderOptions
 from learn_rank.content.text import TextOptions
 from tests.kills import die_when, renames_to
@@ -31,15 +32,15 @@ from tests.kills import die_when, renames_to
 prepared, root, options, seed = sys.argv[1:]
 prepared, root, options, moments = Path(prepared), Path(root), json.loads(options), random.Random(int(seed))
 options = EncoderOptions(**{**options, "text": TextOptions(**options["text"])})
-parts._PART_TEXTS, catalogue.BLOCK_TEXTS, catalogue._BATCH_ROWS = 8, 40, 16
-tokenize = huggingface.TextEncoder.tokenize
+encode._FILE_TEXTS, catalogue.BLOCK_TEXTS, catalogue._BATCH_ROWS = 8, 40, 16
+tokenize = huggingface.HuggingFace.tokenize
 
 def run(folder):
     def spied(self, texts):
         with (root / "begun").open("a") as begun:
             begun.write("".join(text + chr(10) for text in texts))
         return tokenize(self, texts)
-    huggingface.TextEncoder.tokenize = spied
+    huggingface.HuggingFace.tokenize = spied
     with publish(folder, Manifest("extract", {}, {}), is_resumable=True) as (work, facts):
         facts.update(extract.extract(prepared, work, options))
 

@@ -12,15 +12,19 @@ from omegaconf import OmegaConf
 from learn_rank.cli.load import config_dir
 from learn_rank.content.catalogue import read_catalogue
 from learn_rank.content.encoder import EncoderOptions
+from learn_rank.content.encoders.tfidf import TfidfSvd
 from learn_rank.content.text import TextOptions, compose_texts, text_fields
-from learn_rank.content.tfidf import fit_tfidf_svd
 from learn_rank.errors import InputError
 
 KUAIRAND = Path(os.environ.get("LEARN_RANK_DATA", "")) / "kuairand-pure-2w" / "items.parquet"
 GRINDER = {
-    "title": "Hand grinder", "category": "Kitchen", "brand": "Moli", "price": "29.90", "keywords": "coffee, steel",
+    "title": "Hand grinder",
+    "category": "Kitchen",
+    "brand": "Moli",
+    "price": "29.90",
+    "keywords": "coffee, steel",
     "attributes": "colour: black",
-}  # fmt: skip
+}
 
 
 def texts_of(columns: dict[str, list[str | None]], options: TextOptions) -> list[str]:
@@ -68,8 +72,8 @@ def test_null_and_blank_fields_are_left_out_and_an_item_without_any_has_no_text_
         "plot": [None, "a heist", None, "\t\n"],
         "cast": ["Pacino", " x ", None, ""],
     }
-    found = texts_of(columns, TextOptions(prefix="Item: "))
-    assert found == ["Item: title: Heat. cast: Pacino", "Item: plot: a heist. cast: x", "", ""]
+    texts = texts_of(columns, TextOptions(prefix="Item: "))
+    assert texts == ["Item: title: Heat. cast: Pacino", "Item: plot: a heist. cast: x", "", ""]
 
 
 def test_braces_and_backslashes_of_templates_and_values_stand_for_themselves() -> None:
@@ -114,7 +118,8 @@ def test_features_become_one_word_per_value_that_tfidf_keeps_apart() -> None:
         "music_type__1 kind_2022_04_10",
         "tag_5 tag_6 tag_7",
     ]
-    words = fit_tfidf_svd(texts, EncoderOptions(dim=3, min_count=1)).vectorizer.get_feature_names_out()
+    options = EncoderOptions(dim=3, min_count=1)
+    words = TfidfSvd(options, TfidfSvd.fit(texts, options)).words
     assert sorted(words) == sorted(word.lower() for text in texts for word in text.split())
 
 
@@ -128,10 +133,12 @@ def test_features_keep_a_name_of_two_words_and_one_letter_values_whole() -> None
 def test_features_of_a_log_of_videos_become_words() -> None:
     items = pq.read_table(KUAIRAND, columns=["item_id", "tag", "upload_type"]).slice(0, 500)
     columns = {name: items[name].to_pylist() for name in ("tag", "upload_type")}
-    found = texts_of(columns, recipe("features"))
+    texts = texts_of(columns, recipe("features"))
     assert any("," in (tag or "") for tag in columns["tag"])
-    for tag, kind, text in zip(*columns.values(), found, strict=True):
-        expected = [f"tag_{one}" for one in (tag or "").split(",") if one] + ([f"upload_type_{kind}"] if kind else [])
+    for tag, kind, text in zip(*columns.values(), texts, strict=True):
+        expected = [f"tag_{value}" for value in (tag or "").split(",") if value] + (
+            [f"upload_type_{kind}"] if kind else []
+        )
         assert text.split() == expected
 
 

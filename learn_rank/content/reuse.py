@@ -1,18 +1,18 @@
-"""texts.parquet beside a content store: of which text each vector was made, so that it need not be made again."""
+"""Vectors of an earlier run: texts.parquet, beside a content store, says which text each vector was made of."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from learn_rank.arrays import BoolArray, Int64Array, UInt64Array
+from learn_rank.arrays import BoolArray, Float32Array, Int64Array, UInt64Array
 from learn_rank.content.catalogue import Catalogue
 from learn_rank.durable import write_file
 from learn_rank.errors import InputError
@@ -42,15 +42,15 @@ class EncodedTexts:
         """[T] positions of [T] texts among the K, -1 where it is not there."""
         return positions_in(self.hashes, hashes)
 
-    def vectors(self, positions: Int64Array) -> npt.NDArray[np.float32]:
+    def vectors(self, positions: Int64Array) -> Float32Array:
         """[B] positions -> [B, D], the numbers that the store holds."""
         vectors, mask = self.store.lookup(self.item_ids.take(pa.array(positions)))
         assert mask.all()
-        found: npt.NDArray[np.float32] = vectors.numpy()
-        return found
+        stored: Float32Array = vectors.numpy()
+        return stored
 
 
-def write_record(
+def write_texts(
     directory: Path, catalogue: Catalogue, is_cut: BoolArray, vector_key: str, facts: dict[str, Any]
 ) -> None:
     """Says that the store in this folder is whole: its texts (is_cut [T]), what made its vectors, and its facts."""
@@ -76,12 +76,15 @@ def finished_facts(directory: Path, catalogue: Catalogue, vector_key: str) -> di
 
 
 def encoded_texts(directory: Path, vector_key: str) -> EncodedTexts | None:
-    """The texts of a published store; None where there is none, or one of another encoder, or a damaged one."""
-    from learn_rank.store.reader import FrozenStore
+    """The texts of a published store; None where there is none, or one of another encoder, or a damaged one.
 
+    None as well where torch is not installed: a store is read with it.
+    """
     try:
-        if _metadata(directory).get(_VECTOR_KEY) != vector_key.encode():
+        if _metadata(directory).get(_VECTOR_KEY) != vector_key.encode() or find_spec("torch") is None:
             return None
+        from learn_rank.store.reader import FrozenStore
+
         store = FrozenStore(directory, stage="extract")
         table = read_table(directory / _FILE)
     except InputError as error:

@@ -1,4 +1,4 @@
-"""All items the towers can see, as rows, and what the towers are told of each."""
+"""What the towers are told of each item: a matrix of content vectors and ids, with a row per item."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ItemInput(NamedTuple):
     ids: torch.Tensor | None
 
 
-class Gallery:
+class ItemInputs:
     """Items of one or more logs as rows 0 .. num_items - 1, with content vectors, ids of their own, or both.
 
         contents of 3 and 2 items   rows 0, 1, 2 of log 0 and 3, 4 of log 1, each in the order of its store
@@ -90,7 +90,7 @@ class Gallery:
             return rows >= 0
         return self._id_rows[rows] > 0
 
-    def inputs(self, rows: torch.Tensor, device: torch.device) -> ItemInput:
+    def take(self, rows: torch.Tensor, device: torch.device) -> ItemInput:
         """What the towers are told of rows [...] (int64, on the CPU; -1 where padded), on the device."""
         content = ids = None
         if self.content_dim:
@@ -128,7 +128,7 @@ class Gallery:
 
 
 class _Catalogue:
-    """Ids -> their places, where no store knows them."""
+    """Ids -> their positions, where no store knows them."""
 
     def __init__(self, ids: pa.Array) -> None:
         self._key_type = key_type(ids)

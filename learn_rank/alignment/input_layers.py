@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from learn_rank.alignment.gallery import Gallery, ItemInput
+from learn_rank.alignment.item_inputs import ItemInput, ItemInputs
 
 _ROWS = 65_536  # content vectors read at a time for their mean
 _LEAST_VARIANCE = 1e-3  # of the mean variance over all directions
@@ -29,13 +29,13 @@ class ContentInput(nn.Module):
         self.whitens = whitens
         self.projection = angle_keeping(content_dim, width)
 
-    def standardise(self, gallery: Gallery, rows: torch.Tensor) -> None:
+    def standardise(self, item_inputs: ItemInputs, rows: torch.Tensor) -> None:
         """Takes mean and scale from the content of [N] rows."""
         dim = len(self.mean)
         total = torch.zeros(dim, dtype=torch.float64)
         products = torch.zeros(dim, dim, dtype=torch.float64)
         for batch in rows.split(_ROWS):
-            content = gallery.inputs(batch, self.mean.device).content
+            content = item_inputs.take(batch, self.mean.device).content
             assert content is not None
             total += content.sum(0, dtype=torch.float64).cpu()
             products += (content.T.double() @ content.double()).cpu()

@@ -3,28 +3,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from learn_rank.alignment.histories import Histories
+from learn_rank.alignment.objectives.all_action import epoch_steps, history_and_target, sample_positions
 from learn_rank.alignment.options import AlignOptions
-from learn_rank.alignment.sampling import epoch_steps, history_and_target, next_item_rows, sample_positions
-
-COUNTS = [1, 2, 7, 30, 0, 4]
-
-
-@pytest.fixture
-def histories() -> Histories:
-    """Users with COUNTS interactions; item 100 u + n is user u's n-th, at time 10 n."""
-    items = np.concatenate([100 * user + np.arange(count) for user, count in enumerate(COUNTS)])
-    return Histories(
-        user_ids=pa.array(np.arange(len(COUNTS))),
-        offsets=np.r_[0, np.cumsum(COUNTS)],
-        items=items,
-        times=items % 100 * 10,
-        folds=np.full(len(items), -1),
-        num_without_input=0,
-    )
 
 
 def options(**changes: Any) -> AlignOptions:
@@ -72,23 +55,6 @@ def test_a_cut_in_time_separates_history_from_targets(histories: Histories) -> N
 # Laws
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_next_item_stretches_predict_every_interaction_of_a_user_at_most_once(histories: Histories, seed: int) -> None:
-    chosen = options(objective="catalogue")
-    predicted = []
-    for stretches in epoch_steps(histories, chosen, generator(seed)):
-        for row in next_item_rows(histories, stretches, chosen, generator(seed)):
-            real = row[row >= 0]
-            assert 2 <= len(real) <= 6
-            assert (np.diff(real) == 1).all()
-            predicted += real[1:].tolist()
-    assert len(predicted) == len(set(predicted))
-    # all but each user's first, and at most what a random first cut leaves alone at either end of a long log
-    short = {item for item in histories.items.tolist() if COUNTS[item // 100] <= 6 and item % 100}
-    assert short <= set(predicted)
-    assert len([item for item in predicted if item // 100 == 3]) >= 27
-
-
 @pytest.mark.parametrize("first_stage", ["stretch", "random"])
 @pytest.mark.parametrize("seed", range(5))
 def test_history_comes_before_targets_and_neither_is_empty_or_too_long(
@@ -117,17 +83,3 @@ def test_the_first_stage_draws_from_the_whole_log_alike(histories: Histories) ->
         drawn += history_and_target(histories, stretches, chosen, generator(seed)).history[0].tolist()
     shares = np.bincount(np.array(drawn) - 300) / len(drawn)
     assert shares == pytest.approx(np.full(20, 1 / 20), abs=0.025)
-
-
-def test_shuffled_rows_hold_the_same_items(histories: Histories) -> None:
-    chosen = options(objective="catalogue", keeps_order=False, max_history=40, batch_size=100)
-    (stretches,) = epoch_steps(histories, chosen, generator())
-    rows = next_item_rows(histories, stretches, chosen, generator())
-    longest = rows[(rows >= 0).sum(1).argmax()]
-    assert sorted(longest.tolist()) == list(range(300, 330))
-    assert longest.tolist() != list(range(300, 330))
-
-
-def test_stretches_of_like_length_share_a_step(histories: Histories) -> None:
-    steps = epoch_steps(histories, options(objective="catalogue", max_history=40, batch_size=2), generator())
-    assert sorted(sorted(one.lengths.tolist()) for one in steps) == [[2, 4], [7, 30]]

@@ -1,0 +1,92 @@
+"""What training changes: weights, the optimizer's state and how far it is; saved so that a killed run continues."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from learn_rank.alignment.options import AlignOptions
+from learn_rank.alignment.towers import Tower
+from learn_rank.alignment.trained import load_tower_state, tower_state
+from learn_rank.durable import write_file
+from learn_rank.errors import InputError, reason_of
+from learn_rank.weights import read_weights
+
+_FILE = "state.pt"
+_REMEDY = "delete it, and training starts anew"
+_LEAST_TEMPERATURE = 0.01  # below it one in-batch negative decides the gradient
+
+
+@dataclass
+class Progress:
+    """How far a run is; step and loss are of the epoch under way."""
+
+    epoch: int = 0
+    step: int = 0
+    loss: float = 0.0
+    best_epoch: int = -1
+    best_metric: float | None = None
+    epochs_since_best: int = 0
+    seconds: float = 0.0
+
+
+class TrainingState:
+    """A tower under training."""
+
+    def __init__(self, tower: Tower, options: AlignOptions, device: torch.device) -> None:
+        self.tower = tower
+        self.progress = Progress()
+        self._log_temperature = torch.nn.Parameter(
+            torch.tensor(math.log(options.temperature), device=device), requires_grad=options.learns_temperature
+        )
+        groups: list[dict[str, Any]] = [
+            {"params": [weight for weight in tower.parameters() if weight.requires_grad]},
+            {"params": [self._log_temperature], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, options.learning_rate, weight_decay=options.weight_decay)
+        self._device = device
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """All that the optimizer holds."""
+        return (weight for group in self.optimizer.param_groups for weight in group["params"])
+
+    def temperature(self) -> torch.Tensor:
+        """[] temperature of the loss's softmax."""
+        return self._log_temperature.exp().clamp(min=_LEAST_TEMPERATURE)
+
+    def save(self, directory: Path) -> None:
+        """Writes all of it over what was there; killed in between, that is still whole."""
+        content = {
+            "tower": tower_state(self.tower),
+            "optimizer": self.optimizer.state_dict(),
+            "log_temperature": self._log_temperature,
+            "progress": asdict(self.progress),
+        }
+        write_file(directory / _FILE, lambda path: torch.save(content, path))
+
+    def save_end(self, directory: Path) -> None:
+        """After training: the best weights are saved; the optimizer's state, twice their size, is needed no more."""
+        content = {"progress": asdict(self.progress)}
+        write_file(directory / _FILE, lambda path: torch.save(content, path))
+
+    def restore(self, directory: Path) -> None:
+        """Takes up what an earlier run saved here, if there is anything. InputError: damaged, or of another tower."""
+        path = directory / _FILE
+        if not path.is_file():
+            return
+        saved = read_weights(path, map_location=self._device, remedy=_REMEDY)
+        if "tower" in saved:  # not once training is over
+            load_tower_state(self.tower, saved["tower"], path=path, remedy=_REMEDY)
+        try:
+            self.progress = Progress(**saved["progress"])
+            if "tower" in saved:
+                self.optimizer.load_state_dict(saved["optimizer"])
+                with torch.no_grad():
+                    self._log_temperature.copy_(saved["log_temperature"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise InputError(f"{path}: not what was saved here ({reason_of(error)}); {_REMEDY}")
