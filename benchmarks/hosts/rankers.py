@@ -68,9 +68,13 @@ class FuxiCTR:
         )
         for name, size in log.lists.items():
             feature_map.features[name] = {
-                "source": "", "type": "sequence", "vocab_size": size, "padding_idx": 0, "max_len": MAX_VALUES,
+                "source": "",
+                "type": "sequence",
+                "vocab_size": size,
+                "padding_idx": 0,
+                "max_len": MAX_VALUES,
                 "feature_encoder": "layers.MaskedAveragePooling()",
-            }  # fmt: skip
+            }
         for name in log.dense:
             feature_map.features[name] = {"source": "", "type": "numeric"}
         feature_map.num_fields, feature_map.default_emb_dim = len(feature_map.features), DIM

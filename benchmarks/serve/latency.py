@@ -1,11 +1,11 @@
-"""How long does a request take? One user against N candidates with `learn_rank.serving.Scorer`, by way of running it.
+"""How long does a request take? One user against N candidates with `learn_rank.serving.Scorer`, by each backend.
 
     python -m benchmarks.serve.latency run=RUN dir=DIR [arm=learn] [candidates=500] [calls=2000] [threads=1]
                                        [out=benchmarks/results]
 
 RUN is a run directory with a trained ranker, which is exported to DIR/model first. Every call is another user of the
-test window with other items of the catalogue; all ways take the same call one after another, in an order that rotates,
-so that what else the machine does falls on all alike. The first 50 calls are not counted.
+test window with other items of the catalogue; all backends take the same call one after another, in an order that
+rotates, so that what else the machine does falls on all alike. The first 50 calls are not counted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.results_file import machine, write_page
+from benchmarks.results_file import Column, Results, Table, machine, write_results
 from learn_rank.artifact import read_manifest
 from learn_rank.cli.main import main as learn_rank
 from learn_rank.ranker.outputs.dense_program import can_write_onnx, load_scorer
@@ -52,22 +52,24 @@ def main() -> None:
         ways["onnxruntime"] = Scorer(target, backend="onnx", threads=threads).run
     spent = measure(scorer, ways, requests(run, candidates, calls + _WARM_UP, with_history=bool(model.sequences)))
     lookup = spent.pop("lookup")
-    lines = ["| | p50 ms | p99 ms | with lookup: p50 | p99 |", "|---" * 5 + "|"]
-    lines.append(f"| lookup | {percentiles(lookup)} | | |")
-    lines += [f"| {way} | {percentiles(dense)} | {percentiles(lookup + dense)} |" for way, dense in spent.items()]
+    titles = ("p50 ms", "p99 ms", "with lookup: p50", "p99")
+    table = Table([Column(""), *(Column(title, "{:.2f}") for title in titles)])
+    table.add("lookup", *percentiles(lookup), None, None)
+    for way, dense in spent.items():
+        table.add(way, *percentiles(dense), *percentiles(lookup + dense))
     options = read_manifest(run / "train" / arm, stage="train").options
-    write_page(
-        given,
-        "scoring",
-        "# Scoring one user's candidates",
-        f"`python -m benchmarks.serve.latency run=RUN dir=DIR arm={arm} candidates={candidates} calls={calls} "
-        f"threads={threads}`",
-        f"{machine(threads)} {read_manifest(run / 'prepare', stage='prepare').options['recipe']['name']}, "
-        f"{options['backbone']}, task={options['task']}: {len(model.sparse)} sparse and {len(model.dense)} dense "
-        f"features, {len(model.sequences)} sequences; rows {model.width} wide"
+    recipe = read_manifest(run / "prepare", stage="prepare").options["recipe"]
+    results = Results(
+        title="Scoring one user's candidates",
+        command=f"python -m benchmarks.serve.latency run=RUN dir=DIR arm={arm} candidates={candidates} calls={calls} "
+        f"threads={threads}",
+        machine=machine(threads),
+        about=f"{recipe['name']}, {options['backbone']}, task={options['task']}: {len(model.sparse)} sparse and "
+        f"{len(model.dense)} dense features, {len(model.sequences)} sequences; rows {model.width} wide"
         f"{' and LEARN vectors' if model.has_learn else ''}; {candidates} candidates, {calls} calls, interleaved.",
-        "\n".join(lines),
+        content=[table],
     )
+    write_results(given, "scoring", results)
 
 
 def eager(run: Path, arm: str, *, bf16: bool) -> Run:
@@ -112,8 +114,9 @@ def measure(scorer: Scorer, ways: dict[str, Run], asked: list[dict[str, object]]
     return {way: 1000 * np.array(seconds[_WARM_UP:]) for way, seconds in spent.items()}
 
 
-def percentiles(milliseconds: np.ndarray) -> str:
-    return " | ".join(f"{np.percentile(milliseconds, share):.2f}" for share in (50, 99))
+def percentiles(milliseconds: np.ndarray) -> tuple[float, float]:
+    """The median and the 99th percentile."""
+    return float(np.percentile(milliseconds, 50)), float(np.percentile(milliseconds, 99))
 
 
 if __name__ == "__main__":
