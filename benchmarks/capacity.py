@@ -21,7 +21,7 @@ RECORD = KEY + 4 + 2 * DIM  # a row on its way to its place
 
 @dataclass
 class Rates:
-    """Measured, per second; the benchmark that measures each."""
+    """Measured per second, but two_ranks; beside each the benchmark that measures it."""
 
     build: float = 460e3  # rows through `store build`: store/build.py
     verify: float = 585e6  # bytes through `store verify`: store/build.py
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def store_bytes(ids: float, snapshots: float) -> float:
-    """A store on disk: vectors, keys, buckets, and with snapshots their offsets and times."""
+    """Bytes of a store on disk: vectors, keys, buckets, and with snapshots their offsets and times."""
     rows = ids * snapshots
     times = ids * OFFSET + rows * TIME if snapshots > 1 else 0
     return rows * 2 * DIM + ids * (KEY + BUCKET) + times

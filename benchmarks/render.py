@@ -2,8 +2,8 @@
 
     python -m benchmarks.render [NAME ...] [check=1] [out=benchmarks/results]
 
-NAME: of a page, such as evaluate or frozen_1e6_rows; all that have JSON without. check=1 writes nothing, and exits
-with 1 if a page is not the one that its JSON makes.
+NAME is the name of a page, such as evaluate or frozen_1e6_rows; without one, all pages that have JSON are made.
+check=1 writes nothing, and exits with 1 if a page differs from what its JSON makes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from learn_rank.durable import write_text
 
 
 def main(words: list[str]) -> int:
-    """The exit status. ValueError if a name has no JSON, or its JSON is not the results of a benchmark."""
+    """Returns the exit status. ValueError: no JSON of that name, or JSON that holds no results of a benchmark."""
     given = dict(word.split("=", 1) for word in words if "=" in word)
     if unknown := given.keys() - {"check", "out"}:
         raise ValueError(f"{', '.join(sorted(unknown))}: no option of this command, which has check= and out=")

@@ -36,7 +36,7 @@ class Table:
     rows: list[Sequence[Cell]] = field(default_factory=list)
 
     def add(self, *row: Cell) -> str:
-        """Appends a row and returns its line of the page, to print. ValueError if it has more or fewer cells."""
+        """Appends a row and returns it as a line to print. ValueError unless it has a cell for every column."""
         self.rows.append(row)
         return self._line(row)
 
@@ -77,12 +77,12 @@ class Results:
         return "\n\n".join(blocks) + "\n"
 
     def json(self) -> str:
-        """All of it as JSON; what fits into a line stands on one."""
+        """JSON, in which whatever fits on a line stands on one: most rows do."""
         return _json(asdict(self)) + "\n"
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """The results of a JSON file; ValueError, which names the file, if it holds no such results."""
+        """Reads what `json` wrote. ValueError, which names the file, if it holds anything else."""
         try:
             given = json.loads(path.read_text(encoding="utf-8"))
             results = cls(**{**given, "content": [_block(block) for block in given["content"]]})
@@ -127,7 +127,7 @@ def _lift_text(lift: Mapping[str, Any], form: str) -> str:
 
 
 def spread(values: Sequence[float]) -> Cell:
-    """Mean, standard deviation and range over seeds; of one seed, its value."""
+    """A cell of the mean, standard deviation and range over seeds; of a single seed, its value."""
     if len(values) == 1:
         return values[0]
     deviation = statistics.stdev(values)
@@ -135,7 +135,7 @@ def spread(values: Sequence[float]) -> Cell:
 
 
 def machine(threads: int | None = None, packages: Sequence[str] = ("torch",)) -> dict[str, str | int]:
-    """Where the figures come from. threads: those that torch computes with, where they are always as many."""
+    """What the figures were measured on. threads: of torch, if the script sets their number."""
     versions = installed_versions()
     facts: dict[str, str | int] = {"architecture": platform.machine(), "cores": len(os.sched_getaffinity(0))}
     if threads:
@@ -154,17 +154,17 @@ def _machine_text(facts: Mapping[str, str | int]) -> str:
 
 
 def left_out(names: Sequence[str]) -> list[str]:
-    """A paragraph that names what could not be compared, because it is not installed; none if nothing was left out."""
+    """A paragraph that names the peers that are not installed; no paragraph if all are."""
     return [f"Not installed, left out: {', '.join(names)}."] if names else []
 
 
 def rows_name(num_rows: int) -> str:
-    """The part of a page's name that says how many rows: 2e7_rows."""
+    """The number of rows as a page's name has it, such as 2e7_rows."""
     return f"{num_rows:.0e}_rows".replace("+0", "").replace("+", "")
 
 
 def of_some(names: Sequence[str], every: Iterable[str]) -> str:
-    """The end of a page's name: empty if the page is of all names, else those that it is of."""
+    """The end of a page's name: the names that it compares, or nothing if those are all there are."""
     return "" if set(names) == set(every) else "_" + "_".join(names)
 
 

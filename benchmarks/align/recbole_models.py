@@ -2,7 +2,7 @@
 
 RecBole 1.2.1 pins old libraries; it runs with current ones when it is installed without them:
     pip install 'learn-rank[bench,cpu]'; pip install --no-deps recbole==1.2.1
-What NumPy 2 took away is put back below.
+`restore_numpy_names` puts back what NumPy 2 removed.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def log_settings(folder: Path) -> dict[str, Any]:
 
 
 def restore_numpy_names() -> None:
-    """RecBole 1.2.1 reads these names, which NumPy 2 took away."""
+    """Puts back names of NumPy 1 that RecBole 1.2.1 reads and NumPy 2 removed."""
     for name, kind in (("float_", np.float64), ("complex_", np.complex128), ("unicode_", np.str_)):
         if not hasattr(np, name):
             setattr(np, name, kind)
@@ -187,7 +187,7 @@ def read_positives(prepared: Path) -> PositiveLog:
 
 
 def write_atomic_file(log: PositiveLog, folder: Path) -> None:
-    """The log as RecBole reads it."""
+    """Writes the log in RecBole's format into a new folder."""
     folder.mkdir()
     table = pa.table({f"{USER_ID}:token": log.users, f"{ITEM_ID}:token": log.items, f"{TIMESTAMP}:float": log.places})
     table.to_pandas().to_csv(folder / f"{_LOG}.inter", sep="\t", index=False)
@@ -211,7 +211,7 @@ def trim_padding(network: Any) -> None:
 
 @torch.no_grad()
 def measure(network: Any, features: Any, all_items: Ragged) -> tuple[Metrics, Metrics]:
-    """Our metrics of a split with the history left out, and with all items ranked.
+    """Measures a split by our metrics: with the items of the history left out, and with all items ranked.
 
     features is RecBole's table of the split, one row per user; all_items [users] each user's RecBole items in order.
     """

@@ -86,7 +86,7 @@ PAPER = {
 
 
 def prepare(folder: Path, data: Path) -> Path:
-    """The run directory with the prepared log and the content vectors that all methods read."""
+    """Makes the run directory with the prepared log and the content vectors, which all methods read."""
     run = folder / "base"
     for command in ("prepare", "extract"):
         learn_rank(command, f"run_dir={run}", "dataset=amazon_scientific", f"dataset.root={data}")
@@ -94,7 +94,7 @@ def prepare(folder: Path, data: Path) -> Path:
 
 
 def peer(base: Path, folder: Path, model: str, seed: int) -> PeerResult:
-    """A RecBole model at one seed, from its file if it is there."""
+    """Trains a RecBole model with a seed, unless its result is in the folder already."""
     path = folder / model / f"{seed}.json"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def peer(base: Path, folder: Path, model: str, seed: int) -> PeerResult:
 
 
 def arm(base: Path, folder: Path, name: str, seed: int) -> Metrics:
-    """Test metrics of our towers at one seed: a run directory that shares the log and the vectors of `base`."""
+    """Trains our towers with a seed, in a run directory that shares the log and vectors of `base`; test metrics."""
     run = folder / re.sub(r"\W+", "_", name).strip("_") / str(seed)
     run.mkdir(parents=True, exist_ok=True)
     for stage in ("prepare", "extract"):
@@ -120,7 +120,7 @@ def learn_rank(*arguments: str) -> None:
 
 
 def method_table(metrics: dict[str, list[Metrics]]) -> Table:
-    """Mean, standard deviation and range of each method over its seeds, then its mean to the reference's."""
+    """Metrics of each method over its seeds, and the mean's difference from the reference's."""
     table = Table([Column("method"), *(Column(metric, "{:.4f}") for metric in METRICS), *RATIOS])
     for name, seeds in metrics.items():
         ratios: list[Cell] = [None, None]

@@ -65,7 +65,7 @@ Content = list[Table | Heading | str]
 
 
 class Rate(NamedTuple):
-    """What a second gives; a call returns how much it did."""
+    """How much a method does per second of the processor, and per second."""
 
     per_cpu_second: float
     per_second: float
@@ -86,7 +86,7 @@ def run_of(histories: Histories, gallery: Gallery, options: AlignOptions, proces
 
 
 def step_of(run: _Run) -> Step:
-    """Training steps, one after another; each returns the positions that it predicts at."""
+    """A function that does the next training step, and returns the number of positions that it predicts at."""
     steps = epoch_steps(run.histories, run.options, np.random.default_rng(0))
     numbers = itertools.cycle(range(len(steps)))
 
@@ -282,8 +282,10 @@ def gpu(folder: Path, rounds: int, peak_tflops: float, *, device: torch.device, 
 
 
 def step_flops(options: AlignOptions, content_dim: int) -> float:
-    """Of a step's matrix products with ItemTower(a): forward, and twice that backward; attention counts what the causal
-    mask leaves. The content's own gradient is not needed.
+    """Floating-point operations of a step's matrix products with ItemTower(a).
+
+    The backward pass takes twice those of the forward pass, but the content needs no gradient. Attention counts only
+    the pairs that the causal mask leaves.
     """
     width, layers = options.width, options.num_layers
     lengths = (options.max_history, options.max_targets)
@@ -299,7 +301,7 @@ def has_recbole() -> bool:
 
 
 def _rate_table(title: str, unit: str, rates: Mapping[str, Rate], per_user: float, reference: str) -> Content:
-    """unit: what the rates count, of which a user has per_user."""
+    """A row for each method. unit: what the rates count; a user has per_user of them."""
     count = "{:,.0f}"
     columns = [Column("users a second", count), Column(unit, count), Column("per CPU-second", count)]
     table = Table([Column(title), *columns, Column("times ours", "{:.3f}")])

@@ -53,7 +53,7 @@ def write_file(path: Path, rows: int, num_users: int, num_items: int, seed: int)
 
 
 def generate(rows: int, folder: Path) -> None:
-    """The log and its segment files; files that are there already are kept."""
+    """Writes the log and its segment files; files of the log that exist are kept."""
     num_users, num_items = max(10, rows // 30), max(10, rows // 1000)
     predictions = folder / "predictions"
     predictions.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def generate(rows: int, folder: Path) -> None:
 
 
 def watch(command: list[str], spill_dir: Path) -> dict[str, float]:
-    """Runs a command; peak resident memory of its process and peak disk use of the spill's file system, every 50 ms."""
+    """Runs a command; seconds, and the peaks of its resident memory and of the spill's disk, sampled every 50 ms."""
     free = os.statvfs(spill_dir)
     before = free.f_bavail * free.f_frsize
     start, used = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)

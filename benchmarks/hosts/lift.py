@@ -77,7 +77,7 @@ def build(
 
 
 def train(host: Host, log: Log, seed: int) -> dict[str, Any]:
-    """Trains until validation UAUC rises no more; the test scores of the best epoch."""
+    """Trains until validation UAUC stops rising. Gives the best epoch with its validation UAUC and test scores."""
     best: dict[str, Any] = {"validation": -1.0}
     for epoch in range(1, MAX_EPOCHS + 1):
         host.train_epoch(log.splits["train"], seed * 100 + epoch)
@@ -97,7 +97,7 @@ def uauc(rows: Rows, scores: np.ndarray) -> float:
 def study(
     name: str, run: Path, folder: Path, seeds: range, grid: tuple[float, ...], normalization: str
 ) -> dict[str, list[dict[str, Any]]]:
-    """Arm -> one result per seed; scores and what chose them lie in the folder."""
+    """Arm -> a result per seed. What the folder holds already is not trained again."""
     of_arms: dict[str, list[dict[str, Any]]] = {}
     for arm in ARMS:
         log, *tables = read_log(run, shuffle_seed=0 if arm == "shuffled" else None)
@@ -210,8 +210,8 @@ def main() -> None:
     seeds = range(int(settings.get("seeds", 3)))
     grid = tuple(float(rate) for rate in settings.get("rates", "1e-4,3e-4,1e-3").split(","))
     normalization = settings.get("normalization", "center")
-    asked = settings.get("hosts", ",".join(HOSTS)).split(",")
-    names = [name for name in asked if importlib.util.find_spec(HOSTS[name][0]) is not None]
+    chosen_hosts = settings.get("hosts", ",".join(HOSTS)).split(",")
+    names = [name for name in chosen_hosts if importlib.util.find_spec(HOSTS[name][0]) is not None]
     recipe = read_manifest(run / "prepare", stage="prepare").options["recipe"]
     window = read_window(run)
     scores: dict[str, dict[str, list[np.ndarray]]] = {}
@@ -240,7 +240,7 @@ def main() -> None:
             f"{ROUNDS} interleaved rounds, the making of the batches included.",
             cost_table(seconds),
             chosen,
-            *left_out([name for name in asked if name not in names]),
+            *left_out([name for name in chosen_hosts if name not in names]),
         ],
     )
     write_results(settings, f"hosts_{recipe['name']}", page)

@@ -151,7 +151,7 @@ class FuxiCTR:
         return loader
 
     def train_epoch_of(self, batches: Iterable[dict[str, torch.Tensor]]) -> None:
-        """A step on each, of its own loader or of arrays."""
+        """Trains a step on each batch, which its own loader or a caller with arrays gives."""
         self._model.train()
         for batch in batches:
             self._model.train_step(batch)

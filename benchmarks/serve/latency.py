@@ -42,21 +42,21 @@ def main() -> None:
     learn_rank(["export-model", f"run_dir={run}", f"arm={arm}", f"out={target}", f"onnx={has_onnx}"])
     model = ServedModel.read(target)
     scorer = Scorer(target, threads=threads)
-    ways: dict[str, Run] = {
+    backends: dict[str, Run] = {
         "eager": eager(run, arm, bf16=False),
         "exported": scorer.run,
         "eager, bf16": eager(run, arm, bf16=True),
         "exported, bf16": Scorer(target, bf16=True, threads=threads).run,
     }
     if has_onnx:
-        ways["onnxruntime"] = Scorer(target, backend="onnx", threads=threads).run
-    spent = measure(scorer, ways, requests(run, candidates, calls + _WARM_UP, with_history=bool(model.sequences)))
+        backends["onnxruntime"] = Scorer(target, backend="onnx", threads=threads).run
+    spent = measure(scorer, backends, requests(run, candidates, calls + _WARM_UP, with_history=bool(model.sequences)))
     lookup = spent.pop("lookup")
     titles = ("p50 ms", "p99 ms", "with lookup: p50", "p99")
     table = Table([Column(""), *(Column(title, "{:.2f}") for title in titles)])
     table.add("lookup", *percentiles(lookup), None, None)
-    for way, dense in spent.items():
-        table.add(way, *percentiles(dense), *percentiles(lookup + dense))
+    for name, dense in spent.items():
+        table.add(name, *percentiles(dense), *percentiles(lookup + dense))
     options = read_manifest(run / "train" / arm, stage="train").options
     recipe = read_manifest(run / "prepare", stage="prepare").options["recipe"]
     results = Results(
@@ -90,28 +90,28 @@ def requests(run: Path, candidates: int, calls: int, *, with_history: bool) -> l
     test = pq.read_table(run / "prepare" / "interactions" / "test.parquet", columns=["user_id", "timestamp"])
     items = pq.read_table(run / "prepare" / "item_features.parquet", columns=["item_id"])["item_id"].combine_chunks()
     users, times = test["user_id"].to_pylist(), test["timestamp"].to_pylist()
-    asked: list[dict[str, object]] = []
+    made: list[dict[str, object]] = []
     for row in rng.integers(len(users), size=calls):
         chosen = items.take(rng.integers(len(items), size=candidates))
-        asked.append({"user_id": users[row], "item_ids": chosen.to_pylist(), "time": times[row]})
+        made.append({"user_id": users[row], "item_ids": chosen.to_pylist(), "time": times[row]})
         if with_history:
-            asked[-1]["history"] = items.take(rng.integers(len(items), size=_HISTORY)).to_pylist()
-    return asked
+            made[-1]["history"] = items.take(rng.integers(len(items), size=_HISTORY)).to_pylist()
+    return made
 
 
-def measure(scorer: Scorer, ways: dict[str, Run], asked: list[dict[str, object]]) -> dict[str, np.ndarray]:
-    """Milliseconds of each call: "lookup", and each way's of the dense part."""
-    spent: dict[str, list[float]] = {"lookup": [], **{way: [] for way in ways}}
-    names = list(ways)
-    for number, request in enumerate(asked):
+def measure(scorer: Scorer, backends: dict[str, Run], calls: list[dict[str, object]]) -> dict[str, np.ndarray]:
+    """Milliseconds of each call: "lookup", and the dense part of each backend."""
+    spent: dict[str, list[float]] = {"lookup": [], **{name: [] for name in backends}}
+    names = list(backends)
+    for number, request in enumerate(calls):
         start = time.perf_counter()
         inputs = scorer.look_up(**request)  # type: ignore[arg-type]
         spent["lookup"].append(time.perf_counter() - start)
-        for way in names[number % len(names) :] + names[: number % len(names)]:
+        for name in names[number % len(names) :] + names[: number % len(names)]:
             start = time.perf_counter()
-            ways[way](inputs)
-            spent[way].append(time.perf_counter() - start)
-    return {way: 1000 * np.array(seconds[_WARM_UP:]) for way, seconds in spent.items()}
+            backends[name](inputs)
+            spent[name].append(time.perf_counter() - start)
+    return {name: 1000 * np.array(seconds[_WARM_UP:]) for name, seconds in spent.items()}
 
 
 def percentiles(milliseconds: np.ndarray) -> tuple[float, float]:

@@ -72,7 +72,7 @@ def write_file(path: Path, first: int, num_rows: int, dtype: str, seed: int = 0)
 
 
 def generate(folder: Path, num_rows: int, dtype: str) -> None:
-    """Parquet files of the table; those that are there are kept."""
+    """Writes the table as Parquet files; files that exist are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     firsts = [first for first in range(0, num_rows, _FILE_ROWS) if not part(folder, first).exists()]
     sizes = [min(_FILE_ROWS, num_rows - first) for first in firsts]
@@ -87,7 +87,7 @@ def part(folder: Path, first: int) -> Path:
 
 
 def watch(command: list[str], folder: Path) -> Cost:
-    """Runs a command; ends the run if it fails."""
+    """Runs a command and measures what it takes; ends the run if it fails."""
     before = free_bytes(folder)
     peak = {"VmHWM": 0, "RssAnon": 0, "disk": 0}
     start = time.monotonic()

@@ -70,7 +70,7 @@ OF_ADAPTOR: dict[str, list[Any]] = {
 
 
 def settings_of(arm: str, trial: int) -> dict[str, Any]:
-    """What the trial changes. Shared options are those of every other arm's trial; trial 0 is the defaults."""
+    """The options that a trial changes. All arms share those that they have in common; trial 0 has the defaults."""
     rng = np.random.default_rng(trial)
 
     def draw(space: dict[str, list[Any]]) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def seeded(options: RankerOptions, seed: int) -> RankerOptions:
 
 
 def measure(run: Path, stores: Path, options: RankerOptions, folder: Path) -> dict[str, Any]:
-    """One training: validation and test scores of its best epoch, kept in the folder; from there if it was made so."""
+    """Trains once and keeps the best epoch's validation and test scores in the folder; what is there is read again."""
     made = options.of_weights()
     if not (folder / "result.json").is_file():
         start = time.monotonic()
@@ -111,7 +111,7 @@ def measure(run: Path, stores: Path, options: RankerOptions, folder: Path) -> di
 
 
 class Budget(NamedTuple):
-    """What every arm of every backbone gets."""
+    """The trainings that each arm of each backbone gets."""
 
     seeds: int
     trials: int

@@ -68,7 +68,7 @@ COLUMNS = [
 
 
 def train_ours(run: Path, folder: Path, backbone: str, rate: float, seed: int) -> dict[str, Any]:
-    """Validation AUC and seconds so far after each epoch; the test scores of the best."""
+    """Trains ours. Gives seconds so far and validation AUC after each epoch, and the test scores of the best."""
     marks: list[tuple[float, float]] = []
 
     def auc(_: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> float:
@@ -101,7 +101,7 @@ def train_ours(run: Path, folder: Path, backbone: str, rate: float, seed: int) -
 
 
 def train_peer(run: Path, name: str, use_loader: bool, rate: float, seed: int) -> dict[str, Any]:
-    """The same of another library's model; use_loader: read by FuxiCTR's own."""
+    """Trains another library's model, as `train_ours` does. use_loader: rows are read by FuxiCTR's own loader."""
     _, make, model = PEERS[name]
     log = read_features(run)
     host = make(log, model, rate, seed)
@@ -124,7 +124,7 @@ def train_peer(run: Path, name: str, use_loader: bool, rate: float, seed: int) -
 
 
 def trained(run: Path, folder: Path, pair: tuple[str, str], side: str, rate: float, seed: int) -> dict[str, Any]:
-    """A training of one side of the pair, from the folder if it is there."""
+    """Trains one side of the pair, unless its result is in the folder already."""
     place = folder / f"{pair[0]}-{side}" / f"rate-{rate:g}-seed-{seed}"
     if not (place / "result.json").is_file():
         place.mkdir(parents=True, exist_ok=True)
@@ -185,7 +185,7 @@ def _time_to(marks: list[tuple[float, float]], target: float) -> float:
 
 
 def _pairs(backbones: list[str]) -> Iterator[tuple[tuple[str, str], str]]:
-    """The pair of each backbone, and why it cannot be compared here."""
+    """The pair of each backbone, and why it cannot be compared here: empty if it can."""
     for backbone in backbones:
         peer = PAIRS[backbone]
         why = ""

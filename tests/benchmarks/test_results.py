@@ -31,9 +31,9 @@ PAGES = Path(__file__).parents[2] / "benchmarks" / "results"
 def small_results() -> Results:
     table = Table([Column("method"), Column("wall s", "{:.1f}"), Column("lift", LIFT)])
     table.add("ours", 1.25, None)
-    table.add("theirs", np.float32(2.5), {"delta": 0.5, "low": 0.25, "high": 0.75, "sd": 0.125})
+    table.add("theirs", float(np.float32(2.5)), {"delta": 0.5, "low": 0.25, "high": 0.75, "sd": 0.125})
     facts: dict[str, str | int] = {"architecture": "x86_64", "cores": 2, "threads": 1, "Python": "3.11.7"}
-    content = [Heading("Speed"), table, "A paragraph ± one."]
+    content: list[Table | Heading | str] = [Heading("Speed"), table, "A paragraph ± one."]
     return Results("A page", "python -m benchmarks.nothing rows=1", facts, "Medians of 3 rounds.", content)
 
 
