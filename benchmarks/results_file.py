@@ -178,7 +178,7 @@ def _block(block: Any) -> Table | Heading | str:
 
 def _json(value: Any, indent: int = 0) -> str:
     line = json.dumps(value, ensure_ascii=False, default=lambda number: number.item())  # of NumPy
-    if indent + len(line) <= _JSON_WIDTH or not isinstance(value, dict | list):
+    if indent + len(line) <= _JSON_WIDTH or not isinstance(value, dict | list | tuple):
         return line
     if isinstance(value, dict):
         parts, (first, last) = [f"{json.dumps(key)}: {_json(part, indent + 1)}" for key, part in value.items()], "{}"

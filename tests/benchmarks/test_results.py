@@ -77,6 +77,7 @@ def test_results_are_written_as_a_page_and_as_json_that_holds_the_same(
     assert capsys.readouterr().out == SMALL_PAGE + "\n"
     again = Results.read(tmp_path / "new" / "small.json")
     assert again.markdown() == SMALL_PAGE
+    assert again.json() == (tmp_path / "new" / "small.json").read_text(encoding="utf-8")
     assert [*again.content[1].rows[1]] == ["theirs", 2.5, {"delta": 0.5, "low": 0.25, "high": 0.75, "sd": 0.125}]  # type: ignore[union-attr]
 
 
@@ -103,6 +104,13 @@ def test_results_are_written_as_a_page_and_as_json_that_holds_the_same(
 )
 def test_a_cell_is_written_by_the_format_of_its_column(cell: Cell, form: str, text: str) -> None:
     assert cell_text(cell, form) == text
+
+
+def test_a_row_that_is_too_long_for_a_line_of_json_has_a_line_for_each_cell() -> None:
+    table = Table([Column("short"), Column("long")])
+    table.add("a" * 60, "b" * 60)
+    text = Results("A page", "none", {}, "None.", [table]).json()
+    assert f'    [\n     "{"a" * 60}",\n     "{"b" * 60}"\n    ]\n' in text
 
 
 def test_a_row_has_as_many_cells_as_the_table_has_columns() -> None:
