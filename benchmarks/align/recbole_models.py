@@ -2,7 +2,7 @@
 
 RecBole 1.2.1 pins old libraries; it runs with current ones when it is installed without them:
     pip install 'learn-rank[bench,cpu]'; pip install --no-deps recbole==1.2.1
-What NumPy 2 took away is put back below.
+`restore_numpy_names` puts back what NumPy 2 removed.
 """
 
 from __future__ import annotations
@@ -54,9 +54,17 @@ class PeerResult:
 
 
 def train_peer(
-    prepared: Path, model: str, *, max_history: int, learning_rate: float, seed: int, max_epochs: int = 200,
-    patience: int = 10, trims_padding: bool = True, **sizes: Any
-) -> PeerResult:  # fmt: skip
+    prepared: Path,
+    model: str,
+    *,
+    max_history: int,
+    learning_rate: float,
+    seed: int,
+    max_epochs: int = 200,
+    patience: int = 10,
+    trims_padding: bool = True,
+    **sizes: Any,
+) -> PeerResult:
     """Trains SASRec or GRU4Rec with its full softmax, until NDCG@10 on validation is no better for `patience` epochs.
 
     trims_padding: the same function at a third of the cost, see `trim_padding`; False is RecBole as it is.
@@ -75,14 +83,18 @@ def train_peer(
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # RecBole writes where it stands
         log = read_positives(prepared)
         write_atomic_file(log, Path(_LOG))
-        settings = {
-            "data_path": folder, "USER_ID_FIELD": USER_ID, "ITEM_ID_FIELD": ITEM_ID, "TIME_FIELD": TIMESTAMP,
-            "load_col": {"inter": [USER_ID, ITEM_ID, TIMESTAMP]}, "MAX_ITEM_LIST_LENGTH": max_history,
-            "eval_args": {"split": {"LS": "valid_and_test"}, "group_by": "user", "order": "TO", "mode": "full"},
-            "train_neg_sample_args": None, "loss_type": "CE", "learning_rate": learning_rate, "seed": seed,
-            "metrics": ["Recall", "NDCG", "MRR"], "topk": [10], "valid_metric": "NDCG@10", "metric_decimal_place": 8,
-            "epochs": max_epochs, "stopping_step": patience, "use_gpu": False, "show_progress": False, **sizes,
-        }  # fmt: skip
+        settings = log_settings(Path(folder)) | {
+            "MAX_ITEM_LIST_LENGTH": max_history,
+            "learning_rate": learning_rate,
+            "seed": seed,
+            "metrics": ["Recall", "NDCG", "MRR"],
+            "topk": [10],
+            "valid_metric": "NDCG@10",
+            "metric_decimal_place": 8,
+            "epochs": max_epochs,
+            "stopping_step": patience,
+            **sizes,
+        }
         config = Config(model=model, dataset=_LOG, config_dict=settings)
         init_seed(seed, reproducibility=True)
         dataset = create_dataset(config)
@@ -126,8 +138,24 @@ def train_peer(
     )
 
 
+def log_settings(folder: Path) -> dict[str, Any]:
+    """RecBole's settings for a log that `write_atomic_file` wrote below the folder: full softmax, leave-one-out."""
+    return {
+        "data_path": str(folder),
+        "USER_ID_FIELD": USER_ID,
+        "ITEM_ID_FIELD": ITEM_ID,
+        "TIME_FIELD": TIMESTAMP,
+        "load_col": {"inter": [USER_ID, ITEM_ID, TIMESTAMP]},
+        "eval_args": {"split": {"LS": "valid_and_test"}, "group_by": "user", "order": "TO", "mode": "full"},
+        "train_neg_sample_args": None,
+        "loss_type": "CE",
+        "use_gpu": False,
+        "show_progress": False,
+    }
+
+
 def restore_numpy_names() -> None:
-    """RecBole 1.2.1 reads these names, which NumPy 2 took away."""
+    """Puts back names of NumPy 1 that RecBole 1.2.1 reads and NumPy 2 removed."""
     for name, kind in (("float_", np.float64), ("complex_", np.complex128), ("unicode_", np.str_)):
         if not hasattr(np, name):
             setattr(np, name, kind)
@@ -139,9 +167,8 @@ class PositiveLog:
 
     users: pa.ChunkedArray  # [N]
     items: pa.ChunkedArray  # [N]
-    places: (
-        Int64Array  # [N] 0, 1, .. of each user: RecBole keeps times in float32, which cannot tell milliseconds apart
-    )
+    # [N] 0, 1, .. of each user: RecBole keeps times in float32, which cannot tell milliseconds apart
+    places: Int64Array
 
 
 def read_positives(prepared: Path) -> PositiveLog:
@@ -160,7 +187,7 @@ def read_positives(prepared: Path) -> PositiveLog:
 
 
 def write_atomic_file(log: PositiveLog, folder: Path) -> None:
-    """The log as RecBole reads it."""
+    """Writes the log in RecBole's format into a new folder."""
     folder.mkdir()
     table = pa.table({f"{USER_ID}:token": log.users, f"{ITEM_ID}:token": log.items, f"{TIMESTAMP}:float": log.places})
     table.to_pandas().to_csv(folder / f"{_LOG}.inter", sep="\t", index=False)
@@ -184,7 +211,7 @@ def trim_padding(network: Any) -> None:
 
 @torch.no_grad()
 def measure(network: Any, features: Any, all_items: Ragged) -> tuple[Metrics, Metrics]:
-    """Our metrics of a split with the history left out, and with all items ranked.
+    """Measures a split by our metrics: with the items of the history left out, and with all items ranked.
 
     features is RecBole's table of the split, one row per user; all_items [users] each user's RecBole items in order.
     """

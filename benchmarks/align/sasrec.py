@@ -13,16 +13,27 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from benchmarks.align.recbole_models import PositiveLog, restore_numpy_names, trim_padding, write_atomic_file
+from benchmarks.align.log import MOST
+from benchmarks.align.recbole_models import (
+    PositiveLog,
+    log_settings,
+    restore_numpy_names,
+    trim_padding,
+    write_atomic_file,
+)
 from learn_rank.alignment.histories import Histories
 
-MOST = 50  # interactions that a user vector sees
 RECBOLE_ROWS = 2048  # RecBole's own batch: as many predicted positions as 128 of our users have
 Step = Callable[[], int]  # does one batch; returns its predicted positions, or its user vectors
 SASREC = {
-    "hidden_size": 64, "inner_size": 256, "n_layers": 2, "n_heads": 2, "hidden_dropout_prob": 0.1,
-    "attn_dropout_prob": 0.1, "MAX_ITEM_LIST_LENGTH": MOST,
-}  # fmt: skip
+    "hidden_size": 64,
+    "inner_size": 256,
+    "n_layers": 2,
+    "n_heads": 2,
+    "hidden_dropout_prob": 0.1,
+    "attn_dropout_prob": 0.1,
+    "MAX_ITEM_LIST_LENGTH": MOST,
+}
 
 
 class RecBole:
@@ -42,12 +53,7 @@ class RecBole:
             pa.chunked_array([histories.items]),
             np.arange(len(users)) - np.repeat(histories.offsets[:-1], counts),
         )
-        settings = {
-            "data_path": str(folder), "USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "TIME_FIELD": "timestamp",
-            "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "train_neg_sample_args": None,
-            "eval_args": {"split": {"LS": "valid_and_test"}, "group_by": "user", "order": "TO", "mode": "full"},
-            "train_batch_size": RECBOLE_ROWS, "loss_type": "CE", "use_gpu": False, "show_progress": False, **SASREC,
-        }  # fmt: skip
+        settings = {**log_settings(folder), "train_batch_size": RECBOLE_ROWS, **SASREC}
         with contextlib.chdir(folder):  # RecBole writes where it stands
             write_atomic_file(log, folder / "log")
             self.config = Config(model="SASRec", dataset="log", config_dict=settings)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import math
 import statistics
 import sys
 import tempfile
@@ -25,12 +24,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch.nn import functional as F
 
-from benchmarks.align.sasrec import MOST, RECBOLE_ROWS, RecBole, Step
-from benchmarks.results_file import machine, write_page
+from benchmarks.align.log import MOST, all_item_inputs, content_of, generate
+from benchmarks.align.sasrec import RECBOLE_ROWS, RecBole, Step
+from benchmarks.results_file import Column, Heading, Results, Table, left_out, machine, write_results
 from learn_rank.alignment.build import new_tower
 from learn_rank.alignment.histories import Histories
 from learn_rank.alignment.item_inputs import ItemInputs
@@ -43,51 +42,36 @@ from learn_rank.alignment.train import _Run, _step
 from learn_rank.alignment.training_data import TrainingData
 from learn_rank.alignment.training_state import TrainingState
 from learn_rank.alignment.vectors import user_vectors
-from learn_rank.artifact import Manifest
 from learn_rank.distributed import Process, compute_device, process_group
-from learn_rank.publish import publish
-from learn_rank.store.reader import FrozenStore
-from learn_rank.store.writer import write_store
 from learn_rank.times import iso_milliseconds
 
-LEAST, CONTENT_DIM, BATCH = 5, 384, 128
+BATCH = 128
 GROUP_SECONDS = 2.0
 CPU = torch.device("cpu")
 OURS = {
-    "objective": "catalogue", "targets": "next", "num_user_samples": MOST, "width": 64, "num_layers": 2, "num_heads": 2,
-    "embedding_dim": 64, "max_history": MOST, "use_positions": True, "batch_size": BATCH, "learning_rate": 1e-3,
-}  # fmt: skip
+    "objective": "catalogue",
+    "targets": "next",
+    "num_user_samples": MOST,
+    "width": 64,
+    "num_layers": 2,
+    "num_heads": 2,
+    "embedding_dim": 64,
+    "max_history": MOST,
+    "use_positions": True,
+    "batch_size": BATCH,
+    "learning_rate": 1e-3,
+}
 PAPER = {"use_positions": True, "first_stage": "random", "bf16": True}  # and the defaults: BERT-base, 80 + 40
 
 
+Content = list[Table | Heading | str]
+
+
 class Rate(NamedTuple):
-    """What a second gives; a call returns how much it did."""
+    """How much a method does per second of the processor, and per second."""
 
     per_cpu_second: float
     per_second: float
-
-
-def generate(num_users: int, num_items: int, *, least: int = LEAST, most: int = MOST) -> Histories:
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(least, most + 1, num_users)
-    offsets = np.r_[0, np.cumsum(lengths)].astype(np.int64)
-    popularity = 1 / np.arange(1, num_items + 1) ** 0.8
-    items = rng.choice(num_items, int(offsets[-1]), p=popularity / popularity.sum()).astype(np.int64)
-    return Histories(
-        user_ids=pa.array(np.arange(num_users)),
-        offsets=offsets,
-        items=items,
-        times=np.arange(len(items)),
-        folds=np.full(len(items), -1, np.int8),
-        num_without_input=0,
-    )
-
-
-def content_of(folder: Path, num_items: int, dim: int) -> FrozenStore:
-    vectors = np.random.default_rng(1).standard_normal((num_items, dim), np.float32) / math.sqrt(dim)
-    with publish(folder, Manifest("extract", {}, {})) as (work, facts):
-        facts.update(write_store(work, pa.array(np.arange(num_items)), vectors))
-    return FrozenStore(folder, stage="extract")
 
 
 def run_of(histories: Histories, item_inputs: ItemInputs, options: AlignOptions, process: Process) -> _Run:
@@ -103,7 +87,7 @@ def run_of(histories: Histories, item_inputs: ItemInputs, options: AlignOptions,
 
 
 def step_of(run: _Run) -> Step:
-    """Training steps, one after another; each returns the positions that it predicts at."""
+    """A function that does the next training step, and returns the number of positions that it predicts at."""
     steps = run.objective.epoch(np.random.default_rng(0))
     numbers = itertools.cycle(range(len(steps)))
 
@@ -123,7 +107,7 @@ def take_turns(methods: Mapping[str, Step], rounds: int, *, device: torch.device
         start = time.process_time()
         method()
         calls[name] = max(1, min(50, round(GROUP_SECONDS / (time.process_time() - start))))
-    found: dict[str, list[Rate]] = {name: [] for name in methods}
+    rates: dict[str, list[Rate]] = {name: [] for name in methods}
     for number in range(rounds + 1):
         names = list(methods)
         for name in names if number % 2 else reversed(names):
@@ -131,12 +115,12 @@ def take_turns(methods: Mapping[str, Step], rounds: int, *, device: torch.device
             start = (time.process_time(), time.perf_counter())
             done = sum(methods[name]() for _ in range(calls[name]))
             _wait(device)
-            found[name].append(Rate(done / (time.process_time() - start[0]), done / (time.perf_counter() - start[1])))
-    return {name: Rate(*map(statistics.median, zip(*rates[1:], strict=True))) for name, rates in found.items()}
+            rates[name].append(Rate(done / (time.process_time() - start[0]), done / (time.perf_counter() - start[1])))
+    return {name: Rate(*map(statistics.median, zip(*each[1:], strict=True))) for name, each in rates.items()}
 
 
-def training(histories: Histories, folder: Path, rounds: int) -> str:
-    """Markdown: users and predicted positions a second."""
+def training(histories: Histories, folder: Path, rounds: int) -> Content:
+    """Users and predicted positions a second."""
     counts = np.diff(histories.offsets)
     place = np.arange(len(histories.items)) - np.repeat(histories.offsets[:-1], counts)
     trained = histories.select(place < np.repeat(counts - 2, counts))  # RecBole holds out the last two
@@ -164,12 +148,12 @@ def training(histories: Histories, folder: Path, rounds: int) -> str:
                 )
             }
         rates = take_turns(methods, rounds)
-    header = f"| one step of {BATCH} users, or of so many RecBole rows | users a second | positions a second |"
-    return _table(header, rates, per_user, "learn_rank, content, fp32")
+    title = f"one step of {BATCH} users, or of so many RecBole rows"
+    return _rate_table(title, "positions a second", rates, per_user, "learn_rank, content, fp32")
 
 
-def export(histories: Histories, folder: Path, rounds: int) -> str:
-    """Markdown: user vectors at every interaction of every user."""
+def export(histories: Histories, folder: Path, rounds: int) -> Content:
+    """User vectors at every interaction of every user."""
     content, ids = all_item_inputs(folder, int(histories.items.max()) + 1)
 
     def step_of_export(item_inputs: ItemInputs, more: dict[str, Any]) -> Step:
@@ -194,23 +178,24 @@ def export(histories: Histories, folder: Path, rounds: int) -> str:
         methods["RecBole SASRec, a forward per prefix, padding trimmed"] = peer.export(trims=True)
     rates = take_turns(methods, rounds)
     per_user = len(histories.items) / histories.num_users
-    header = "| user vectors at every interaction | users a second | vectors a second |"
-    return _table(header, rates, per_user, "learn_rank, content, one causal pass")
+    title = "user vectors at every interaction"
+    return _rate_table(title, "vectors a second", rates, per_user, "learn_rank, content, one causal pass")
 
 
-def parts(histories: Histories, folder: Path, rounds: int) -> str:
-    """Markdown: where a step's time goes, each part timed by itself with its backward pass."""
+def parts(histories: Histories, folder: Path, rounds: int) -> Content:
+    """Where a step's time goes, each part timed by itself with its backward pass."""
     content, _ = all_item_inputs(folder, int(histories.items.max()) + 1)
-    lines = ["| part of a step, content, ms of CPU | fp32 | share | bf16 | share |", "|---|---|---|---|---|"]
-    columns = []
+    costs = []
     with process_group() as process:
         for bf16 in (False, True):
             run = run_of(histories, content, AlignOptions(**OURS, bf16=bf16), process)
-            columns.append(_parts_ms(run, TrainingData(histories, content, process), rounds))
-    for name in columns[0]:
-        cells = [f"{column[name]:.1f} | {column[name] / column['whole step']:.0%}" for column in columns]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            costs.append(_parts_ms(run, TrainingData(histories, content, process), rounds))
+    ms, share = "{:.1f}", "{:.0%}"
+    columns = [Column("fp32", ms), Column("share", share), Column("bf16", ms), Column("share", share)]
+    table = Table([Column("part of a step, content, ms of CPU"), *columns])
+    for name in costs[0]:
+        table.add(name, *(cell for cost in costs for cell in (cost[name], cost[name] / cost["whole step"])))
+    return [table]
 
 
 def _parts_ms(run: _Run, data: TrainingData, rounds: int) -> dict[str, float]:
@@ -251,26 +236,26 @@ def _parts_ms(run: _Run, data: TrainingData, rounds: int) -> dict[str, float]:
         f"softmax, {len(targets):,} x {len(catalogue):,}": softmax,
         "optimizer": run.state.optimizer.step,
     }
-    found: dict[str, list[float]] = {name: [] for name in timed}
+    spent: dict[str, list[float]] = {name: [] for name in timed}
     for _ in range(rounds + 1):
         for name, call in timed.items():
             start = time.process_time()
             call()
-            found[name].append((time.process_time() - start) * 1e3)
-    return {name: statistics.median(times[1:]) for name, times in found.items()}
+            spent[name].append((time.process_time() - start) * 1e3)
+    return {name: statistics.median(times[1:]) for name, times in spent.items()}
 
 
-def gpu_section(folder: Path, rounds: int, peak_tflops: float) -> str:
-    """Markdown: the paper's size in bfloat16 where there is CUDA; otherwise a line that there was none."""
+def gpu_section(folder: Path, rounds: int, peak_tflops: float) -> Content:
+    """The paper's size in bfloat16 where there is CUDA; otherwise a line that there was none."""
     device = compute_device()
     if device.type == "cpu":
-        return "There was no CUDA device: not measured."
-    text = gpu(folder, rounds, peak_tflops, device=device, options=AlignOptions(**PAPER))
-    return f"{torch.cuda.get_device_name(device)}.\n\n{text}"
+        return ["There was no CUDA device: not measured."]
+    table = gpu(folder, rounds, peak_tflops, device=device, options=AlignOptions(**PAPER))
+    return [f"{torch.cuda.get_device_name(device)}.", table]
 
 
-def gpu(folder: Path, rounds: int, peak_tflops: float, *, device: torch.device, options: AlignOptions) -> str:
-    """Markdown: training at the given size on random content as wide as a 7B model's hidden states.
+def gpu(folder: Path, rounds: int, peak_tflops: float, *, device: torch.device, options: AlignOptions) -> Table:
+    """Training at the given size on random content as wide as a 7B model's hidden states.
 
     Users have the paper's 157 interactions, 60 of them after the cut, so that no window is padded.
     """
@@ -282,28 +267,26 @@ def gpu(folder: Path, rounds: int, peak_tflops: float, *, device: torch.device, 
     item_inputs = ItemInputs([content_of(folder / "wide", num_items, 4096)])
     tokens = (options.max_history + options.max_targets) * options.batch_size
     flops = step_flops(options, item_inputs.content_dim)
-    lines = [
-        f"| {options.batch_size} users, {tokens:,} tokens a step | users a second | tokens a second | TFLOP/s | "
-        f"of {peak_tflops:g} |",
-        "|---|---|---|---|---|",
-    ]
+    rates = [Column("users a second", "{:,.0f}"), Column("tokens a second", "{:,.0f}")]
+    use = [Column("TFLOP/s", "{:,.1f}"), Column(f"of {peak_tflops:g}", "{:.1%}")]
+    table = Table([Column(f"{options.batch_size} users, {tokens:,} tokens a step"), *rates, *use])
     with process_group() as alone:
         process = replace(alone, device=device)
         for name, compiles in (("as it is", False), ("compiled", True)):
             chosen = replace(options, compiles=compiles, target_start="2023-03-01")
             train = step_of(run_of(histories, item_inputs, chosen, process))
             steps = take_turns({name: lambda train=train: min(train(), 1)}, rounds, device=device)[name].per_second  # type: ignore[misc]
-            lines.append(
-                f"| {name} | {steps * options.batch_size:,.0f} | {steps * tokens:,.0f} | {steps * flops / 1e12:,.1f} | "
-                f"{steps * flops / 1e12 / peak_tflops:.1%} |"
-            )
+            tflops = steps * flops / 1e12
+            table.add(name, steps * options.batch_size, steps * tokens, tflops, tflops / peak_tflops)
             del train
-    return "\n".join(lines)
+    return table
 
 
 def step_flops(options: AlignOptions, content_dim: int) -> float:
-    """Of a step's matrix products with ItemTower(a): forward, and twice that backward; attention counts what the causal
-    mask leaves. The content's own gradient is not needed.
+    """Floating-point operations of a step's matrix products with ItemTower(a).
+
+    The backward pass takes twice those of the forward pass, but the content needs no gradient. Attention counts only
+    the pairs that the causal mask leaves.
     """
     width, layers = options.width, options.num_layers
     lengths = (options.max_history, options.max_targets)
@@ -314,27 +297,19 @@ def step_flops(options: AlignOptions, content_dim: int) -> float:
     return options.batch_size * (content + dense + attention) + 3 * pairs * 2 * options.embedding_dim
 
 
-def all_item_inputs(folder: Path, num_items: int) -> tuple[ItemInputs, ItemInputs]:
-    """The items by content, and by ids alone."""
-    ids = pa.array(np.arange(num_items))
-    return ItemInputs([content_of(folder / "content", num_items, CONTENT_DIM)]), ItemInputs(
-        [], catalogue=ids, id_items=ids
-    )
-
-
 def has_recbole() -> bool:
     return importlib.util.find_spec("recbole") is not None
 
 
-def _table(header: str, rates: Mapping[str, Rate], per_user: float, reference: str) -> str:
-    lines = [f"{header} per CPU-second | times ours |", "|---|---|---|---|---|"]
-    for name, rate in rates.items():
-        lines.append(
-            f"| {name} | {rate.per_second / per_user:,.0f} | {rate.per_second:,.0f} | {rate.per_cpu_second:,.0f} | "
-            f"{rate.per_cpu_second / rates[reference].per_cpu_second:.3f} |"
-        )
-        print(f"  {lines[-1]}", flush=True)
-    return "\n".join(lines) + ("" if has_recbole() else "\n\nRecBole is not installed: left out.")
+def _rate_table(title: str, unit: str, rates: Mapping[str, Rate], per_user: float, reference: str) -> Content:
+    """A row for each method. unit: what the rates count; a user has per_user of them."""
+    count = "{:,.0f}"
+    columns = [Column("users a second", count), Column(unit, count), Column("per CPU-second", count)]
+    table = Table([Column(title), *columns, Column("times ours", "{:.3f}")])
+    for name, (per_cpu_second, per_second) in rates.items():
+        ratio = per_cpu_second / rates[reference].per_cpu_second
+        print(f"  {table.add(name, per_second / per_user, per_second, per_cpu_second, ratio)}", flush=True)
+    return [table, *left_out([] if has_recbole() else ["RecBole"])]
 
 
 def _wait(device: torch.device) -> None:
@@ -348,23 +323,25 @@ def main() -> None:
     torch.set_num_threads(int(settings.get("threads", 1)))
     rounds = int(settings.get("rounds", 5))
     histories = generate(int(settings.get("users", 20_000)), int(settings.get("items", 10_000)))
-    sections: dict[str, Callable[[Path], str]] = {
+    sections: dict[str, Callable[[Path], Content]] = {
         "training": lambda folder: training(histories, folder, rounds),
         "export": lambda folder: export(histories, folder, rounds),
         "parts": lambda folder: parts(histories, folder, rounds),
         "gpu": lambda folder: gpu_section(folder, rounds, float(settings.get("peak_tflops", 989))),
     }
     chosen = settings.get("sections", ",".join(sections)).split(",")
-    texts = [
-        "# Alignment speed",
-        f"`python -m benchmarks.align.speed sections={','.join(chosen)} rounds={rounds}`",
-        f"{machine(torch.get_num_threads())} Medians of {rounds} rounds; "
-        f"{histories.num_users:,} users, {len(histories.items):,} interactions.",
-    ]
+    content: Content = []
     for name in chosen:
         with tempfile.TemporaryDirectory() as folder:
-            texts += [f"## {name.capitalize()}", sections[name](Path(folder))]
-    write_page(settings, "align", *texts)
+            content += [Heading(name.capitalize()), *sections[name](Path(folder))]
+    results = Results(
+        title="Alignment speed",
+        command=f"python -m benchmarks.align.speed sections={','.join(chosen)} rounds={rounds}",
+        machine=machine(torch.get_num_threads()),
+        about=f"Medians of {rounds} rounds; {histories.num_users:,} users, {len(histories.items):,} interactions.",
+        content=content,
+    )
+    write_results(settings, "align", results)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.results_file import machine, rows_of, write_page
+from benchmarks.results_file import Column, Results, Table, machine, rows_name, write_results
 
 _FILE_ROWS, _CHUNK = 25_000_000, 1 << 20
 _SPREAD = 7919  # user ids are not consecutive
@@ -53,7 +53,7 @@ def write_file(path: Path, rows: int, num_users: int, num_items: int, seed: int)
 
 
 def generate(rows: int, folder: Path) -> None:
-    """The log and its segment files; files that are there already are kept."""
+    """Writes the log and its segment files; files of the log that exist are kept."""
     num_users, num_items = max(10, rows // 30), max(10, rows // 1000)
     predictions = folder / "predictions"
     predictions.mkdir(parents=True, exist_ok=True)
@@ -69,14 +69,14 @@ def generate(rows: int, folder: Path) -> None:
         (predictions / f"part-{number:05d}.parquet", min(_FILE_ROWS, rows - start), num_users, num_items, number)
         for number, start in enumerate(range(0, rows, _FILE_ROWS))
     ]
-    todo = [one for one in todo if not one[0].exists()]
+    todo = [task for task in todo if not task[0].exists()]
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for done, _ in enumerate(pool.map(write_file, *zip(*todo, strict=True)) if todo else (), 1):
             print(f"  wrote {done} of {len(todo)} files", flush=True)
 
 
 def watch(command: list[str], spill_dir: Path) -> dict[str, float]:
-    """Runs a command; peak resident memory of its process and peak disk use of the spill's file system, every 50 ms."""
+    """Runs a command; seconds, and the peaks of its resident memory and of the spill's disk, sampled every 50 ms."""
     free = os.statvfs(spill_dir)
     before = free.f_bavail * free.f_frsize
     start, used = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -100,9 +100,12 @@ def watch(command: list[str], spill_dir: Path) -> dict[str, float]:
         raise SystemExit(f"{' '.join(command)} failed")
     watcher.join()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
-    return {"wall_s": time.monotonic() - start, "cpu_s": cpu, "peak_rss_gib": peak["memory"] / 2**30,
-            "peak_spill_gb": peak["spill"] / 1e9}  # fmt: skip
+    return {
+        "wall_s": time.monotonic() - start,
+        "cpu_s": after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime,
+        "peak_rss_gib": peak["memory"] / 2**30,
+        "peak_spill_gb": peak["spill"] / 1e9,
+    }
 
 
 def main() -> None:
@@ -112,31 +115,31 @@ def main() -> None:
     start = time.monotonic()
     generate(rows, folder)
     print(f"log ready in {time.monotonic() - start:.0f} s", flush=True)
-    command = [
-        sys.executable, "-m", "learn_rank", "evaluate", f"predictions={folder / 'predictions'}", "label=click",
-        "baseline=old", "treatment=new", f"user_segments={folder / 'users.parquet'}",
-        f"item_segments={folder / 'items.parquet'}", f"memory_limit={limit}", f"spill_dir={folder}",
-        f"out={folder / 'report'}",
-    ]  # fmt: skip
-    found = watch(command, folder)
+    command = [sys.executable, "-m", "learn_rank", "evaluate", f"predictions={folder / 'predictions'}"]
+    command += ["label=click", "baseline=old", "treatment=new", f"out={folder / 'report'}"]
+    command += [f"user_segments={folder / 'users.parquet'}", f"item_segments={folder / 'items.parquet'}"]
+    command += [f"memory_limit={limit}", f"spill_dir={folder}"]
+    cost = watch(command, folder)
     report = json.loads((folder / "report" / "report.json").read_text())
     size = sum(path.stat().st_size for path in (folder / "predictions").iterdir())
-    lines = [
-        "| rows | users scored | Parquet GB | wall s | CPU s | M rows/s | peak RSS GiB | peak spill GB |",
-        "|---|---|---|---|---|---|---|---|",
-        f"| {rows:,} | {report['overall']['num_users_scored']:,} | {size / 1e9:.1f} | {found['wall_s']:.0f} "
-        f"| {found['cpu_s']:.0f} | {rows / found['wall_s'] / 1e6:.1f} | {found['peak_rss_gib']:.2f} "
-        f"| {found['peak_spill_gb']:.1f} |",
-    ]
-    write_page(
-        settings,
-        f"evaluate_{rows_of(rows)}",
-        "# One evaluation at scale",
-        f"`python -m benchmarks.evaluate.at_scale rows={rows} dir=DIR memory_limit={limit}`",
-        f"{machine(packages=['pyarrow'])} Two models, 16 slices, exact AUC, calibration, every interval, bootstrap; "
-        "rows unsorted.",
-        "\n".join(lines),
+    cells = {
+        Column("rows", "{:,}"): rows,
+        Column("users scored", "{:,}"): report["overall"]["num_users_scored"],
+        Column("Parquet GB", "{:.1f}"): size / 1e9,
+        Column("wall s", "{:.0f}"): cost["wall_s"],
+        Column("CPU s", "{:.0f}"): cost["cpu_s"],
+        Column("M rows/s", "{:.1f}"): rows / cost["wall_s"] / 1e6,
+        Column("peak RSS GiB", "{:.2f}"): cost["peak_rss_gib"],
+        Column("peak spill GB", "{:.1f}"): cost["peak_spill_gb"],
+    }
+    results = Results(
+        title="One evaluation at scale",
+        command=f"python -m benchmarks.evaluate.at_scale rows={rows} dir=DIR memory_limit={limit}",
+        machine=machine(packages=["pyarrow"]),
+        about="Two models, 16 slices, exact AUC, calibration, every interval, bootstrap; rows unsorted.",
+        content=[Table(list(cells), [list(cells.values())])],
     )
+    write_results(settings, f"evaluate_{rows_name(rows)}", results)
 
 
 if __name__ == "__main__":

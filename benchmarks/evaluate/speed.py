@@ -14,12 +14,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.results_file import machine, write_page
+from benchmarks.results_file import Column, Heading, Results, Table, left_out, machine, write_results
 from learn_rank.evaluation import EvaluateOptions, evaluate
 
 SEGMENTS = np.array(["cold_start", "long_tail", "others"])
@@ -37,8 +37,8 @@ def generate(rows: int, seed: int = 0) -> pa.Table:
     label = rng.random(rows, np.float32) < 1 / (1 + np.exp(4.1 - signal))
 
     def scores() -> np.ndarray:
-        found = 1 / (1 + np.exp(4.1 - 0.6 * (signal + 1.2 * rng.standard_normal(rows, np.float32))))
-        return np.where(rng.random(rows) < 0.2, found.round(3), found).astype(np.float32)
+        exact = 1 / (1 + np.exp(4.1 - 0.6 * (signal + 1.2 * rng.standard_normal(rows, np.float32))))
+        return np.where(rng.random(rows) < 0.2, exact.round(3), exact).astype(np.float32)
 
     user_segment = rng.integers(0, 3, num_users).astype(np.int8)[user]
     item_segment = rng.integers(0, 3, rows).astype(np.int8)
@@ -149,11 +149,11 @@ def scikit_loop(table: pa.Table) -> Method:
     def run() -> float:
         order = np.argsort(users, kind="stable")
         starts = np.flatnonzero(np.r_[True, np.diff(users[order]) != 0])
-        found = []
+        aucs = []
         for rows in np.split(order, starts[1:]):
             if 0 < labels[rows].sum() < len(rows):
-                found.append(roc_auc_score(labels[rows], scores[rows]))
-        return float(np.mean(found))
+                aucs.append(roc_auc_score(labels[rows], scores[rows]))
+        return float(np.mean(aucs))
 
     return run
 
@@ -185,21 +185,29 @@ def torchrec_gauc(table: pa.Table) -> Method:
             inside = torch.arange(width) < torch.from_numpy(sizes[chunk])[:, None]
             at = at.clamp(max=len(users) - 1)
             predictions, labels_3d = ((part[at] * inside).reshape(shape) for part in parts)
-            found = compute_gauc_3d(predictions, labels_3d, inside.float().reshape(shape))
-            total += float(found["auc_sum"].sum())
-            count += float(found["num_samples"].sum())
+            sums = compute_gauc_3d(predictions, labels_3d, inside.float().reshape(shape))
+            total += float(sums["auc_sum"].sum())
+            count += float(sums["num_samples"].sum())
         return total / count
 
     return run
 
 
-def measure(methods: dict[str, tuple[int, Method]], rounds: int) -> list[dict[str, Any]]:
-    """Runs the methods in turn, `rounds` times after one warm-up each; medians of wall and CPU seconds."""
+class Timing(NamedTuple):
+    """Medians over rounds, and the UAUC that the method gave."""
+
+    wall_s: float
+    cpu_s: float
+    uauc: float
+
+
+def measure(methods: dict[str, Method], rows: int, rounds: int) -> dict[str, Timing]:
+    """Runs the methods in turn, `rounds` times after one warm-up each."""
     wall: dict[str, list[float]] = {name: [] for name in methods}
     cpu: dict[str, list[float]] = {name: [] for name in methods}
     value: dict[str, float] = {}
     for number in range(rounds + 1):
-        for name, (rows, run) in methods.items():
+        for name, run in methods.items():
             if number == 0 and name in SLOW:
                 continue
             start = (time.perf_counter(), sum(os.times()[:4]))
@@ -208,20 +216,9 @@ def measure(methods: dict[str, tuple[int, Method]], rounds: int) -> list[dict[st
             if number:
                 wall[name].append(seconds[0])
                 cpu[name].append(seconds[1])
-            print(
-                f"  round {number} {name:<44} {seconds[0]:8.3f} s  {rows / seconds[0] / 1e6:8.2f} M rows/s", flush=True
-            )
-    return [
-        {
-            "method": name,
-            "rows": rows,
-            "wall_s": statistics.median(wall[name]),
-            "cpu_s": statistics.median(cpu[name]),
-            "m_rows_per_s": rows / statistics.median(wall[name]) / 1e6,
-            "uauc": value[name],
-        }
-        for name, (rows, _) in methods.items()
-    ]
+            speed = f"{rows / seconds[0] / 1e6:8.2f} M rows/s"
+            print(f"  round {number} {name:<44} {seconds[0]:8.3f} s  {speed}", flush=True)
+    return {name: Timing(statistics.median(wall[name]), statistics.median(cpu[name]), value[name]) for name in methods}
 
 
 SLOW = {"scikit-learn loop", "FuxiCTR avgAUC + gAUC"}
@@ -229,38 +226,39 @@ SLOW = {"scikit-learn loop", "FuxiCTR avgAUC + gAUC"}
 
 def compare(
     title: str, table: pa.Table, peers: dict[str, tuple[str, Callable[[pa.Table], Method]]], rounds: int
-) -> str:
-    """A Markdown table of our engine and the peers that are installed, with ratios to our one-model run."""
+) -> list[Table | Heading | str]:
+    """Our engine and the peers that are installed, with ratios to our run of one model on all cores."""
     rows, cores = table.num_rows, len(os.sched_getaffinity(0))
+    reference = f"learn_rank, 1 model, {cores} threads"
     methods = {
-        "learn_rank, 1 model, 1 thread": (rows, ours(table, threads=1, models=1)),
-        f"learn_rank, 1 model, {cores} threads": (rows, ours(table, threads=0, models=1)),
-        "learn_rank, 2 models x 16 slices + intervals, 1 thread": (rows, ours(table, threads=1, models=2)),
-        f"learn_rank, all of a report, {cores} threads": (rows, ours(table, threads=0, models=2, everything=True)),
+        "learn_rank, 1 model, 1 thread": ours(table, threads=1, models=1),
+        reference: ours(table, threads=0, models=1),
+        "learn_rank, 2 models x 16 slices + intervals, 1 thread": ours(table, threads=1, models=2),
+        f"learn_rank, all of a report, {cores} threads": ours(table, threads=0, models=2, everything=True),
     }
     missing = []
     for name, (package, make) in peers.items():
         if importlib.util.find_spec(package) is None:
             missing.append(package)
         else:
-            methods[name] = (rows, make(table))
-    print(f"{title}: {rows:,} rows", flush=True)
-    found = measure(methods, rounds)
-    own = found[1]
-    lines = [
-        f"### {title}: {rows:,} rows",
-        "",
-        "| method | wall s | CPU s | M rows/s | wall, times ours | UAUC - ours |",
-    ]
-    lines.append("|---|---|---|---|---|---|")
-    for one in found:
-        lines.append(
-            f"| {one['method']} | {one['wall_s']:.3f} | {one['cpu_s']:.3f} | {one['m_rows_per_s']:.2f} "
-            f"| {one['wall_s'] / own['wall_s']:.1f} | {one['uauc'] - own['uauc']:+.1e} |"
-        )
-    if missing:
-        lines += ["", f"Not installed, left out: {', '.join(missing)}."]
-    return "\n".join(lines)
+            methods[name] = make(table)
+    heading = Heading(f"{title}: {rows:,} rows")
+    print(heading.title, flush=True)
+    timings = measure(methods, rows, rounds)
+    own = timings[reference]
+    shown = Table(
+        [
+            Column("method"),
+            Column("wall s", "{:.3f}"),
+            Column("CPU s", "{:.3f}"),
+            Column("M rows/s", "{:.2f}"),
+            Column("wall, times ours", "{:.1f}"),
+            Column("UAUC - ours", "{:+.1e}"),
+        ]
+    )
+    for name, (wall, cpu, uauc) in timings.items():
+        shown.add(name, wall, cpu, rows / wall / 1e6, wall / own.wall_s, uauc - own.uauc)
+    return [heading, shown, *left_out(missing)]
 
 
 FAST_PEERS = {
@@ -280,17 +278,19 @@ def main() -> None:
     settings = dict(argument.split("=", 1) for argument in sys.argv[1:])
     rows, rounds = int(float(settings.get("rows", 1e7))), int(settings.get("rounds", 3))
     big, small = generate(rows), generate(max(rows // 10, 1000), seed=1)
-    write_page(
-        settings,
-        "evaluate",
-        "# Evaluation speed",
-        f"`python -m benchmarks.evaluate.speed rows={rows} rounds={rounds}`",
-        f"{machine(packages=['pyarrow'])} Medians of {rounds} interleaved rounds. Every method gives UAUC and WUAUC of "
-        "one model from rows in memory, in random order; ours also as two models with all slices and intervals, and as "
-        "a whole report (exact AUC with intervals, calibration, bootstrap). Peers use the threads they choose.",
-        compare("Fast peers", big, FAST_PEERS, rounds),
-        compare("Slow peers", small, SLOW_PEERS, rounds),
+    results = Results(
+        title="Evaluation speed",
+        command=f"python -m benchmarks.evaluate.speed rows={rows} rounds={rounds}",
+        machine=machine(packages=["pyarrow"]),
+        about=f"Medians of {rounds} interleaved rounds. Every method gives UAUC and WUAUC of one model from rows in "
+        "memory, in random order; ours also as two models with all slices and intervals, and as a whole report (exact "
+        "AUC with intervals, calibration, bootstrap). Peers use the threads they choose.",
+        content=[
+            *compare("Fast peers", big, FAST_PEERS, rounds),
+            *compare("Slow peers", small, SLOW_PEERS, rounds),
+        ],
     )
+    write_results(settings, "evaluate", results)
 
 
 if __name__ == "__main__":

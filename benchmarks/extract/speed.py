@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.results_file import machine, write_page
+from benchmarks.results_file import Column, Results, Table, left_out, machine, write_results
 from learn_rank.content.encoder import EncoderOptions
 from learn_rank.content.encoders.huggingface import HuggingFace
 from learn_rank.pretrained import load_model, load_tokenizer, locate_model
@@ -81,7 +81,7 @@ def race(methods: dict[str, Encode], texts: Sequence[str], rounds: int) -> dict[
             if not worst <= _TOLERANCES.get(name, 1e-5):
                 raise SystemExit(f"{name}: differs from {OURS} by {worst}")
             print(f"  round {number + 1}: {name} {times[name][-1][0]:.1f} s, differs by {worst:.1e}", flush=True)
-    return {name: tuple(map(statistics.median, zip(*found, strict=True))) for name, found in times.items()}
+    return {name: tuple(map(statistics.median, zip(*pairs, strict=True))) for name, pairs in times.items()}
 
 
 def main() -> None:
@@ -98,29 +98,32 @@ def main() -> None:
         methods[peer] = sentence_transformers()
     for encode in methods.values():
         encode(texts[:32])
-    found = race(methods, texts, rounds)
-    tokens = sum(
-        map(len, load_tokenizer(MODEL, option=OPTION)(texts, truncation=True, max_length=MAX_TOKENS)["input_ids"])
+    times = race(methods, texts, rounds)
+    tokenized = load_tokenizer(MODEL, option=OPTION)(texts, truncation=True, max_length=MAX_TOKENS)
+    tokens = sum(map(len, tokenized["input_ids"]))
+    table = Table(
+        [
+            Column("method"),
+            Column("wall s", "{:.1f}"),
+            Column("CPU s", "{:.1f}"),
+            Column("texts/s", "{:,.0f}"),
+            Column("tokens/s", "{:,.0f}"),
+            Column("wall, times ours", "{:.2f}"),
+            Column("CPU, times ours", "{:.2f}"),
+        ]
     )
-    lines = [
-        "| method | wall s | CPU s | texts/s | tokens/s | wall, times ours | CPU, times ours |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {name} | {wall:.1f} | {cpu:.1f} | {len(texts) / wall:,.0f} | {tokens / wall:,.0f} "
-        f"| {wall / found[OURS][0]:.2f} | {cpu / found[OURS][1]:.2f} |"
-        for name, (wall, cpu) in found.items()
-    ]
-    write_page(
-        settings,
-        "extract",
-        "# Content extraction",
-        f"`python -m benchmarks.extract.speed texts={count} rounds={rounds}`",
-        f"{machine(torch.get_num_threads(), ['torch', 'transformers'])} Medians of {rounds} interleaved rounds. "
-        f"{len(texts):,} texts of {tokens:,} tokens, all-MiniLM-L6-v2; tokenising counts, loading the model does not.",
-        f"{peer} is not installed and left out." if is_missing else "",
-        "\n".join(lines),
+    own_wall, own_cpu = times[OURS]
+    for name, (wall, cpu) in times.items():
+        table.add(name, wall, cpu, len(texts) / wall, tokens / wall, wall / own_wall, cpu / own_cpu)
+    results = Results(
+        title="Content extraction",
+        command=f"python -m benchmarks.extract.speed texts={count} rounds={rounds}",
+        machine=machine(torch.get_num_threads(), ["torch", "transformers"]),
+        about=f"Medians of {rounds} interleaved rounds. {len(texts):,} texts of {tokens:,} tokens, all-MiniLM-L6-v2; "
+        "tokenising counts, loading the model does not.",
+        content=[table, *left_out([peer] if is_missing else [])],
     )
+    write_results(settings, "extract", results)
 
 
 if __name__ == "__main__":

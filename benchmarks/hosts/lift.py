@@ -29,7 +29,7 @@ import torch
 
 from benchmarks.hosts.log import Log, Rows, read_log, wide_log
 from benchmarks.hosts.rankers import BATCH_ROWS, HOSTS, PREDICT_ROWS, Host
-from benchmarks.results_file import machine, write_page
+from benchmarks.results_file import LIFT, Cell, Column, Results, Table, left_out, machine, write_results
 from benchmarks.studies.lift_tables import HOW, Window, cell, read_window
 from learn_rank.adaptor import AdaptorOutput, LearnAdaptor, LearnFeatures, VectorTable
 from learn_rank.artifact import read_manifest
@@ -77,13 +77,13 @@ def build(
 
 
 def train(host: Host, log: Log, seed: int) -> dict[str, Any]:
-    """Trains until validation UAUC rises no more; the test scores of the best epoch."""
+    """Trains until validation UAUC stops rising. Gives the best epoch with its validation UAUC and test scores."""
     best: dict[str, Any] = {"validation": -1.0}
     for epoch in range(1, MAX_EPOCHS + 1):
         host.train_epoch(log.splits["train"], seed * 100 + epoch)
-        found = uauc(log.splits["validation"], host.predict(log.splits["validation"]))
-        if found > best["validation"]:
-            best = {"validation": found, "epoch": epoch, "scores": host.predict(log.splits["test"])}
+        validation = uauc(log.splits["validation"], host.predict(log.splits["validation"]))
+        if validation > best["validation"]:
+            best = {"validation": validation, "epoch": epoch, "scores": host.predict(log.splits["test"])}
         elif epoch >= MIN_EPOCHS and epoch - best["epoch"] >= PATIENCE:
             break
     return best
@@ -97,32 +97,32 @@ def uauc(rows: Rows, scores: np.ndarray) -> float:
 def study(
     name: str, run: Path, folder: Path, seeds: range, grid: tuple[float, ...], normalization: str
 ) -> dict[str, list[dict[str, Any]]]:
-    """Arm -> one result per seed; scores and what chose them lie in the folder."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    """Arm -> a result per seed. What the folder holds already is not trained again."""
+    of_arms: dict[str, list[dict[str, Any]]] = {}
     for arm in ARMS:
         log, *tables = read_log(run, shuffle_seed=0 if arm == "shuffled" else None)
-        found[arm] = []
+        of_arms[arm] = []
         rate = 0.0
         for seed in seeds:
             rates = grid if seed == seeds[0] else (rate,)
             results = []
-            for one in rates:
-                path = folder / name.replace(" ", "_") / arm.replace(" ", "_") / f"seed-{seed}-rate-{one:g}"
+            for tried in rates:
+                path = folder / name.replace(" ", "_") / arm.replace(" ", "_") / f"seed-{seed}-rate-{tried:g}"
                 if not (path / "result.json").is_file():
                     path.mkdir(parents=True, exist_ok=True)
                     start = time.monotonic()
-                    host = build(name, arm, log, (tables[0], tables[1]), one, seed, normalization)
+                    host = build(name, arm, log, (tables[0], tables[1]), tried, seed, normalization)
                     result = train(host, log, seed)
                     np.save(path / "scores.npy", result.pop("scores"))
-                    write_json(path / "result.json", {**result, "rate": one, "seconds": time.monotonic() - start})
-                found_here = json.loads((path / "result.json").read_text())
-                results.append({**found_here, "scores": str(path / "scores.npy")})
+                    write_json(path / "result.json", {**result, "rate": tried, "seconds": time.monotonic() - start})
+                kept = json.loads((path / "result.json").read_text())
+                results.append({**kept, "scores": str(path / "scores.npy")})
             chosen = max(results, key=lambda result: result["validation"])
             rate = chosen["rate"]
-            found[arm].append(chosen)
-            print(f"  {name}, {arm}, seed {seed}: validation {chosen['validation']:.4f} in epoch {chosen['epoch']}, "
-                  f"learning rate {rate:g}", flush=True)  # fmt: skip
-    return found
+            of_arms[arm].append(chosen)
+            outcome = f"validation {chosen['validation']:.4f} in epoch {chosen['epoch']}, learning rate {rate:g}"
+            print(f"  {name}, {arm}, seed {seed}: {outcome}", flush=True)
+    return of_arms
 
 
 def compare(name: str, scores: dict[str, list[np.ndarray]], run: Path, folder: Path) -> None:
@@ -160,22 +160,47 @@ def costs(name: str, normalization: str) -> dict[str, tuple[float, float]]:
             if number:  # the first one warms up
                 times[arm].append((middle - start, time.process_time() - middle))
     return {
-        arm: (statistics.median(one for one, _ in pairs), statistics.median(two for _, two in pairs))
+        arm: (statistics.median(training for training, _ in pairs), statistics.median(scoring for _, scoring in pairs))
         for arm, pairs in times.items()
     }
 
 
-def segment_table(window: Window, found: dict[str, dict[str, list[np.ndarray]]]) -> str:
-    """Markdown: UAUC lift of the adaptor by segment."""
-    lines = ["| host | segment | share of rows | UAUC alone | lift of the adaptor |", "|---|---|---|---|---|"]
-    for name, scores in found.items():
+def quality_table(window: Window, scores: dict[str, dict[str, list[np.ndarray]]]) -> Table:
+    """Lifts of every host's arms over the host alone."""
+    lifts = [Column(title, LIFT) for title in (*(f"{arm}, UAUC" for arm in ARMS[1:]), "adaptor, WUAUC")]
+    table = Table([Column("host"), Column("UAUC alone", "{:.4f}"), *lifts])
+    for name, arms in scores.items():
+        of_arms = [window.lift(arms["alone"], arms[arm]) for arm in ARMS[1:]]
+        weighted = window.lift(arms["alone"], arms["adaptor"], is_weighted=True)
+        table.add(name, of_arms[0].baseline, *map(cell, [*of_arms, weighted]))
+    return table
+
+
+def segment_table(window: Window, scores: dict[str, dict[str, list[np.ndarray]]]) -> Table:
+    """UAUC lift of the adaptor by segment."""
+    shares = [Column("share of rows", "{:.0%}"), Column("UAUC alone", "{:.4f}")]
+    table = Table([Column("host"), Column("segment"), *shares, Column("lift of the adaptor", LIFT)])
+    for name, arms in scores.items():
         for segment in window.shown_segments():
-            lift = window.segment_lift(segment, scores["alone"], scores["adaptor"])
-            lines.append(
-                f"| {name} | {' '.join(segment)} | {window.segments[segment].mean():.0%} | {lift.baseline:.4f} "
-                f"| {cell(lift)} |"
-            )
-    return "\n".join(lines)
+            lift = window.segment_lift(segment, arms["alone"], arms["adaptor"])
+            share = float(window.segments[segment].mean())
+            table.add(name, " ".join(segment), share, lift.baseline, cell(lift))
+    return table
+
+
+def cost_table(costs: dict[str, dict[str, tuple[float, float]]]) -> Table:
+    """Milliseconds of a batch in training and in scoring, alone and with LEARN."""
+    alone, learn = "{:.1f}", "{ms:.1f} ({more:+.0%})"
+    training = [Column("training step alone, ms", alone), Column("with LEARN", learn)]
+    scoring = [Column("scoring call alone, ms", alone), Column("with LEARN", learn)]
+    table = Table([Column("host"), *training, *scoring])
+    for name, seconds in costs.items():
+        cells: list[Cell] = []
+        for place, rows in ((0, BATCH_ROWS), (1, PREDICT_ROWS)):
+            before, after = (1000 * seconds[arm][place] * rows / TIMED_ROWS for arm in ("alone", "adaptor"))
+            cells += [before, {"ms": after, "more": after / before - 1}]
+        table.add(name, *cells)
+    return table
 
 
 def main() -> None:
@@ -185,56 +210,40 @@ def main() -> None:
     seeds = range(int(settings.get("seeds", 3)))
     grid = tuple(float(rate) for rate in settings.get("rates", "1e-4,3e-4,1e-3").split(","))
     normalization = settings.get("normalization", "center")
-    asked = settings.get("hosts", ",".join(HOSTS)).split(",")
-    names = [name for name in asked if importlib.util.find_spec(HOSTS[name][0]) is not None]
+    chosen_hosts = settings.get("hosts", ",".join(HOSTS)).split(",")
+    names = [name for name in chosen_hosts if importlib.util.find_spec(HOSTS[name][0]) is not None]
     recipe = read_manifest(run / "prepare", stage="prepare").options["recipe"]
     window = read_window(run)
-    all_scores: dict[str, dict[str, list[np.ndarray]]] = {}
-    quality = ["| host | UAUC alone | " + " | ".join(f"{arm}, UAUC" for arm in ARMS[1:]) + " | adaptor, WUAUC |"]
-    quality.append("|---" * (len(ARMS) + 2) + "|")
-    expense = [
-        "| host | training step alone, ms | with LEARN | scoring call alone, ms | with LEARN |",
-        "|---|---|---|---|---|",
-    ]
-    chosen = ["| host | arm | learning rate | epochs |", "|---|---|---|---|"]
+    scores: dict[str, dict[str, list[np.ndarray]]] = {}
+    seconds: dict[str, dict[str, tuple[float, float]]] = {}
+    chosen = Table([Column("host"), Column("arm"), Column("learning rate", "{:g}"), Column("epochs")])
     for name in names:
-        found = study(name, run, folder, seeds, grid, normalization)
-        scores = {arm: [np.load(result["scores"]) for result in results] for arm, results in found.items()}
-        all_scores[name] = scores
-        compare(name, scores, run, folder)
-        found_lifts = [window.lift(scores["alone"], scores[arm]) for arm in ARMS[1:]]
-        weighted = window.lift(scores["alone"], scores["adaptor"], is_weighted=True)
-        cells = " | ".join(cell(lift) for lift in [*found_lifts, weighted])
-        quality.append(f"| {name} | {found_lifts[0].baseline:.4f} | {cells} |")
-        for arm, results in found.items():
-            epochs = ", ".join(str(result["epoch"]) for result in results)
-            chosen.append(f"| {name} | {arm} | {results[0]['rate']:g} | {epochs} |")
-        times = costs(name, normalization)
-        cells = []
-        for place, rows in ((0, BATCH_ROWS), (1, PREDICT_ROWS)):
-            before, after = (1000 * times[arm][place] * rows / TIMED_ROWS for arm in ("alone", "adaptor"))
-            cells += [f"{before:.1f}", f"{after:.1f} ({after / before - 1:+.0%})"]
-        expense.append(f"| {name} | {' | '.join(cells)} |")
-        print(f"{quality[-1]}\n{expense[-1]}", flush=True)
-    left_out = [name for name in asked if name not in names]
-    write_page(
-        settings,
-        f"hosts_{recipe['name']}",
-        f"# LEARN in rankers of other libraries: {recipe['name']}",
-        f"`python -m benchmarks.hosts.lift run=RUN dir=DIR seeds={len(seeds)} "
-        f"rates={','.join(f'{rate:g}' for rate in grid)} threads={threads} normalization={normalization}`",
-        f"{machine(threads)} Test window, {len(seeds)} seeds. {HOW} "
-        f"Learning rate ({', '.join(f'{rate:g}' for rate in grid)}; at seed 0) and epoch by validation UAUC, for every "
-        "arm alike.",
-        "\n".join(quality),
-        segment_table(window, all_scores),
-        f"Cost on a generated log: 26 features of 16 dimensions, MLPs {'-'.join(map(str, TIMED_HIDDEN))}: processor "
-        f"time per batch of {BATCH_ROWS} rows in training and of {PREDICT_ROWS} in scoring, medians of {ROUNDS} "
-        "interleaved rounds, the making of the batches included.",
-        "\n".join(expense),
-        "\n".join(chosen),
-        f"Not installed, left out: {', '.join(left_out)}." if left_out else "",
+        of_arms = study(name, run, folder, seeds, grid, normalization)
+        scores[name] = {arm: [np.load(result["scores"]) for result in results] for arm, results in of_arms.items()}
+        compare(name, scores[name], run, folder)
+        for arm, results in of_arms.items():
+            chosen.add(name, arm, results[0]["rate"], [result["epoch"] for result in results])
+        seconds[name] = costs(name, normalization)
+    rates = [f"{rate:g}" for rate in grid]
+    page = Results(
+        title=f"LEARN in rankers of other libraries: {recipe['name']}",
+        command=f"python -m benchmarks.hosts.lift run=RUN dir=DIR seeds={len(seeds)} rates={','.join(rates)} "
+        f"threads={threads} normalization={normalization}",
+        machine=machine(threads),
+        about=f"Test window, {len(seeds)} seeds. {HOW} Learning rate ({', '.join(rates)}; at seed 0) and epoch by "
+        "validation UAUC, for every arm alike.",
+        content=[
+            quality_table(window, scores),
+            segment_table(window, scores),
+            f"Cost on a generated log: 26 features of 16 dimensions, MLPs {'-'.join(map(str, TIMED_HIDDEN))}: "
+            f"processor time per batch of {BATCH_ROWS} rows in training and of {PREDICT_ROWS} in scoring, medians of "
+            f"{ROUNDS} interleaved rounds, the making of the batches included.",
+            cost_table(seconds),
+            chosen,
+            *left_out([name for name in chosen_hosts if name not in names]),
+        ],
     )
+    write_results(settings, f"hosts_{recipe['name']}", page)
 
 
 if __name__ == "__main__":

@@ -88,8 +88,9 @@ def read_log(run: Path, *, shuffle_seed: int | None = None) -> tuple[Log, Vector
 def read_features(run: Path, frozen: FrozenVectors | None = None) -> Log:
     """The splits of a run with what it gives a ranker; without `frozen` no row has vectors."""
     features = FeatureSet.read(run / "prepare" / FEATURES)
-    single = [one for one in features.sparse if not one.is_list]
-    lists = [one for one in features.sparse if one.is_list]
+    single = [feature.name for feature in features.sparse if not feature.is_list]
+    lists = [feature.name for feature in features.sparse if feature.is_list]
+    num_embeddings = {feature.name: feature.num_embeddings for feature in features.sparse}
     splits = {}
     for split in SPLITS:
         table = read_table(run / "prepare" / "interactions" / f"{split}.parquet").combine_chunks()
@@ -103,8 +104,8 @@ def read_features(run: Path, frozen: FrozenVectors | None = None) -> Log:
             )
         splits[split] = Rows(
             table.select([USER_ID, ITEM_ID, features.ranking_label]),
-            {one.name: table.column(SPARSE_PREFIX + one.name).to_numpy() for one in single},
-            {one.name: _padded(table.column(SPARSE_PREFIX + one.name).chunk(0)) for one in lists},
+            {name: table.column(SPARSE_PREFIX + name).to_numpy() for name in single},
+            {name: _padded(table.column(SPARSE_PREFIX + name).chunk(0)) for name in lists},
             {name: table.column(DENSE_PREFIX + name).to_numpy() for name in features.dense},
             table.column(features.ranking_label).to_numpy().astype(np.float32),
             user_row,
@@ -112,8 +113,8 @@ def read_features(run: Path, frozen: FrozenVectors | None = None) -> Log:
         )
     return Log(
         features.ranking_label,
-        {one.name: one.num_embeddings for one in single},
-        {one.name: one.num_embeddings + 1 for one in lists},
+        {name: num_embeddings[name] for name in single},
+        {name: num_embeddings[name] + 1 for name in lists},
         features.dense,
         splits,
     )

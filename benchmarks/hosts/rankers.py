@@ -68,9 +68,13 @@ class FuxiCTR:
         )
         for name, size in log.lists.items():
             feature_map.features[name] = {
-                "source": "", "type": "sequence", "vocab_size": size, "padding_idx": 0, "max_len": MAX_VALUES,
+                "source": "",
+                "type": "sequence",
+                "vocab_size": size,
+                "padding_idx": 0,
+                "max_len": MAX_VALUES,
                 "feature_encoder": "layers.MaskedAveragePooling()",
-            }  # fmt: skip
+            }
         for name in log.dense:
             feature_map.features[name] = {"source": "", "type": "numeric"}
         feature_map.num_fields, feature_map.default_emb_dim = len(feature_map.features), DIM
@@ -147,7 +151,7 @@ class FuxiCTR:
         return loader
 
     def train_epoch_of(self, batches: Iterable[dict[str, torch.Tensor]]) -> None:
-        """A step on each, of its own loader or of arrays."""
+        """Trains a step on each batch, which its own loader or a caller with arrays gives."""
         self._model.train()
         for batch in batches:
             self._model.train_step(batch)

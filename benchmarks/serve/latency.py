@@ -1,11 +1,11 @@
-"""How long does a request take? One user against N candidates with `learn_rank.serving.Scorer`, by way of running it.
+"""How long does a request take? One user against N candidates with `learn_rank.serving.Scorer`, by each backend.
 
     python -m benchmarks.serve.latency run=RUN dir=DIR [arm=learn] [candidates=500] [calls=2000] [threads=1]
                                        [out=benchmarks/results]
 
 RUN is a run directory with a trained ranker, which is exported to DIR/model first. Every call is another user of the
-test window with other items of the catalogue; all ways take the same call one after another, in an order that rotates,
-so that what else the machine does falls on all alike. The first 50 calls are not counted.
+test window with other items of the catalogue; all backends take the same call one after another, in an order that
+rotates, so that what else the machine does falls on all alike. The first 50 calls are not counted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.results_file import machine, write_page
+from benchmarks.results_file import Column, Results, Table, machine, write_results
 from learn_rank.artifact import read_manifest
 from learn_rank.cli.main import main as learn_rank
 from learn_rank.ranker.outputs.dense_program import can_write_onnx, load_scorer
@@ -42,32 +42,34 @@ def main() -> None:
     learn_rank(["export-model", f"run_dir={run}", f"arm={arm}", f"out={target}", f"onnx={has_onnx}"])
     model = ServedModel.read(target)
     scorer = Scorer(target, threads=threads)
-    ways: dict[str, Run] = {
+    backends: dict[str, Run] = {
         "eager": eager(run, arm, bf16=False),
         "exported": scorer.run,
         "eager, bf16": eager(run, arm, bf16=True),
         "exported, bf16": Scorer(target, bf16=True, threads=threads).run,
     }
     if has_onnx:
-        ways["onnxruntime"] = Scorer(target, backend="onnx", threads=threads).run
-    spent = measure(scorer, ways, requests(run, candidates, calls + _WARM_UP, with_history=bool(model.sequences)))
+        backends["onnxruntime"] = Scorer(target, backend="onnx", threads=threads).run
+    spent = measure(scorer, backends, requests(run, candidates, calls + _WARM_UP, with_history=bool(model.sequences)))
     lookup = spent.pop("lookup")
-    lines = ["| | p50 ms | p99 ms | with lookup: p50 | p99 |", "|---" * 5 + "|"]
-    lines.append(f"| lookup | {percentiles(lookup)} | | |")
-    lines += [f"| {way} | {percentiles(dense)} | {percentiles(lookup + dense)} |" for way, dense in spent.items()]
+    titles = ("p50 ms", "p99 ms", "with lookup: p50", "p99")
+    table = Table([Column(""), *(Column(title, "{:.2f}") for title in titles)])
+    table.add("lookup", *percentiles(lookup), None, None)
+    for name, dense in spent.items():
+        table.add(name, *percentiles(dense), *percentiles(lookup + dense))
     options = read_manifest(run / "train" / arm, stage="train").options
-    write_page(
-        given,
-        "scoring",
-        "# Scoring one user's candidates",
-        f"`python -m benchmarks.serve.latency run=RUN dir=DIR arm={arm} candidates={candidates} calls={calls} "
-        f"threads={threads}`",
-        f"{machine(threads)} {read_manifest(run / 'prepare', stage='prepare').options['recipe']['name']}, "
-        f"{options['backbone']}, task={options['task']}: {len(model.sparse)} sparse and {len(model.dense)} dense "
-        f"features, {len(model.sequences)} sequences; rows {model.width} wide"
+    recipe = read_manifest(run / "prepare", stage="prepare").options["recipe"]
+    results = Results(
+        title="Scoring one user's candidates",
+        command=f"python -m benchmarks.serve.latency run=RUN dir=DIR arm={arm} candidates={candidates} calls={calls} "
+        f"threads={threads}",
+        machine=machine(threads),
+        about=f"{recipe['name']}, {options['backbone']}, task={options['task']}: {len(model.sparse)} sparse and "
+        f"{len(model.dense)} dense features, {len(model.sequences)} sequences; rows {model.width} wide"
         f"{' and LEARN vectors' if model.has_learn else ''}; {candidates} candidates, {calls} calls, interleaved.",
-        "\n".join(lines),
+        content=[table],
     )
+    write_results(given, "scoring", results)
 
 
 def eager(run: Path, arm: str, *, bf16: bool) -> Run:
@@ -88,32 +90,33 @@ def requests(run: Path, candidates: int, calls: int, *, with_history: bool) -> l
     test = pq.read_table(run / "prepare" / "interactions" / "test.parquet", columns=["user_id", "timestamp"])
     items = pq.read_table(run / "prepare" / "item_features.parquet", columns=["item_id"])["item_id"].combine_chunks()
     users, times = test["user_id"].to_pylist(), test["timestamp"].to_pylist()
-    asked: list[dict[str, object]] = []
+    made: list[dict[str, object]] = []
     for row in rng.integers(len(users), size=calls):
         chosen = items.take(rng.integers(len(items), size=candidates))
-        asked.append({"user_id": users[row], "item_ids": chosen.to_pylist(), "time": times[row]})
+        made.append({"user_id": users[row], "item_ids": chosen.to_pylist(), "time": times[row]})
         if with_history:
-            asked[-1]["history"] = items.take(rng.integers(len(items), size=_HISTORY)).to_pylist()
-    return asked
+            made[-1]["history"] = items.take(rng.integers(len(items), size=_HISTORY)).to_pylist()
+    return made
 
 
-def measure(scorer: Scorer, ways: dict[str, Run], asked: list[dict[str, object]]) -> dict[str, np.ndarray]:
-    """Milliseconds of each call: "lookup", and each way's of the dense part."""
-    spent: dict[str, list[float]] = {"lookup": [], **{way: [] for way in ways}}
-    names = list(ways)
-    for number, request in enumerate(asked):
+def measure(scorer: Scorer, backends: dict[str, Run], calls: list[dict[str, object]]) -> dict[str, np.ndarray]:
+    """Milliseconds of each call: "lookup", and the dense part of each backend."""
+    spent: dict[str, list[float]] = {"lookup": [], **{name: [] for name in backends}}
+    names = list(backends)
+    for number, request in enumerate(calls):
         start = time.perf_counter()
         inputs = scorer.look_up(**request)  # type: ignore[arg-type]
         spent["lookup"].append(time.perf_counter() - start)
-        for way in names[number % len(names) :] + names[: number % len(names)]:
+        for name in names[number % len(names) :] + names[: number % len(names)]:
             start = time.perf_counter()
-            ways[way](inputs)
-            spent[way].append(time.perf_counter() - start)
-    return {way: 1000 * np.array(seconds[_WARM_UP:]) for way, seconds in spent.items()}
+            backends[name](inputs)
+            spent[name].append(time.perf_counter() - start)
+    return {name: 1000 * np.array(seconds[_WARM_UP:]) for name, seconds in spent.items()}
 
 
-def percentiles(milliseconds: np.ndarray) -> str:
-    return " | ".join(f"{np.percentile(milliseconds, share):.2f}" for share in (50, 99))
+def percentiles(milliseconds: np.ndarray) -> tuple[float, float]:
+    """The median and the 99th percentile."""
+    return float(np.percentile(milliseconds, 50)), float(np.percentile(milliseconds, 99))
 
 
 if __name__ == "__main__":

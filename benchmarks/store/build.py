@@ -26,12 +26,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.results_file import machine, rows_of, write_page
+from benchmarks.results_file import Column, Results, Table, machine, rows_name, write_results
 from learn_rank.store.reader import FrozenStore
 
 DIM = 64
 _FILE_ROWS, _GROUP_ROWS, _CHECKED_ROWS = 2_000_000, 1 << 17, 4096
 _POLL_SECONDS = 0.02
+
+
+COLUMNS = [
+    Column("step"),
+    Column("wall s", "{:.1f}"),
+    Column("CPU s", "{:.1f}"),
+    Column("M rows/s", "{:.2f}"),
+    Column("peak RSS GiB", "{:.2f}"),
+    Column("of it, anonymous", "{:.2f}"),
+    Column("written GB", "{:.1f}"),
+    Column("peak disk GB", "{:.1f}"),
+]
 
 
 class Cost(NamedTuple):
@@ -60,7 +72,7 @@ def write_file(path: Path, first: int, num_rows: int, dtype: str, seed: int = 0)
 
 
 def generate(folder: Path, num_rows: int, dtype: str) -> None:
-    """Parquet files of the table; those that are there are kept."""
+    """Writes the table as Parquet files; files that exist are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     firsts = [first for first in range(0, num_rows, _FILE_ROWS) if not part(folder, first).exists()]
     sizes = [min(_FILE_ROWS, num_rows - first) for first in firsts]
@@ -75,7 +87,7 @@ def part(folder: Path, first: int) -> Path:
 
 
 def watch(command: list[str], folder: Path) -> Cost:
-    """Runs a command; ends the run if it fails."""
+    """Runs a command and measures what it takes; ends the run if it fails."""
     before = free_bytes(folder)
     peak = {"VmHWM": 0, "RssAnon": 0, "disk": 0}
     start = time.monotonic()
@@ -105,8 +117,8 @@ def watch(command: list[str], folder: Path) -> Cost:
 
 
 def free_bytes(folder: Path) -> int:
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize
 
 
 def drop_cached(folder: Path) -> None:
@@ -152,41 +164,30 @@ def main() -> None:
     shutil.rmtree(store, ignore_errors=True)
     command, columns = [sys.executable, "-m", "learn_rank", "store"], ["key=item_id", "vector=embedding"]
     build = [*command, "build", f"input={source}", *columns, f"out={store}", f"dtype={dtype}", f"memory_limit={limit}"]
-    steps = {
-        "decode the Parquet, nothing else": ([sys.executable, "-c", _DECODE, str(source)], rows, source),
-        "store build": (build, rows, source),
-        "store verify": ([*command, "verify", f"store={store}"], rows, store),
-        f"store refresh, {share:.0%} of the rows": (
-            [*command, "refresh", f"store={store}", f"input={delta}", *columns, f"memory_limit={limit}"],
-            rows,
-            store,
-        ),
+    refresh = [*command, "refresh", f"store={store}", f"input={delta}", *columns, f"memory_limit={limit}"]
+    steps = {  # name -> the command, and what is out of the page cache when it starts
+        "decode the Parquet, nothing else": ([sys.executable, "-c", _DECODE, str(source)], source),
+        "store build": (build, source),
+        "store verify": ([*command, "verify", f"store={store}"], store),
+        f"store refresh, {share:.0%} of the rows": (refresh, store),
     }
-    lines = [
-        "| step | wall s | CPU s | M rows/s | peak RSS GiB | of it, anonymous | written GB | peak disk GB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, (words, count, cold) in steps.items():
+    table = Table(COLUMNS)
+    for name, (words, cold) in steps.items():
         drop_cached(cold)
         cost = watch(words, folder)
-        lines.append(
-            f"| {name} | {cost.wall_s:.1f} | {cost.cpu_s:.1f} | {count / cost.wall_s / 1e6:.2f} "
-            f"| {cost.peak_rss_gib:.2f} | {cost.peak_anonymous_gib:.2f} | {cost.written_gb:.1f} "
-            f"| {cost.peak_disk_gb:.1f} |"
-        )
-        print(lines[-1], flush=True)
+        print(table.add(name, cost.wall_s, cost.cpu_s, rows / cost.wall_s / 1e6, *cost[2:]), flush=True)
         if name == "store build":
             check(source, store, dtype)
     size = {path: sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) for path in (source, store)}
-    write_page(
-        settings,
-        f"store_{rows_of(rows)}",
-        f"# A frozen store of {rows:,} x {DIM}",
-        f"`python -m benchmarks.store.build dir=DIR rows={rows} input={kept} dtype={dtype} memory_limit={limit}`",
-        f"{machine(packages=['pyarrow'])} Parquet {size[source] / 1e9:.1f} GB; store with both versions "
-        f"{size[store] / 1e9:.1f} GB. Input out of the page cache at the start of each step.",
-        "\n".join(lines),
+    results = Results(
+        title=f"A frozen store of {rows:,} x {DIM}",
+        command=f"python -m benchmarks.store.build dir=DIR rows={rows} input={kept} dtype={dtype} memory_limit={limit}",
+        machine=machine(packages=["pyarrow"]),
+        about=f"Parquet {size[source] / 1e9:.1f} GB; store with both versions {size[store] / 1e9:.1f} GB. Input out of "
+        "the page cache at the start of each step.",
+        content=[table],
     )
+    write_results(settings, f"store_{rows_name(rows)}", results)
 
 
 if __name__ == "__main__":

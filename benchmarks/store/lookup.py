@@ -25,19 +25,19 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from benchmarks.results_file import machine, rows_of, write_page
+from benchmarks.results_file import Column, Results, Table, machine, rows_name, write_results
 from benchmarks.store.lookup_peers import (
     BATCH,
     DIM,
     ROW_PEERS,
     SMALL_ONLY,
     VECTOR_PEERS,
-    Int64Array,
+    FrozenTable,
     Peer,
-    Table,
     open_table,
     spread,
 )
+from learn_rank.arrays import Int64Array
 from learn_rank.artifact import Manifest
 from learn_rank.publish import publish
 from learn_rank.store.files import ROWS
@@ -50,6 +50,7 @@ NUM_BATCHES, GROUP, GROUP_SECONDS = 64, 16, 0.25  # 64 batches read 67 MB of vec
 _STORE_BYTES, _INT8_BYTES = 140, 80  # a row of ours
 _MEMORY_SHARE = 0.8
 _SMALL_ROWS = 2_000_000
+_TIMING = "{ms:.3f} ({p10_ms:.3f}) {ratio:.1f}x"
 _OWN, _OWN_INT8 = "learn_rank, float16", "learn_rank, int8"
 
 
@@ -64,7 +65,7 @@ class Queries(NamedTuple):
 Method = Callable[[Queries, int], Any]  # (queries, number of a batch) -> what is asked for
 
 
-def make_queries(table: Table, distribution: str) -> Queries:
+def make_queries(table: FrozenTable, distribution: str) -> Queries:
     """uniform: all rows alike; zipf: the row of rank r with probability ~ 1 / r, ranks scattered over the table."""
     rng, n, queries = np.random.default_rng(1), table.num_rows, Queries(distribution, [], [])
     for _ in range(NUM_BATCHES):
@@ -77,7 +78,7 @@ def make_queries(table: Table, distribution: str) -> Queries:
     return queries
 
 
-def open_store(table: Table, dtype: str) -> FrozenStore:
+def open_store(table: FrozenTable, dtype: str) -> FrozenStore:
     """Our store of the table, built if it is not there yet, its pages mapped, as training does in its first minutes."""
     directory = table.folder / dtype
     if not directory.exists():
@@ -128,21 +129,20 @@ class Section:
             for queries in self.queries:
                 yield f"{queries.distribution}, {threads} thread{'s' * (threads > 1)}", queries
 
-    def markdown(self) -> str:
+    def table(self) -> Table:
         own = {
             condition: Timing(statistics.median(ms), float(np.percentile(ms, 10)), 1.0)
             for condition, ms in self.own_ms.items()
         }
-        lines = [f"| {self.title} | " + " | ".join(own) + " |", "|---|" + "---|" * len(own)]
+        table = Table([Column(self.title), *(Column(condition, _TIMING) for condition in own)])
         for name, timings in {_OWN: own, **self.timings}.items():
-            cells = [f"{one.ms:.3f} ({one.p10_ms:.3f}) {one.ratio:.1f}x" for one in timings.values()]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        return "\n".join(lines)
+            table.add(name, *(timing._asdict() for timing in timings.values()))
+        return table
 
 
 def take_turns(methods: list[Method], queries: Queries, rounds: int) -> list[list[float]]:
     """Milliseconds of each call of each method; a method slower than GROUP_SECONDS a group runs fewer batches of it."""
-    found: list[list[float]] = [[] for _ in methods]
+    spent: list[list[float]] = [[] for _ in methods]
     sizes = []
     for method in methods:
         method(queries, 0)
@@ -156,27 +156,27 @@ def take_turns(methods: list[Method], queries: Queries, rounds: int) -> list[lis
                 batch = (number * GROUP + call) % NUM_BATCHES
                 start = time.perf_counter()
                 methods[which](queries, batch)
-                found[which].append((time.perf_counter() - start) * 1e3)
-    return found
+                spent[which].append((time.perf_counter() - start) * 1e3)
+    return spent
 
 
-def check(table: Table, queries: list[Queries], vectors: Method, name: str, tolerance: float = 0.0) -> None:
+def check(table: FrozenTable, queries: list[Queries], vectors: Method, name: str, tolerance: float = 0.0) -> None:
     """Four batches of each distribution against the table; ends the run if they differ."""
-    for one in queries:
+    for drawn in queries:
         for batch in range(4):
-            rows = one.rows[batch]
+            rows = drawn.rows[batch]
             expected = table.vectors[np.maximum(rows, 0)].astype(np.float32)
             expected[rows < 0] = 0.0
-            worst = float(np.abs(vectors(one, batch).numpy() - expected).max())
+            worst = float(np.abs(vectors(drawn, batch).numpy() - expected).max())
             if not worst <= tolerance:
                 raise SystemExit(f"{name}: differs from the table by {worst}, expected at most {tolerance}")
 
 
-def compare(table: Table, rounds: int) -> list[str]:
-    """Markdown tables of the three questions, and what was left out of them."""
+def compare(table: FrozenTable, rounds: int) -> list[Table | str]:
+    """A table of each of the three questions, and what was left out of them."""
     queries, left_out = [make_queries(table, name) for name in ("uniform", "zipf")], []
     store = open_store(table, "float16")
-    rows = {one.distribution: [torch.from_numpy(store.rows_of(ids)) for ids in one.ids] for one in queries}
+    rows = store_rows(store, queries)
     check(table, queries, lambda q, batch: store.lookup(q.ids[batch])[0], _OWN)
     check(table, queries, lambda q, batch: store.vectors(rows[q.distribution][batch]), _OWN)
     to_rows = Section("ids -> rows", lambda q, batch: store.rows_of(q.ids[batch]), queries, rounds)
@@ -189,8 +189,8 @@ def compare(table: Table, rounds: int) -> list[str]:
             left_out.append(f"{name} (up to {_SMALL_ROWS:,} rows only)")
             continue
         search = build(table)
-        for one in queries:
-            assert np.array_equal(search(one.ids[0]), one.rows[0]), name
+        for drawn in queries:
+            assert np.array_equal(search(drawn.ids[0]), drawn.rows[0]), name
         to_rows.race(name, lambda q, batch, search=search: search(q.ids[batch]))
     races = {_OWN_INT8: (_INT8_BYTES, partial(race_int8, table, queries, to_vectors, whole))}
     for name, peer in VECTOR_PEERS.items():
@@ -206,21 +206,28 @@ def compare(table: Table, rounds: int) -> list[str]:
     for section in (to_rows, to_vectors, whole):
         if not section.timings:
             section.alone()
-    parts = [section.markdown() for section in (to_rows, to_vectors, whole)]
-    return parts + ([f"Left out: {'; '.join(left_out)}."] if left_out else [])
+    tables = [section.table() for section in (to_rows, to_vectors, whole)]
+    return [*tables, *([f"Left out: {'; '.join(left_out)}."] if left_out else [])]
 
 
-def race_int8(table: Table, queries: list[Queries], to_vectors: Section, whole: Section) -> None:
+def store_rows(store: FrozenStore, queries: list[Queries]) -> dict[str, list[torch.Tensor]]:
+    """Distribution -> the store's rows of each batch."""
+    return {drawn.distribution: [torch.from_numpy(store.rows_of(ids)) for ids in drawn.ids] for drawn in queries}
+
+
+def race_int8(table: FrozenTable, queries: list[Queries], to_vectors: Section, whole: Section) -> None:
     store = open_store(table, "int8")
-    rows = {one.distribution: [torch.from_numpy(store.rows_of(ids)) for ids in one.ids] for one in queries}
+    rows = store_rows(store, queries)
     check(table, queries, lambda q, batch: store.lookup(q.ids[batch])[0], _OWN_INT8, 5e-3)
     to_vectors.race(_OWN_INT8, lambda q, batch: store.vectors(rows[q.distribution][batch]))
     whole.race(_OWN_INT8, lambda q, batch: store.lookup(q.ids[batch])[0])
 
 
-def race_peer(table: Table, name: str, peer: Peer, queries: list[Queries], to_vectors: Section, whole: Section) -> None:
+def race_peer(
+    table: FrozenTable, name: str, peer: Peer, queries: list[Queries], to_vectors: Section, whole: Section
+) -> None:
     lookup, search = peer.build(table), ROW_PEERS[peer.search](table)
-    native = {one.distribution: [lookup.native(rows) for rows in one.rows] for one in queries}
+    native = {drawn.distribution: [lookup.native(rows) for rows in drawn.rows] for drawn in queries}
 
     def from_rows(queries: Queries, batch: int) -> torch.Tensor:
         return lookup.forward(native[queries.distribution][batch])
@@ -241,11 +248,11 @@ COLD_PLANS = {  # prefetch of the reader; whether it is asked to
 }
 
 
-def cold(table: Table, rounds: int) -> str:
-    """Markdown: the first batch after the page cache lost the vectors; medians of `rounds`, plans in turn."""
+def cold(table: FrozenTable, rounds: int) -> Table:
+    """The first batch after the page cache lost the vectors; medians of `rounds`, plans in turn."""
     queries = make_queries(table, "uniform")
     rows = [FrozenStore(table.folder / "float16", stage="store").rows_of(ids) for ids in queries.ids[:rounds]]
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in COLD_PLANS}
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in COLD_PLANS}
     for batch in rows:
         for name, (is_random, is_asked) in COLD_PLANS.items():
             store = FrozenStore(table.folder / "float16", stage="store", prefetch=is_random)
@@ -255,13 +262,13 @@ def cold(table: Table, rounds: int) -> str:
                 store.prefetch(batch)
             asked = time.perf_counter()
             store.vectors(torch.from_numpy(batch))
-            found[name].append(((time.perf_counter() - start) * 1e3, (asked - start) * 1e3))
-            print(f"  {name:<56} cold {found[name][-1][0]:8.1f} ms", flush=True)
-    lines = ["| cold, rows -> vectors | ms | of it, in the call of prefetch |", "|---|---|---|"]
-    for name, times in found.items():
-        whole, asking = (statistics.median(column) for column in zip(*times, strict=True))
-        lines.append(f"| {name} | {whole:.0f} | {asking:.1f} |")
-    return "\n".join(lines)
+            spent[name].append(((time.perf_counter() - start) * 1e3, (asked - start) * 1e3))
+            print(f"  {name:<56} cold {spent[name][-1][0]:8.1f} ms", flush=True)
+    ms = [Column("ms", "{:.0f}"), Column("of it, in the call of prefetch", "{:.1f}")]
+    medians = Table([Column("cold, rows -> vectors"), *ms])
+    for name, times in spent.items():
+        medians.add(name, *(statistics.median(column) for column in zip(*times, strict=True)))
+    return medians
 
 
 def drop_cached(path: Path) -> None:
@@ -279,22 +286,23 @@ def drop_cached(path: Path) -> None:
     raise SystemExit(f"{path}: stays in the page cache")
 
 
-def sizes(table: Table) -> str:
+def sizes(table: FrozenTable) -> list[Table | str]:
     """Bytes a row of every way to keep the vectors, and what int8 costs."""
-    lines, note = ["| kept as | bytes a row |", "|---|---|"], ""
+    kept, notes = Table([Column("kept as"), Column("bytes a row", "{:g}")]), []
     for name, dtype in ((_OWN, "float16"), (_OWN_INT8, "int8")):
         if not (table.folder / dtype).exists():  # not raced
             continue
         facts = FrozenStore(table.folder / dtype, stage="store").facts
-        lines.append(f"| {name}, keys and all | {sum(f['size'] for f in facts.files.values()) / facts.num_rows:.1f} |")
+        kept.add(f"{name}, keys and all", round(sum(f["size"] for f in facts.files.values()) / facts.num_rows, 1))
         if dtype == "int8":
-            note = (
-                f"\n\nint8: relative error {facts.notes['relative_error']:.2%} (root mean square), largest difference "
+            notes.append(
+                f"int8: relative error {facts.notes['relative_error']:.2%} (root mean square), largest difference "
                 f"of a value {facts.notes['largest_error']:.4f}. All other methods gave the table's float16 values "
                 "exactly, but QuantEmbeddingBagCollection int8 (within 0.005)."
             )
-    lines += [f"| {name}, without ids | {peer.row_bytes} |" for name, peer in VECTOR_PEERS.items()]
-    return "\n".join(lines) + note
+    for name, peer in VECTOR_PEERS.items():
+        kept.add(f"{name}, without ids", peer.row_bytes)
+    return [kept, *notes]
 
 
 def main() -> None:
@@ -302,18 +310,16 @@ def main() -> None:
     folder, rounds = Path(settings["dir"]), int(settings.get("rounds", 15))
     for num_rows in (int(float(rows)) for rows in settings.get("rows", "1e6,2e7").split(",")):
         table = open_table(folder / str(num_rows), num_rows)
-        write_page(
-            settings,
-            f"frozen_{rows_of(num_rows)}",
-            f"# Frozen vectors by id: {num_rows:,} rows x {DIM}",
-            f"`python -m benchmarks.store.lookup dir=DIR rows={num_rows} rounds={rounds}`",
-            f"{machine(packages=['torch', 'torchrec', 'numpy', 'pyarrow'])} {BATCH} ids a batch, {UNKNOWN:.0%} "
-            "unknown. Cells: median ms (10th percentile), times ours: one peer at a time in turn with ours, the ratio "
-            "is of the medians of that race. Rows of peers were given in the form they take, outside the clock.",
-            *compare(table, rounds),
-            sizes(table),
-            cold(table, COLD_ROUNDS),
+        results = Results(
+            title=f"Frozen vectors by id: {num_rows:,} rows x {DIM}",
+            command=f"python -m benchmarks.store.lookup dir=DIR rows={num_rows} rounds={rounds}",
+            machine=machine(packages=["torch", "torchrec", "numpy", "pyarrow"]),
+            about=f"{BATCH} ids a batch, {UNKNOWN:.0%} unknown. Cells: median ms (10th percentile), times ours: one "
+            "peer at a time in turn with ours, the ratio is of the medians of that race. Rows of peers were given in "
+            "the form they take, outside the clock.",
+            content=[*compare(table, rounds), *sizes(table), cold(table, COLD_ROUNDS)],
         )
+        write_results(settings, f"frozen_{rows_name(num_rows)}", results)
 
 
 if __name__ == "__main__":

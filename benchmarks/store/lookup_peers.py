@@ -29,7 +29,7 @@ _CHUNK = 1 << 20
 Search = Callable[[pa.Array], Int64Array]  # ids [B] -> rows [B], -1 for the unknown
 
 
-class Table(NamedTuple):
+class FrozenTable(NamedTuple):
     """Sorted ids [N] and their vectors [N, D] float16, row by row: what every method serves."""
 
     folder: Path
@@ -60,7 +60,7 @@ class Lookup(NamedTuple):
     forward: Callable[[Any], torch.Tensor]
 
 
-def open_table(folder: Path, num_rows: int) -> Table:
+def open_table(folder: Path, num_rows: int) -> FrozenTable:
     """The table in the folder, generated chunk by chunk if it is not there yet."""
     ids, vectors = folder / "ids.npy", folder / "vectors.f16"
     if not ids.exists():
@@ -71,7 +71,7 @@ def open_table(folder: Path, num_rows: int) -> Table:
                 part = rng.standard_normal((min(_CHUNK, num_rows - start), DIM), np.float32) / 8
                 part.astype(np.float16).tofile(stream)
         np.save(ids, np.sort(spread(np.arange(num_rows, dtype=np.uint64))))
-    return Table(folder, np.load(ids), np.memmap(vectors, np.float16, "r", shape=(num_rows, DIM)))
+    return FrozenTable(folder, np.load(ids), np.memmap(vectors, np.float16, "r", shape=(num_rows, DIM)))
 
 
 def spread(numbers: npt.NDArray[np.uint64]) -> Int64Array:
@@ -82,7 +82,7 @@ def spread(numbers: npt.NDArray[np.uint64]) -> Int64Array:
     return (x ^ (x >> np.uint64(31))).view(np.int64)
 
 
-def numpy_search(table: Table) -> Search:
+def numpy_search(table: FrozenTable) -> Search:
     def run(ids: pa.Array) -> Int64Array:
         keys = ids.to_numpy()
         at = np.searchsorted(table.ids, keys)
@@ -92,7 +92,7 @@ def numpy_search(table: Table) -> Search:
     return run
 
 
-def torch_search(table: Table) -> Search:
+def torch_search(table: FrozenTable) -> Search:
     sorted_ids = torch.from_numpy(table.ids)
 
     def run(ids: pa.Array) -> Int64Array:
@@ -103,28 +103,28 @@ def torch_search(table: Table) -> Search:
     return run
 
 
-def python_dict(table: Table) -> Search:
-    row_of = {one: row for row, one in enumerate(table.ids.tolist())}
-    return lambda ids: np.array([row_of.get(one, -1) for one in ids.to_pylist()])
+def python_dict(table: FrozenTable) -> Search:
+    row_of = {key: row for row, key in enumerate(table.ids.tolist())}
+    return lambda ids: np.array([row_of.get(key, -1) for key in ids.to_pylist()])
 
 
-def arrow_index_in(table: Table) -> Search:
+def arrow_index_in(table: FrozenTable) -> Search:
     keys = pa.array(table.ids)
     return lambda ids: pc.index_in(ids, keys).fill_null(-1).to_numpy().astype(np.int64)
 
 
-def frozen_embedding(table: Table, dtype: torch.dtype) -> Lookup:
+def frozen_embedding(table: FrozenTable, dtype: torch.dtype) -> Lookup:
     module = nn.Embedding.from_pretrained(table.copy(dtype), freeze=True)
     return Lookup(as_is, lambda rows: masked(rows, module(torch.from_numpy(rows).clamp(min=0)).float()))
 
 
-def numpy_memmap(table: Table) -> Lookup:
+def numpy_memmap(table: FrozenTable) -> Lookup:
     for _ in table.chunks():  # maps the pages, as the first minutes of training do
         pass
     return Lookup(as_is, lambda rows: masked(rows, torch.from_numpy(table.vectors[np.maximum(rows, 0)]).float()))
 
 
-def arrow_take(table: Table) -> Lookup:
+def arrow_take(table: FrozenTable) -> Lookup:
     path, kind = table.folder / "vectors.arrow", pa.list_(pa.float16(), DIM)
     if not path.exists():
         schema = pa.schema([pa.field("vector", kind)])
@@ -141,7 +141,7 @@ def arrow_take(table: Table) -> Lookup:
     return Lookup(as_is, forward)
 
 
-def tbe(table: Table, *, is_trained: bool) -> Lookup:
+def tbe(table: FrozenTable, *, is_trained: bool) -> Lookup:
     """fbgemm's table of the training path; is_trained: with the backward that a frozen table under DMP goes through."""
     module = SplitTableBatchedEmbeddingBagsCodegen(
         [(table.num_rows, DIM, EmbeddingLocation.HOST, ComputeDevice.CPU)],
@@ -172,7 +172,7 @@ def tbe(table: Table, *, is_trained: bool) -> Lookup:
     return Lookup(native, forward)
 
 
-def quantized(table: Table, dtype: torch.dtype) -> Lookup:
+def quantized(table: FrozenTable, dtype: torch.dtype) -> Lookup:
     """TorchRec's inference collection; built from a whole float32 one."""
     config = EmbeddingBagConfig(name="t", feature_names=["f"], num_embeddings=table.num_rows, embedding_dim=DIM)
     exact = EmbeddingBagCollection(tables=[config], device=torch.device("meta"))
@@ -193,22 +193,22 @@ def as_is(rows: Int64Array) -> Int64Array:
     return rows
 
 
-def masked(rows: Int64Array, found: torch.Tensor) -> torch.Tensor:
+def masked(rows: Int64Array, vectors: torch.Tensor) -> torch.Tensor:
     """Zeros where the row is -1, in place; masked_fill_ of a broadcast mask takes longer than the whole lookup."""
-    return found.index_fill_(0, torch.from_numpy(np.flatnonzero(rows < 0)), 0.0)
+    return vectors.index_fill_(0, torch.from_numpy(np.flatnonzero(rows < 0)), 0.0)
 
 
 class Peer(NamedTuple):
     """search names the way from ids to rows. build_bytes: a row at the worst moment. tolerance: of a value."""
 
-    build: Callable[[Table], Lookup]
+    build: Callable[[FrozenTable], Lookup]
     search: str
     row_bytes: int
     build_bytes: int
     tolerance: float = 0.0
 
 
-ROW_PEERS: dict[str, Callable[[Table], Search]] = {
+ROW_PEERS: dict[str, Callable[[FrozenTable], Search]] = {
     "np.searchsorted": numpy_search,
     "torch.searchsorted": torch_search,
     "python dict": python_dict,

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.results_file import machine, write_page
+from benchmarks.results_file import LIFT, Cell, Column, Results, Table, machine, write_results
 from benchmarks.studies.lift import measure, seeded
 from benchmarks.studies.lift_tables import HOW, cell, read_window
 from learn_rank.artifact import read_manifest
@@ -55,40 +55,31 @@ def main() -> None:
     bf16, of = given.get("bf16", "0") == "1", given.get("of")
     window = read_window(run, "validation")
     recipe = read_manifest(run / "prepare", stage="prepare").options["recipe"]
-    lines = ["| adaptor | UAUC | lift, UAUC | lift, WUAUC | epochs |", "|---" * 5 + "|"]
+    lifts = [Column("lift, UAUC", LIFT), Column("lift, WUAUC", LIFT)]
+    table = Table([Column("adaptor"), Column("UAUC", "{:.4f}"), *lifts, Column("epochs")])
     before: list[np.ndarray] = []
     for name, changed in VARIANTS.items():
         if of and of not in changed and changed not in ({"adaptor.use_learn": False}, {}, {"adaptor.shuffle_seed": 0}):
             continue
-        options = with_changes(
-            RankerOptions(), {"backbone.name": backbone, "checkpoint.seconds": 86_400, "training.bf16": bf16, **changed}
-        )
-        results = [
-            measure(
-                run,
-                run / "export",
-                seeded(options, seed),
-                folder / backbone / name.replace(" ", "_").replace("'", "") / f"seed-{seed}",
-            )
-            for seed in range(seeds)
-        ]
-        after = [np.load(result["folder"] / "validation.npy") for result in results]
+        fixed = {"backbone.name": backbone, "checkpoint.seconds": 86_400, "training.bf16": bf16}
+        options = with_changes(RankerOptions(), fixed | changed)
+        place = folder / backbone / name.replace(" ", "_").replace("'", "")
+        trained = [measure(run, run / "export", seeded(options, seed), place / f"seed-{seed}") for seed in range(seeds)]
+        after = [np.load(training["folder"] / "validation.npy") for training in trained]
         before = before or after
         lift, weighted = window.lift(before, after), window.lift(before, after, is_weighted=True)
-        cells = [cell(lift), cell(weighted)] if changed.get("adaptor.use_learn", True) else ["", ""]
-        epochs = ", ".join(str(result["epoch"]) for result in results)
-        lines.append(f"| {name} | {lift.treatment:.4f} | {' | '.join(cells)} | {epochs} |")
-        print(lines[-1], flush=True)
-    write_page(
-        given,
-        f"adaptor_{recipe['name']}_{backbone}{f'_{of}' if of else ''}",
-        f"# The adaptor's options: {recipe['name']}, {backbone}",
-        f"`python -m benchmarks.studies.adaptor run=RUN dir=DIR {f'of={of} ' if of else ''}seeds={seeds} "
-        f"backbone={backbone}{' bf16=1' if bf16 else ''}`",
-        f"{machine(threads)} Validation window, by which each "
-        f"training's epoch was chosen too; means over {seeds} seeds. {HOW}",
-        "\n".join(lines),
+        cells: list[Cell] = [cell(lift), cell(weighted)] if changed.get("adaptor.use_learn", True) else [None, None]
+        epochs = [training["epoch"] for training in trained]
+        print(table.add(name, lift.treatment, *cells, epochs), flush=True)
+    results = Results(
+        title=f"The adaptor's options: {recipe['name']}, {backbone}",
+        command=f"python -m benchmarks.studies.adaptor run=RUN dir=DIR {f'of={of} ' if of else ''}seeds={seeds} "
+        f"backbone={backbone}{' bf16=1' if bf16 else ''}",
+        machine=machine(threads),
+        about=f"Validation window, by which each training's epoch was chosen too; means over {seeds} seeds. {HOW}",
+        content=[table],
     )
+    write_results(given, f"adaptor_{recipe['name']}_{backbone}{f'_{of}' if of else ''}", results)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ vectors (the control); the adaptor on content embeddings. Each is trained with t
 share, the first being the defaults; LEARN's own options are drawn within the same trials. The setting with the best
 validation UAUC, the mean of its first `trial_seeds` seeds, is trained with the others. By one seed the choice is a
 lottery: on kuairand it gave DIN's baseline another setting than the control, which was then a percentage point ahead.
-bf16=1 computes all trainings in bfloat16. What is in DIR already is not trained again: a killed study goes on, and
-several processes with different backbones may share DIR. The page of some backbones is named by them.
+bf16=1 computes all trainings in bfloat16. What is in DIR already is not trained again: a study that was killed resumes,
+and several processes with different backbones may share DIR. The name of a page of some backbones ends in theirs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.results_file import machine, of_some, write_page
+from benchmarks.results_file import LIFT, Cell, Column, Results, Table, machine, of_some, write_results
 from benchmarks.studies.lift_tables import HOW, Window, cell, read_window
 from learn_rank.artifact import read_manifest
 from learn_rank.cli.validation import validation_uauc
@@ -41,6 +41,7 @@ from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.outputs.predict import predict
 from learn_rank.ranker.training.train import train
 
+Study = dict[str, dict[str, dict[str, Any]]]  # backbone -> arm -> what `study_arm` gives
 BACKBONES = ("dcnv2", "din", "finalmlp")
 ARMS: dict[str, dict[str, Any]] = {
     "baseline": {"adaptor.use_learn": False},
@@ -69,7 +70,7 @@ OF_ADAPTOR: dict[str, list[Any]] = {
 
 
 def settings_of(arm: str, trial: int) -> dict[str, Any]:
-    """What the trial changes. Shared options are those of every other arm's trial; trial 0 is the defaults."""
+    """The options that a trial changes. All arms share those that they have in common; trial 0 has the defaults."""
     rng = np.random.default_rng(trial)
 
     def draw(space: dict[str, list[Any]]) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def seeded(options: RankerOptions, seed: int) -> RankerOptions:
 
 
 def measure(run: Path, stores: Path, options: RankerOptions, folder: Path) -> dict[str, Any]:
-    """One training: validation and test scores of its best epoch, kept in the folder; from there if it was made so."""
+    """Trains once and keeps the best epoch's validation and test scores in the folder; what is there is read again."""
     made = options.of_weights()
     if not (folder / "result.json").is_file():
         start = time.monotonic()
@@ -104,14 +105,14 @@ def measure(run: Path, stores: Path, options: RankerOptions, folder: Path) -> di
             folder / "result.json",
             {"validation": facts["validation"], "epoch": facts["best_epoch"], "seconds": seconds, "options": made},
         )
-    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    if found.get("options") != made:
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    if result.get("options") != made:
         sys.exit(f"{folder} was trained with other options than now; use another dir, or remove it")
-    return found | {"folder": folder}
+    return result | {"folder": folder}
 
 
 class Budget(NamedTuple):
-    """What every arm of every backbone gets."""
+    """The trainings that each arm of each backbone gets."""
 
     seeds: int
     trials: int
@@ -126,8 +127,8 @@ def study_arm(run: Path, stores: Path, backbone: str, arm: str, folder: Path, bu
         fixed = {"backbone.name": backbone, "checkpoint.seconds": 86_400, "training.bf16": budget.bf16}
         options = with_changes(RankerOptions(), fixed | ARMS[arm] | settings_of(arm, trial))
         result = measure(run, stores / "export", seeded(options, seed), folder / f"trial-{trial}-seed-{seed}")
-        print(f"{backbone}, {arm}, trial {trial}, seed {seed}: validation {result['validation']:.4f} in epoch "
-              f"{result['epoch']}, {result['seconds']:.0f} s", flush=True)  # fmt: skip
+        outcome = f"validation {result['validation']:.4f} in epoch {result['epoch']}, {result['seconds']:.0f} s"
+        print(f"{backbone}, {arm}, trial {trial}, seed {seed}: {outcome}", flush=True)
         return result
 
     tried = [[measured(trial, seed) for seed in range(budget.trial_seeds)] for trial in range(budget.trials)]
@@ -145,64 +146,57 @@ def study_arm(run: Path, stores: Path, backbone: str, arm: str, folder: Path, bu
 
 
 def study(run: Path, content: Path | None, backbone: str, folder: Path, budget: Budget) -> dict[str, dict[str, Any]]:
-    """Arm -> what `study_arm` found."""
-    found = {}
+    """Arm -> what `study_arm` gives."""
+    results = {}
     for arm in ARMS:
         stores = content if arm == "adaptor, content" else run
         if stores is not None:
             place = folder / backbone / arm.replace(", ", "-").replace(" ", "_")
-            found[arm] = study_arm(run, stores, backbone, arm, place, budget)
-    return found
+            results[arm] = study_arm(run, stores, backbone, arm, place, budget)
+    return results
 
 
-def overall_table(window: Window, found: dict[str, dict[str, dict[str, Any]]]) -> str:
-    lines = [
-        "| backbone | arm | UAUC | lift, UAUC | lift, WUAUC | lift, AUC | over shuffled, UAUC | validation UAUC |",
-        "|---" * 8 + "|",
-    ]
-    for backbone, arms in found.items():
+def overall_table(window: Window, study: Study) -> Table:
+    lifts = [Column(title, LIFT) for title in ("lift, UAUC", "lift, WUAUC", "lift, AUC", "over shuffled, UAUC")]
+    uauc, validation = Column("UAUC", "{:.4f}"), Column("validation UAUC", "{:.4f}")
+    table = Table([Column("backbone"), Column("arm"), uauc, *lifts, validation])
+    for backbone, arms in study.items():
         before, control = arms["baseline"]["scores"], arms["adaptor, shuffled"]["scores"]
-        for arm, one in arms.items():
-            after = one["scores"]
+        for arm, result in arms.items():
+            after = result["scores"]
             lift = window.lift(before, after)
-            cells = ["", "", "", ""]
+            cells: list[Cell] = [None] * len(lifts)
             if arm != "baseline":
                 weighted = window.lift(before, after, is_weighted=True)
-                over = "" if arm == "adaptor, shuffled" else cell(window.lift(control, after))
+                over = None if arm == "adaptor, shuffled" else cell(window.lift(control, after))
                 cells = [cell(lift), cell(weighted), window.auc_cell(before, after), over]
-            lines.append(
-                f"| {backbone} | {arm} | {lift.treatment:.4f} | {' | '.join(cells)} | {one['validation']:.4f} |"
-            )
-    return "\n".join(lines)
+            table.add(backbone, arm, lift.treatment, *cells, result["validation"])
+    return table
 
 
-def segment_table(window: Window, found: dict[str, dict[str, dict[str, Any]]]) -> str:
-    lines = [
-        "| backbone | segment | share of rows | UAUC baseline | adaptor | adaptor, shuffled |",
-        "|---" * 6 + "|",
-    ]
-    for backbone, arms in found.items():
+def segment_table(window: Window, study: Study) -> Table:
+    shares = [Column("share of rows", "{:.0%}"), Column("UAUC baseline", "{:.4f}")]
+    lifts = [Column("adaptor", LIFT), Column("adaptor, shuffled", LIFT)]
+    table = Table([Column("backbone"), Column("segment"), *shares, *lifts])
+    for backbone, arms in study.items():
         before = arms["baseline"]["scores"]
         for segment in window.shown_segments():
             after, shuffled = (
                 window.segment_lift(segment, before, arms[arm]["scores"]) for arm in ("adaptor", "adaptor, shuffled")
             )
-            lines.append(
-                f"| {backbone} | {' '.join(segment)} | {window.segments[segment].mean():.0%} | {after.baseline:.4f} "
-                f"| {cell(after)} | {cell(shuffled)} |"
-            )
-    return "\n".join(lines)
+            share = float(window.segments[segment].mean())
+            table.add(backbone, " ".join(segment), share, after.baseline, cell(after), cell(shuffled))
+    return table
 
 
-def chosen_table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
-    lines = ["| backbone | arm | validation UAUC of the trials | chosen | settings | epochs |", "|---" * 6 + "|"]
-    for backbone, arms in found.items():
-        for arm, one in arms.items():
-            settings = ", ".join(f"{name}={json.dumps(value)}" for name, value in one["settings"].items())
-            epochs = ", ".join(map(str, one["epochs"]))
-            tried = ", ".join(f"{validation:.4f}" for validation in one["tried"])
-            lines.append(f"| {backbone} | {arm} | {tried} | {one['trial']} | {settings} | {epochs} |")
-    return "\n".join(lines)
+def chosen_table(study: Study) -> Table:
+    trials = [Column("validation UAUC of the trials", "{:.4f}"), Column("chosen")]
+    table = Table([Column("backbone"), Column("arm"), *trials, Column("settings"), Column("epochs")])
+    for backbone, arms in study.items():
+        for arm, result in arms.items():
+            settings = ", ".join(f"{name}={json.dumps(value)}" for name, value in result["settings"].items())
+            table.add(backbone, arm, result["tried"], result["trial"], settings, result["epochs"])
+    return table
 
 
 def main() -> None:
@@ -222,23 +216,21 @@ def main() -> None:
     backbones = given.get("backbones", ",".join(BACKBONES)).split(",")
     recipe = read_manifest(run / "prepare", stage="prepare").options["recipe"]
     window = read_window(run)
-    found = {one: study(run, content, one, folder, budget) for one in backbones}
+    studied = {backbone: study(run, content, backbone, folder, budget) for backbone in backbones}
     chosen_by = "seed 0" if budget.trial_seeds == 1 else f"the mean of {budget.trial_seeds} seeds"
-    write_page(
-        given,
-        f"study_{recipe['name']}{of_some(backbones, BACKBONES)}",
-        f"# Does LEARN help? {recipe['name']}",
-        f"`python -m benchmarks.studies.lift run=RUN dir=DIR seeds={budget.seeds} trials={budget.trials} "
+    results = Results(
+        title=f"Does LEARN help? {recipe['name']}",
+        command=f"python -m benchmarks.studies.lift run=RUN dir=DIR seeds={budget.seeds} trials={budget.trials} "
         f"trial_seeds={budget.trial_seeds} backbones={','.join(backbones)}{' content=CONTENT' if content else ''}"
-        f"{' bf16=1' if budget.bf16 else ''}`",
-        f"{machine(threads)} Test window of {len(window.labels):,} rows, means over {budget.seeds} seeds. {HOW} Every "
+        f"{' bf16=1' if budget.bf16 else ''}",
+        machine=machine(threads),
+        about=f"Test window of {len(window.labels):,} rows, means over {budget.seeds} seeds. {HOW} Every "
         f"arm has the same {budget.trials} trials, the best by validation UAUC of {chosen_by}; epochs by validation "
         f"UAUC, patience {RankerOptions().training.patience}. Over shuffled: less the adaptor on shuffled vectors. "
         "Intervals of AUC: the mean of those of the seeds.",
-        overall_table(window, found),
-        segment_table(window, found),
-        chosen_table(found),
+        content=[overall_table(window, studied), segment_table(window, studied), chosen_table(studied)],
     )
+    write_results(given, f"study_{recipe['name']}{of_some(backbones, BACKBONES)}", results)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Lifts over several trainings as cells of Markdown tables, for all rows of a test window and by segment."""
+"""Lifts over several trainings as cells of tables, for all rows of a test window and by segment."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.results_file import Cell
 from learn_rank.evaluation import EvaluateOptions, SeedLift, SegmentOptions, evaluate, lift_over_seeds
 from learn_rank.evaluation.input.segments import open_segments
 from learn_rank.evaluation.statistics import interval_key
@@ -31,30 +32,27 @@ class Window(NamedTuple):
 
     def segment_lift(self, segment: tuple[str, str], before: Scores, after: Scores) -> SeedLift:
         chosen = self.segments[segment]
-        arms = [[one[chosen] for one in arm] for arm in (before, after)]
+        arms = [[scores[chosen] for scores in seeds] for seeds in (before, after)]
         return lift_over_seeds(self.users[chosen], self.labels[chosen], *arms)
 
-    def auc_cell(self, before: Scores, after: Scores) -> str:
+    def auc_cell(self, before: Scores, after: Scores) -> Cell:
         """Lift of the AUC over all pairs of rows: means over seeds of it and of its paired interval."""
-        found = []
+        lifts = []
         for first, second in zip(before, after, strict=True):
             columns = {"user_id": self.users, "item_id": self.users, "label": self.labels, "a": first, "b": second}
             options = EvaluateOptions(label="label", baseline="a", treatment="b", threads=1)
             auc = evaluate(columns, options=options)["overall"]["auc"]
-            found.append([auc["delta_pp"], *auc[interval_key(options.confidence)]])
-        delta, low, high = np.mean(found, axis=0)
-        text = f"{delta:+.2f} ({low:+.2f} to {high:+.2f})"
-        return f"**{text}**" if low > 0 or high < 0 else text
+            lifts.append([auc["delta_pp"], *auc[interval_key(options.confidence)]])
+        return dict(zip(("delta", "low", "high"), np.mean(lifts, axis=0).tolist(), strict=True))
 
     def shown_segments(self) -> list[tuple[str, str]]:
         """Those with enough users of both classes to compare."""
-        return [
-            name
-            for name, chosen in self.segments.items()
-            if len(
-                np.intersect1d(self.users[chosen & (self.labels == 1)], self.users[chosen & (self.labels == 0)])
-            ) >= _FEWEST_USERS
-        ]  # fmt: skip
+        shown = []
+        for name, chosen in self.segments.items():
+            positive, negative = (np.unique(self.users[chosen & (self.labels == label)]) for label in (1, 0))
+            if len(np.intersect1d(positive, negative)) >= _FEWEST_USERS:
+                shown.append(name)
+        return shown
 
 
 def read_window(run: Path, split: str = "test") -> Window:
@@ -65,20 +63,19 @@ def read_window(run: Path, split: str = "test") -> Window:
     segments = {}
     for entity, column in (("user", USER_ID), ("item", ITEM_ID)):
         source = open_segments(prepared / f"{entity}_counts.parquet", entity=entity, options=SegmentOptions())
-        codes = {one: code for ids, found in source.batches() for one, code in zip(ids.to_pylist(), found, strict=True)}
-        of_rows = np.array([codes.get(one, source.default) for one in table[column].to_pylist()])
+        codes = {}
+        for ids, segment_codes in source.batches():
+            codes |= zip(ids.to_pylist(), segment_codes, strict=True)
+        of_rows = np.array([codes.get(key, source.default) for key in table[column].to_pylist()])
         segments |= {(entity, name): of_rows == code for code, name in enumerate(source.names)}
     users = np.unique(table[USER_ID].to_numpy(), return_inverse=True)[1]
     return Window(users, table[label].to_numpy().astype(np.int8), segments)
 
 
-def cell(lift: SeedLift) -> str:
-    """Lift in percentage points, its 95 % interval and the deviation between seeds; bold where zero is outside."""
-    if lift.low is None or lift.high is None:
-        return f"{100 * lift.delta:+.2f}"
-    deviation = "" if lift.seed_deviation is None else f", sd {100 * lift.seed_deviation:.2f}"
-    text = f"{100 * lift.delta:+.2f} ({100 * lift.low:+.2f} to {100 * lift.high:+.2f}{deviation})"
-    return f"**{text}**" if lift.low > 0 or lift.high < 0 else text
+def cell(lift: SeedLift) -> Cell:
+    """Lift in percentage points, its 95 % interval and the deviation between seeds."""
+    numbers = {"delta": lift.delta, "low": lift.low, "high": lift.high, "sd": lift.seed_deviation}
+    return {name: None if number is None else 100 * number for name, number in numbers.items()}
 
 
 HOW = (

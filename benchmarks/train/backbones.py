@@ -36,7 +36,7 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.hosts.log import read_features
 from benchmarks.hosts.rankers import BATCH_ROWS, CHECKOUT, DIM, HIDDEN, HOSTS, FuxiCTR
-from benchmarks.results_file import machine, of_some, write_page
+from benchmarks.results_file import LIFT, Cell, Column, Results, Table, machine, of_some, write_results
 from benchmarks.studies.lift_tables import read_window
 from learn_rank.artifact import read_manifest
 from learn_rank.durable import write_json
@@ -58,10 +58,25 @@ PAIRS = {"dcnv2": "FuxiCTR DCNv2", "finalmlp": "FuxiCTR FinalMLP", "deepfm": "De
 RATES = {"ours": (0.01, 0.03, 0.1, 0.2), "peer": (3e-4, 1e-3, 3e-3, 1e-2)}
 ARRAYS = "arrays"  # the peer without its loader, at the rate chosen with it
 MAX_EPOCHS, PATIENCE = 10, 2
+_SPEED, _SECONDS = "{thousands:.0f} ({times:.2f})", "{seconds:.0f} ({times:.2f})"
+COLUMNS = [
+    Column("ours"),
+    Column("peer"),
+    Column("test AUC ours", "{:.4f}"),
+    Column("peer", "{:.4f}"),
+    Column("difference, pp", LIFT),
+    Column("1000 rows/s ours", "{:.0f}"),
+    Column("peer (times ours' time)", _SPEED),
+    Column("peer, of arrays (times)", _SPEED),
+    Column("seconds to the same validation AUC, ours", "{:.0f}"),
+    Column("peer (times)", _SECONDS),
+    Column("peer, of arrays (times)", _SECONDS),
+    Column("chosen rates", "{:g}"),
+]
 
 
 def train_ours(run: Path, folder: Path, backbone: str, rate: float, seed: int) -> dict[str, Any]:
-    """Validation AUC and seconds so far after each epoch; the test scores of the best."""
+    """Trains ours. Gives seconds so far and validation AUC after each epoch, and the test scores of the best."""
     marks: list[tuple[float, float]] = []
 
     def auc(_: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> float:
@@ -89,7 +104,7 @@ def train_ours(run: Path, folder: Path, backbone: str, rate: float, seed: int) -
 
 
 def train_peer(run: Path, name: str, use_loader: bool, rate: float, seed: int) -> dict[str, Any]:
-    """The same of another library's model; use_loader: read by FuxiCTR's own."""
+    """Trains another library's model, as `train_ours` does. use_loader: rows are read by FuxiCTR's own loader."""
     _, make, model = PEERS[name]
     log = read_features(run)
     host = make(log, model, rate, seed)
@@ -101,18 +116,18 @@ def train_peer(run: Path, name: str, use_loader: bool, rate: float, seed: int) -
             host.train_epoch(log.splits["train"], seed * 100 + epoch)
         else:
             host.train_epoch_of(loader)
-        found = float(roc_auc_score(validation.label, host.predict(validation)))
+        auc = float(roc_auc_score(validation.label, host.predict(validation)))
         spent += time.process_time() - start
-        marks.append((spent, found))
-        if found > best:
-            best, best_epoch, scores = found, epoch, host.predict(log.splits["test"])
+        marks.append((spent, auc))
+        if auc > best:
+            best, best_epoch, scores = auc, epoch, host.predict(log.splits["test"])
         elif epoch - best_epoch >= PATIENCE:
             break
     return {"marks": marks, "scores": scores}
 
 
 def trained(run: Path, folder: Path, pair: tuple[str, str], side: str, rate: float, seed: int) -> dict[str, Any]:
-    """A training of one side of the pair, from the folder if it is there."""
+    """Trains one side of the pair, unless its result is in the folder already."""
     place = folder / f"{pair[0]}-{side}" / f"rate-{rate:g}-seed-{seed}"
     if not (place / "result.json").is_file():
         place.mkdir(parents=True, exist_ok=True)
@@ -125,20 +140,21 @@ def trained(run: Path, folder: Path, pair: tuple[str, str], side: str, rate: flo
             result = process.submit(*task, rate, seed).result()
         np.save(place / "scores.npy", result.pop("scores"))
         write_json(place / "result.json", {**result, "rate": rate})
-    found: dict[str, Any] = json.loads((place / "result.json").read_text())
-    best = max(auc for _, auc in found["marks"])
-    print(f"{pair[0]}, {side}, rate {rate:g}, seed {seed}: validation AUC {best:.4f}, {found['marks'][-1][0]:.0f} s in "
-          f"{len(found['marks'])} epochs", flush=True)  # fmt: skip
-    return found | {"best": best, "scores": np.load(place / "scores.npy")}
+    kept: dict[str, Any] = json.loads((place / "result.json").read_text())
+    marks = kept["marks"]
+    best = max(auc for _, auc in marks)
+    outcome = f"validation AUC {best:.4f}, {marks[-1][0]:.0f} s in {len(marks)} epochs"
+    print(f"{pair[0]}, {side}, rate {rate:g}, seed {seed}: {outcome}", flush=True)
+    return kept | {"best": best, "scores": np.load(place / "scores.npy")}
 
 
-def compare(run: Path, folder: Path, pair: tuple[str, str], seeds: int) -> str:
-    """A line of the table."""
+def compare(run: Path, folder: Path, pair: tuple[str, str], seeds: int) -> list[Cell]:
+    """A row of the table."""
     tried: dict[str, list[dict[str, Any]]] = {side: [] for side in RATES}
     for rates in zip(*RATES.values(), strict=True):
         for side, rate in zip(RATES, rates, strict=True):
             tried[side].append(trained(run, folder, pair, side, rate, 0))
-    chosen = {side: max(found, key=lambda one: one["best"])["rate"] for side, found in tried.items()}
+    chosen = {side: max(of_rates, key=lambda result: result["best"])["rate"] for side, of_rates in tried.items()}
     if _has_loader(pair[1]):
         chosen[ARRAYS] = chosen["peer"]
     results: dict[str, list[dict[str, Any]]] = {side: [] for side in chosen}
@@ -146,22 +162,21 @@ def compare(run: Path, folder: Path, pair: tuple[str, str], seeds: int) -> str:
         for side, rate in chosen.items():
             results[side].append(trained(run, folder, pair, side, rate, seed))
     window = read_window(run)
-    difference = window.auc_cell(*([one["scores"] for one in results[side]] for side in ("peer", "ours")))
-    aucs = {side: np.mean([roc_auc_score(window.labels, one["scores"]) for one in results[side]]) for side in chosen}
+    scores = {side: [result["scores"] for result in of_seeds] for side, of_seeds in results.items()}
+    aucs = {side: np.mean([roc_auc_score(window.labels, each) for each in scores[side]]) for side in chosen}
     # to a quality that all reach: the worst of their best epochs
-    target = min(one["best"] for found in results.values() for one in found)
-    seconds = {side: np.mean([_time_to(one["marks"], target) for one in found]) for side, found in results.items()}
-    epoch = {
-        side: np.mean([one["marks"][-1][0] / len(one["marks"]) for one in found]) for side, found in results.items()
-    }
+    target = min(result["best"] for of_seeds in results.values() for result in of_seeds)
+    marks = {side: [result["marks"] for result in of_seeds] for side, of_seeds in results.items()}
+    seconds = {side: np.mean([_time_to(each, target) for each in marks[side]]) for side in chosen}
+    epoch = {side: np.mean([each[-1][0] / len(each) for each in marks[side]]) for side in chosen}
     thousands = pq.read_metadata(run / "prepare" / "interactions" / "train.parquet").num_rows / 1000
     speed = {side: thousands / mean for side, mean in epoch.items()}
-    cells = [*pair, f"{aucs['ours']:.4f}", f"{aucs['peer']:.4f}", difference]
-    for shown, times in ((speed, epoch), (seconds, seconds)):
-        cells.append(f"{shown['ours']:.0f}")
+    cells: list[Cell] = [*pair, aucs["ours"], aucs["peer"], window.auc_cell(scores["peer"], scores["ours"])]
+    for key, shown, times in (("thousands", speed, epoch), ("seconds", seconds, seconds)):
+        cells.append(shown["ours"])
         for side in ("peer", ARRAYS):
-            cells.append(f"{shown[side]:.0f} ({times[side] / times['ours']:.2f})" if side in shown else "")
-    return f"| {' | '.join(cells)} | {chosen['ours']:g}, {chosen['peer']:g} |"
+            cells.append({key: shown[side], "times": times[side] / times["ours"]} if side in shown else None)
+    return [*cells, [chosen["ours"], chosen["peer"]]]
 
 
 def _has_loader(peer: str) -> bool:
@@ -173,7 +188,7 @@ def _time_to(marks: list[tuple[float, float]], target: float) -> float:
 
 
 def _pairs(backbones: list[str]) -> Iterator[tuple[tuple[str, str], str]]:
-    """The pair of each backbone, and why it cannot be compared here."""
+    """The pair of each backbone, and why it cannot be compared here: empty if it can."""
     for backbone in backbones:
         peer = PAIRS[backbone]
         why = ""
@@ -190,33 +205,25 @@ def main() -> None:
     run, folder, seeds = Path(given["run"]).resolve(), Path(given["dir"]).resolve(), int(given.get("seeds", 3))
     chosen = given.get("pairs", ",".join(PAIRS)).split(",")
     recipe = read_manifest(run / "prepare", stage="prepare").options["recipe"]
-    lines = [
-        "| ours | peer | test AUC ours | peer | difference, pp "
-        "| 1000 rows/s ours | peer (times ours' time) | peer, of arrays (times) "
-        "| seconds to the same validation AUC, ours | peer (times) | peer, of arrays (times) | chosen rates |",
-        "|---" * 12 + "|",
-    ]
-    left_out = []
+    table, left_out = Table(COLUMNS), []
     for pair, why in _pairs(chosen):
         if why:
             left_out.append(why)
             continue
-        lines.append(compare(run, folder, pair, seeds))
-        print(lines[-1], flush=True)
-    write_page(
-        given,
-        f"backbones_{recipe['name']}{of_some(chosen, PAIRS)}",
-        f"# Backbones beside their peers: {recipe['name']}",
-        f"`python -m benchmarks.train.backbones run=RUN dir=DIR seeds={seeds} threads={threads} "
-        f"pairs={','.join(chosen)}`",
-        f"{machine(threads)} Means over {seeds} seeds. Difference "
-        "of test AUC with the mean of the seeds' paired 95 % intervals, clustered by user. Embeddings of "
-        f"{DIM}, MLPs {'-'.join(map(str, HIDDEN))}, batches of {BATCH_ROWS}. Processor time; a pair's trainings take "
-        "turns, each in a process of its own. Each reads by its own loader; FuxiCTR's models also without one, from "
-        "arrays in memory. Rates: of the tables (ours), of all (peer), by validation AUC of seed 0.",
-        "\n".join(lines),
-        f"Left out: {'; '.join(left_out)}." if left_out else "",
+        print(table.add(*compare(run, folder, pair, seeds)), flush=True)
+    results = Results(
+        title=f"Backbones beside their peers: {recipe['name']}",
+        command=f"python -m benchmarks.train.backbones run=RUN dir=DIR seeds={seeds} threads={threads} "
+        f"pairs={','.join(chosen)}",
+        machine=machine(threads),
+        about=f"Means over {seeds} seeds. Difference of test AUC with the mean of the seeds' paired 95 % intervals, "
+        f"clustered by user. Embeddings of {DIM}, MLPs {'-'.join(map(str, HIDDEN))}, batches of {BATCH_ROWS}. "
+        "Processor time; a pair's trainings take turns, each in a process of its own. Each reads by its own loader; "
+        "FuxiCTR's models also without one, from arrays in memory. Rates: of the tables (ours), of all (peer), by "
+        "validation AUC of seed 0.",
+        content=[table, *([f"Left out: {'; '.join(left_out)}."] if left_out else [])],
     )
+    write_results(given, f"backbones_{recipe['name']}{of_some(chosen, PAIRS)}", results)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def features_of(tables: str) -> FeatureSet:
 
 
 def generate(folder: Path, features: FeatureSet, num_rows: int, store_rows: int) -> Path:
-    """A prepared folder with these features; users and items among the stores' ids, 5 % unknown."""
+    """Writes a prepared folder with these features; 5 % of its users and items have no vector in the stores."""
     split = folder / "interactions"
     if (folder / FEATURES).exists():
         return folder
@@ -62,7 +62,7 @@ def rows_of_log(rng: np.random.Generator, features: FeatureSet, n: int, store_ro
 
 
 def generate_stores(folder: Path, store_rows: int) -> Path:
-    """A user and an item store of unit vectors, as `export` makes them."""
+    """Writes a user and an item store of unit vectors, as `export` makes them."""
     rng = np.random.default_rng(1)
     for name in ("user", "item"):
         if not (folder / name).exists():

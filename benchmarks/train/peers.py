@@ -17,6 +17,7 @@ from torch import nn
 
 from learn_rank.layers import mlp
 from learn_rank.ranker.data.batch import RankerBatch
+from learn_rank.ranker.options import RankerOptions
 from learn_rank.ranker.tables.trainable import fill_rows
 from learn_rank.schema import FeatureSet
 
@@ -35,7 +36,7 @@ def set_initial(tables: Iterable[torch.Tensor], layers: Iterable[nn.Linear]) -> 
     """Gives the tables the rows that our ranker starts from, and the layers the weights of `initial_mlp`."""
     tables = list(tables)
     for number, table in enumerate(tables):
-        fill_rows(table, first_row=0, seed=0, table=number)
+        fill_rows(table, first_row=0, seed=0, table=number, length=RankerOptions().row_length)
     first = [layer for layer in initial_mlp(len(tables)) if isinstance(layer, nn.Linear)]
     for layer, source in zip(layers, first, strict=True):
         layer.weight.copy_(source.weight)

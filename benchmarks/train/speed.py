@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from benchmarks.results_file import machine, write_page
+from benchmarks.results_file import Column, Heading, Results, Table, left_out, machine, write_results
 from benchmarks.train.log import TABLES, features_of, generate, generate_stores
 from benchmarks.train.peers import DIM, HIDDEN, PEERS, linear_layers
 from benchmarks.train.steps import (
@@ -55,18 +55,22 @@ from learn_rank.ranker.tables.frozen import FrozenVectors
 from learn_rank.ranker.training.train import train
 from learn_rank.schema import ITEM_ID, TIMESTAMP, USER_ID, FeatureSet
 
+Content = list[Table | Heading | str]
 
-def peers(prepared: Path, features: FeatureSet, rounds: int) -> str:
-    """Markdown: ours and each installed peer, in float32 and bfloat16."""
+
+def peers(prepared: Path, features: FeatureSet, rounds: int) -> Content:
+    """Ours and each installed peer, in float32 and bfloat16."""
     batches = read_batches(prepared, features, None)
-    lines = ["| method | CPU ms a step | wall ms | rows per CPU-second | CPU, times ours |", "|---|---|---|---|---|"]
-    left_out = [name for name, (module, _, _) in PEERS.items() if importlib.util.find_spec(module) is None]
+    ms = [Column("CPU ms a step", "{:.1f}"), Column("wall ms", "{:.1f}")]
+    rates = [Column("rows per CPU-second", "{:,.0f}"), Column("CPU, times ours", "{:.2f}")]
+    table = Table([Column("method"), *ms, *rates])
+    missing = [name for name, (module, _, _) in PEERS.items() if importlib.util.find_spec(module) is None]
     for bf16 in (False, True):
         options = with_changes(RankerOptions(), {"adaptor.use_learn": False, "training.bf16": bf16})
         own: list[Cost] = []
-        rows = []
+        timed: list[tuple[str, Cost, float]] = []
         for name, (_, make, has_bf16) in PEERS.items():
-            if name in left_out or (bf16 and not has_bf16):
+            if name in missing or (bf16 and not has_bf16):
                 continue
             with process_group() as process:
                 ours = step_of(build(features, options, None, process, is_mlp=True), options, None)
@@ -78,24 +82,21 @@ def peers(prepared: Path, features: FeatureSet, rounds: int) -> str:
                 del ours, peer
                 gc.collect()
             own.append(mine)
-            rows.append(_line(name, bf16, theirs, theirs.cpu / mine.cpu))
-            print(f"  {rows[-1]}", flush=True)
+            timed.append((name, theirs, theirs.cpu / mine.cpu))
+            print(f"  {name}: {theirs.cpu:.1f} ms, ours {mine.cpu:.1f} ms", flush=True)
         mine = Cost(*(statistics.median(column) for column in zip(*own, strict=True)))
-        lines += [_line("learn_rank", bf16, mine, 1.0), *rows]
-    missing = f"\n\nNot installed, left out: {', '.join(left_out)}." if left_out else ""
-    return "\n".join(lines) + missing
+        for name, cost, ratio in [("learn_rank", mine, 1.0), *timed]:
+            dtype = "bf16" if bf16 else "fp32"
+            table.add(f"{name}, {dtype}", cost.cpu, cost.wall, BATCH / cost.cpu * 1e3, ratio)
+    return [table, *left_out(missing)]
 
 
-def _line(name: str, bf16: bool, cost: Cost, ratio: float) -> str:
-    dtype = "bf16" if bf16 else "fp32"
-    return f"| {name}, {dtype} | {cost.cpu:.1f} | {cost.wall:.1f} | {BATCH / cost.cpu * 1e3:,.0f} | {ratio:.2f} |"
-
-
-def learn(prepared: Path, stores: Path, features: FeatureSet, rounds: int) -> str:
-    """Markdown: steps with LEARN and without, then where the difference goes."""
+def learn(prepared: Path, stores: Path, features: FeatureSet, rounds: int) -> Content:
+    """Steps with LEARN and without, then where the difference goes."""
     frozen = FrozenVectors(stores, num_folds=0)
     batches = read_batches(prepared, features, frozen)
-    lines = ["| backbone | CPU ms without LEARN | with | LEARN adds |", "|---|---|---|---|"]
+    ms = [Column("CPU ms without LEARN", "{:.1f}"), Column("with", "{:.1f}")]
+    table = Table([Column("backbone"), *ms, Column("LEARN adds", "{:+.0%}")])
     bases, whole = {}, {}
     for backbone in ("mlp", "dcnv2", "dlrm"):
         for bf16 in (False, True):
@@ -104,25 +105,24 @@ def learn(prepared: Path, stores: Path, features: FeatureSet, rounds: int) -> st
                 options = with_changes(options, {"backbone.name": backbone})
             with process_group() as process:
                 arms = [
-                    step_of(build(features, options, one, process, is_mlp=backbone == "mlp"), options, one)
-                    for one in (None, frozen)
+                    step_of(build(features, options, vectors, process, is_mlp=backbone == "mlp"), options, vectors)
+                    for vectors in (None, frozen)
                 ]
                 off, on = take_turns(arms, batches, rounds)
                 del arms
                 gc.collect()
             name = f"{backbone}, {'bf16' if bf16 else 'fp32'}"
-            lines.append(f"| {name} | {off.cpu:.1f} | {on.cpu:.1f} | {on.cpu / off.cpu - 1:+.0%} |")
-            print(f"  {lines[-1]}", flush=True)
+            print(f"  {table.add(name, off.cpu, on.cpu, on.cpu / off.cpu - 1)}", flush=True)
             if backbone == "mlp":
                 bases[bf16], whole[bf16] = off.cpu, on.cpu
     parts = [parts_of_learn(prepared, frozen, batches, bf16, bases[bf16], whole[bf16]) for bf16 in (False, True)]
-    return "\n\n".join(["\n".join(lines), *parts])
+    return [table, *parts]
 
 
 def parts_of_learn(
     prepared: Path, frozen: FrozenVectors, batches: Sequence[RankerBatch], bf16: bool, base: float, whole: float
-) -> str:
-    """Markdown: what LEARN adds to a step with the MLP, each part timed by itself."""
+) -> Table:
+    """What LEARN adds to a step with the MLP, each part timed by itself."""
     in_dim, hidden = len(batches[0].sparse.keys()) * DIM, HIDDEN[0]
     adaptor = LearnAdaptor(frozen.user_dim, frozen.item_dim, vector_dropout=RankerOptions().adaptor.vector_dropout)
     narrow, wide = nn.Linear(in_dim, hidden), nn.Linear(in_dim + adaptor.feature_dim, hidden)
@@ -138,9 +138,9 @@ def parts_of_learn(
         frozen.rows(user, item, timestamps=time_.to_numpy(), folds=folds)
 
     def adapt(number: int) -> None:
-        one, batch = vectors[number], batches[number]
+        inputs, batch = vectors[number], batches[number]
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            out = adaptor(one.user, one.item, one.user_mask, one.item_mask)
+            out = adaptor(inputs.user, inputs.item, inputs.user_mask, inputs.item_mask)
         loss = cvr_loss(out.cvr_logit.float(), batch.cvr_label, batch.cvr_weight)
         torch.autograd.backward([loss, out.features().float()], [torch.ones(()), gradient])
 
@@ -171,21 +171,19 @@ def parts_of_learn(
         "adaptor": sum(products_ms(*shape, bf16) for shape in adaptor_products),
         "wide": products_ms(adaptor.feature_dim, hidden, adaptor.fusion_dim, bf16),
     }
-    found = [
+    costs = [
         ("ids -> store rows (in the reader's thread)", ms["rows"], None),
         ("store rows -> vectors", ms["vectors"], None),
         ("adaptor and CVR loss, forward + backward", ms["adaptor"], needed["adaptor"]),
         (f"first layer {in_dim + adaptor.feature_dim} wide, not {in_dim}", widening, needed["wide"]),
         ("the rest: concatenation, optimizer", whole - base - sum((ms["vectors"], ms["adaptor"], widening)), None),
     ]
-    lines = [
-        f"| {'bf16' if bf16 else 'fp32'}: what LEARN adds to {base:.1f} ms | CPU ms | share | its matrix products |",
-        "|---|---|---|---|",
-    ]
-    for name, cost, products in found:
-        cell = "" if products is None else f"{products:.2f} ({products / base:.1%})"
-        lines.append(f"| {name} | {cost:.2f} | {cost / base:.1%} | {cell} |")
-    return "\n".join(lines)
+    title = f"{'bf16' if bf16 else 'fp32'}: what LEARN adds to {base:.1f} ms"
+    products = Column("its matrix products", "{ms:.2f} ({share:.1%})")
+    table = Table([Column(title), Column("CPU ms", "{:.2f}"), Column("share", "{:.1%}"), products])
+    for name, cost, needs in costs:
+        table.add(name, cost, cost / base, None if needs is None else {"ms": needs, "share": needs / base})
+    return table
 
 
 def products_ms(in_dim: int, out_dim: int, input_gradients: int, bf16: bool) -> float:
@@ -204,9 +202,10 @@ def products_ms(in_dim: int, out_dim: int, input_gradients: int, bf16: bool) -> 
     return cpu_ms(run, range(4 * GROUP))
 
 
-def loop(prepared: Path, stores: Path, features: FeatureSet, rounds: int) -> str:
-    """Markdown: the whole of `learn-rank train` against its bare steps: reading, hiding values, checks, checkpoints."""
-    lines = ["| `learn-rank train`, dcnv2, fp32 | CPU ms per 4096 rows | its bare step | more |", "|---|---|---|---|"]
+def loop(prepared: Path, stores: Path, features: FeatureSet, rounds: int) -> Content:
+    """The whole of `learn-rank train` against its bare steps: reading, hiding values, checks, checkpoints."""
+    ms = [Column("CPU ms per 4096 rows", "{:.1f}"), Column("its bare step", "{:.1f}")]
+    table = Table([Column("`learn-rank train`, dcnv2, fp32"), *ms, Column("more", "{:+.1%}")])
     for name, frozen in (("without LEARN", None), ("with LEARN", FrozenVectors(stores, num_folds=0))):
         options = with_changes(RankerOptions(), {"adaptor.use_learn": frozen is not None, "training.epochs": 2})
         times: list[float] = []
@@ -225,14 +224,14 @@ def loop(prepared: Path, stores: Path, features: FeatureSet, rounds: int) -> str
                 [step_of(build(features, options, frozen, process, is_mlp=False), options, frozen)], batches, rounds
             )
             gc.collect()
-        lines.append(f"| {name} | {whole:.1f} | {bare.cpu:.1f} | {whole / bare.cpu - 1:+.1%} |")
-        print(f"  {lines[-1]}", flush=True)
-    return "\n".join(lines)
+        print(f"  {table.add(name, whole, bare.cpu, whole / bare.cpu - 1)}", flush=True)
+    return [table]
 
 
-def loader(prepared: Path, stores: Path, features: FeatureSet, rounds: int) -> str:
-    """Markdown: BatchReader alone, shuffled, from Parquet to batches."""
-    lines = ["| loader alone | CPU us a row | rows per CPU-second | rows per second |", "|---|---|---|---|"]
+def loader(prepared: Path, stores: Path, features: FeatureSet, rounds: int) -> Content:
+    """BatchReader alone, shuffled, from Parquet to batches."""
+    rates = [Column("rows per CPU-second", "{:,.0f}"), Column("rows per second", "{:,.0f}")]
+    table = Table([Column("loader alone"), Column("CPU us a row", "{:.2f}"), *rates])
     for name, frozen in (("without LEARN", None), ("with LEARN: store rows", FrozenVectors(stores, num_folds=0))):
         reader = BatchReader(prepared / "interactions/train.parquet", features, batch_rows=BATCH, frozen=frozen)
         costs = []
@@ -241,9 +240,8 @@ def loader(prepared: Path, stores: Path, features: FeatureSet, rounds: int) -> s
             count = sum(batch.num_rows for batch in reader.training(seed=0, epoch=number, shuffle_rows=1_000_000))
             costs.append(((time.process_time() - start[0]) / count, (time.perf_counter() - start[1]) / count))
         cpu, wall = (statistics.median(column) for column in zip(*costs, strict=True))
-        lines.append(f"| {name} | {cpu * 1e6:.2f} | {1 / cpu:,.0f} | {1 / wall:,.0f} |")
-        print(f"  {lines[-1]}", flush=True)
-    return "\n".join(lines)
+        print(f"  {table.add(name, cpu * 1e6, 1 / cpu, 1 / wall)}", flush=True)
+    return [table]
 
 
 RANK_PLANS = {  # ranks, rows a step over all ranks, RankerOptions.tables.sharding
@@ -255,9 +253,9 @@ RANK_PLANS = {  # ranks, rows a step over all ranks, RankerOptions.tables.shardi
 }
 
 
-def ranks(prepared: Path, rounds: int) -> str:
-    """Markdown: steps under torchrun, CPU summed over ranks; plans in turn, each in processes of its own."""
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in RANK_PLANS}
+def ranks(prepared: Path, rounds: int) -> Content:
+    """Steps under torchrun, CPU summed over ranks; plans in turn, each in processes of its own."""
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in RANK_PLANS}
     results = prepared / "ranks"
     for number in range(rounds):
         for name, (world_size, batch_size, sharding) in RANK_PLANS.items():
@@ -269,15 +267,16 @@ def ranks(prepared: Path, rounds: int) -> str:
             subprocess.run([*command, f"sharding={sharding}"], check=True, env=environment)
             each = [json.loads(path.read_text()) for path in results.iterdir()]
             assert len(each) == world_size
-            found[name].append((sum(one["cpu"] for one in each) / batch_size, max(one["wall"] for one in each)))
-            print(f"  round {number} {name:<40} {found[name][-1][0] * 1e6:.1f} CPU us a row", flush=True)
-    lines = ["| plan | rows a step | CPU us a row, all ranks | to 1 rank | rows per second |", "|---|---|---|---|---|"]
-    one = statistics.median(cpu for cpu, _ in found["1 rank"])
-    for name, costs in found.items():
+            spent[name].append((sum(rank["cpu"] for rank in each) / batch_size, max(rank["wall"] for rank in each)))
+            print(f"  round {number} {name:<40} {spent[name][-1][0] * 1e6:.1f} CPU us a row", flush=True)
+    cost = [Column("CPU us a row, all ranks", "{:.1f}"), Column("to 1 rank", "{:+.0%}")]
+    table = Table([Column("plan"), Column("rows a step"), *cost, Column("rows per second", "{:,.0f}")])
+    alone = statistics.median(cpu for cpu, _ in spent["1 rank"])
+    for name, costs in spent.items():
         cpu, wall = (statistics.median(column) for column in zip(*costs, strict=True))
         rows = RANK_PLANS[name][1]
-        lines.append(f"| {name} | {rows} | {cpu * 1e6:.1f} | {cpu / one - 1:+.0%} | {rows / wall:,.0f} |")
-    return "\n".join(lines)
+        table.add(name, rows, cpu * 1e6, cpu / alone - 1, rows / wall)
+    return [table]
 
 
 def child(settings: dict[str, str]) -> None:
@@ -313,15 +312,15 @@ def child(settings: dict[str, str]) -> None:
         del steps
 
 
-def peers_by_size(folder: Path, sizes: Sequence[str], rows: int, rounds: int) -> str:
-    parts = []
+def peers_by_size(folder: Path, sizes: Sequence[str], rows: int, rounds: int) -> Content:
+    content: Content = []
     for size in sizes:
         features = features_of(size)
         prepared = generate(folder / size, features, min(rows, NUM_BATCHES * BATCH), store_rows=1)
         widths = "-".join(map(str, (len(features.sparse) * DIM, *HIDDEN, 1)))
-        parts.append(f"### Bare steps, MLP {widths}, {sum(TABLES[size]):,} table rows")
-        parts.append(peers(prepared, features, rounds))
-    return "\n\n".join(parts)
+        content.append(Heading(f"Bare steps, MLP {widths}, {sum(TABLES[size]):,} table rows"))
+        content += peers(prepared, features, rounds)
+    return content
 
 
 def main() -> None:
@@ -344,15 +343,14 @@ def main() -> None:
     for name in settings.get("sections", ",".join(sections)).split(","):
         if name in ("learn", "loop", "loader"):
             generate_stores(stores, store_rows)
-        write_page(
-            settings,
-            f"train_{name}",
-            f"# Training speed: {name}",
-            f"`python -m benchmarks.train.speed dir=DIR sections={name} rounds={rounds}`",
-            f"{machine(1, ['torch', 'torchrec'])} Medians of {rounds} rounds. {len(features.sparse)} sparse features x "
-            f"{DIM}, {BATCH} rows a step.",
-            sections[name](),
+        results = Results(
+            title=f"Training speed: {name}",
+            command=f"python -m benchmarks.train.speed dir=DIR sections={name} rounds={rounds}",
+            machine=machine(1, ["torch", "torchrec"]),
+            about=f"Medians of {rounds} rounds. {len(features.sparse)} sparse features x {DIM}, {BATCH} rows a step.",
+            content=sections[name](),
         )
+        write_results(settings, f"train_{name}", results)
 
 
 if __name__ == "__main__":

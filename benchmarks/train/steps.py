@@ -92,7 +92,7 @@ def take_turns(methods: Sequence[Train], batches: Sequence[RankerBatch], rounds:
         start = time.perf_counter()
         method(batches[1:2])
         sizes.append(max(1, min(GROUP, int(GROUP_SECONDS / (time.perf_counter() - start)))))
-    found: list[list[Cost]] = [[] for _ in methods]
+    costs: list[list[Cost]] = [[] for _ in methods]
     for number in range(rounds):
         order = range(len(methods))
         for which in order if number % 2 else reversed(order):
@@ -101,8 +101,8 @@ def take_turns(methods: Sequence[Train], batches: Sequence[RankerBatch], rounds:
             start = (time.process_time(), time.perf_counter())
             methods[which](group)
             cpu, wall = time.process_time() - start[0], time.perf_counter() - start[1]
-            found[which].append(Cost(cpu / len(group) * 1e3, wall / len(group) * 1e3))
-    return [Cost(*(statistics.median(column) for column in zip(*costs, strict=True))) for costs in found]
+            costs[which].append(Cost(cpu / len(group) * 1e3, wall / len(group) * 1e3))
+    return [Cost(*(statistics.median(column) for column in zip(*each, strict=True))) for each in costs]
 
 
 def read_batches(prepared: Path, features: FeatureSet, frozen: FrozenVectors | None) -> list[RankerBatch]:
@@ -113,10 +113,10 @@ def read_batches(prepared: Path, features: FeatureSet, frozen: FrozenVectors | N
 
 def cpu_ms(call: Callable[[int], Any], numbers: Sequence[int]) -> float:
     """Median process CPU time of a call, over groups of calls."""
-    found = []
+    costs = []
     for start in range(-GROUP, len(numbers) - GROUP + 1, GROUP):  # the first group warms up
         begin = time.process_time()
         for number in numbers[start : start + GROUP] if start >= 0 else numbers[:GROUP]:
             call(number)
-        found.append((time.process_time() - begin) / GROUP * 1e3)
-    return statistics.median(found[1:])
+        costs.append((time.process_time() - begin) / GROUP * 1e3)
+    return statistics.median(costs[1:])
