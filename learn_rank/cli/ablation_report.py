@@ -11,7 +11,7 @@ from typing import Any
 
 from learn_rank.cli.config import AblateOptions
 from learn_rank.cli.variants import REFERENCE, Variant
-from learn_rank.evaluation.report.markdown import plain, table_text
+from learn_rank.evaluation.report.marks import plain, table_text
 from learn_rank.evaluation.report.terminal import aligned, wrapped
 
 _METRICS = ("ndcg@10", "recall@10", "mrr")  # the first one says which variants are told apart

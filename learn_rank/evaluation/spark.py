@@ -44,11 +44,13 @@ from learn_rank.evaluation.engine.steps import (
     tally_users,
 )
 from learn_rank.evaluation.engine.sums import Layout, State
-from learn_rank.evaluation.evaluate import make_report, segment_rules
+from learn_rank.evaluation.evaluate import segment_rules
 from learn_rank.evaluation.input.predictions import Batch, Source
 from learn_rank.evaluation.input.row_segments import Binding
 from learn_rank.evaluation.input.segments import MAX_SEGMENTS, UNLISTED, report_order
 from learn_rank.evaluation.options import SEGMENTS, EvaluateOptions
+from learn_rank.evaluation.report.build import make_report
+from learn_rank.evaluation.report.report import Report
 from learn_rank.io import require_columns
 from learn_rank.schema import NUM_INTERACTIONS, SEGMENT
 
@@ -67,8 +69,8 @@ def evaluate_on_spark(
     options: EvaluateOptions,
     num_partitions: int | None = None,
     facts: dict[str, object] | None = None,
-) -> dict[str, Any]:
-    """The content of report.json, as `learn_rank.evaluation.evaluate` makes it, of a Spark DataFrame.
+) -> Report:
+    """The report of a Spark DataFrame, as `learn_rank.evaluation.evaluate` makes it of files and tables.
 
     user_segments, item_segments: a DataFrame with the id and `segment`, or `num_interactions` (cut by options.segments;
     proportions are not supported here); or the name of a column of the predictions. num_partitions: of the shuffle by

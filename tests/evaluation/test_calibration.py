@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import log_loss
 
 from learn_rank.evaluation import EvaluateOptions, evaluate
-from learn_rank.evaluation.calibration import copc, curve, expected_calibration_error, normalized_entropy
+from learn_rank.evaluation.calibration import ReliabilityCurve, base_rate_entropy, copc, expected_calibration_error
 
 CLIP = 1e-7
 
@@ -34,7 +34,7 @@ def _log(seed, dtype=np.float32, num_rows=4000):
 
 def _report(log, label="click", **options):
     options = EvaluateOptions(label, "a", "b", bootstrap_samples=0, threads=2, **options)
-    return evaluate(log, item_segments="item", options=options)
+    return evaluate(log, item_segments="item", options=options).to_json()
 
 
 def _binned(labels, p, num_bins):
@@ -89,10 +89,10 @@ def test_reliability_and_ece_agree_with_numpy(dtype, label, num_bins):
 def test_the_log_loss_of_a_user_of_thousands_of_sure_and_wrong_rows_stays_finite():
     num_rows = 5000
     log = {"user_id": np.zeros(num_rows, int), "click": np.ones(num_rows, bool), "a": np.zeros(num_rows)}
-    found = evaluate(log, options=EvaluateOptions("click", "a"))["overall"]
+    found = evaluate(log, options=EvaluateOptions("click", "a")).to_json()["overall"]
     assert found["log_loss"]["baseline"] == pytest.approx(-math.log(CLIP), rel=1e-12)
     log["click"], log["a"] = ~log["click"], np.ones(num_rows)
-    found = evaluate(log, options=EvaluateOptions("click", "a"))["overall"]
+    found = evaluate(log, options=EvaluateOptions("click", "a")).to_json()["overall"]
     assert found["log_loss"]["baseline"] == pytest.approx(-math.log(CLIP), rel=1e-8)  # 1 - (1 - 1e-7) rounds
 
 
@@ -115,10 +115,11 @@ def test_the_interval_of_the_log_loss_is_clustered_by_user():
 
 def test_always_predicting_the_base_rate_has_a_normalized_entropy_of_one():
     log = {"user_id": [1, 1, 2, 2], "click": [1, 0, 0, 0], "a": [0.25] * 4}
-    found = evaluate(log, options=EvaluateOptions("click", "a"))["overall"]
+    found = evaluate(log, options=EvaluateOptions("click", "a")).to_json()["overall"]
     assert found["normalized_entropy"]["baseline"] == pytest.approx(1)
     assert found["copc"]["baseline"] == pytest.approx(1)
-    assert normalized_entropy(0.1, 1.0) is normalized_entropy(0.1, 0.0) is normalized_entropy(None, 0.5) is None
+    assert base_rate_entropy(1, 4) == pytest.approx(found["log_loss"]["baseline"])
+    assert base_rate_entropy(4, 4) is base_rate_entropy(0, 4) is base_rate_entropy(0, 0) is None
 
 
 def test_copc_is_clicks_over_predicted_clicks():
@@ -128,7 +129,7 @@ def test_copc_is_clicks_over_predicted_clicks():
 
 def test_reliability_and_ece_by_hand():
     log = {"user_id": [1] * 4, "click": [0, 1, 1, 1], "a": [0.1, 0.3, 0.6, 0.8]}
-    report = evaluate(log, options=EvaluateOptions("click", "a", reliability_bins=2))
+    report = evaluate(log, options=EvaluateOptions("click", "a", reliability_bins=2)).to_json()
     found = report["calibration"]["reliability"]["baseline"]
     assert found["num_rows"] == [2, 2]
     assert found["mean_predicted"] == pytest.approx([0.2, 0.7])
@@ -138,13 +139,15 @@ def test_reliability_and_ece_by_hand():
 
 def test_equal_predictions_share_a_bin_so_empty_bins_are_left_out():
     log = {"user_id": [1] * 6, "click": [1, 0, 1, 0, 1, 1], "a": [0.5, 0.5, 0.5, 0.5, 0.5, 0.9]}
-    found = evaluate(log, options=EvaluateOptions("click", "a", reliability_bins=3))["calibration"]["reliability"]
+    found = evaluate(log, options=EvaluateOptions("click", "a", reliability_bins=3)).to_json()["calibration"][
+        "reliability"
+    ]
     assert found["baseline"]["num_rows"] == [5, 1]
 
 
 def test_no_rows_have_an_empty_curve_and_no_error():
     assert expected_calibration_error(np.zeros((3, 3))) is None
-    assert curve(np.zeros((3, 3))) == {"num_rows": [], "mean_predicted": [], "observed_rate": []}
+    assert ReliabilityCurve.of(np.zeros((3, 3))) == ReliabilityCurve((), (), ())
 
 
 def test_the_histogram_puts_rows_into_nearly_the_same_bins():

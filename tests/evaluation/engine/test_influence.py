@@ -68,7 +68,9 @@ def _standard_error(metric):
 
 def _report(log, **options):
     segments = {"user_segments": "segment", "item_segments": "item"} if "segment" in log else {}
-    return evaluate(log, **segments, options=EvaluateOptions("click", "a", "b", bootstrap_samples=0, **options))
+    return evaluate(
+        log, **segments, options=EvaluateOptions("click", "a", "b", bootstrap_samples=0, **options)
+    ).to_json()
 
 
 def test_placements_by_hand():
@@ -100,7 +102,7 @@ def test_every_slice_has_the_clustered_delong_interval_of_plain_numpy(seed):
 
 def test_an_arm_alone_has_the_clustered_interval_of_its_level():
     log = _log(3, 200)
-    metric = evaluate(log, options=EvaluateOptions("click", "a"))["overall"]["auc"]
+    metric = evaluate(log, options=EvaluateOptions("click", "a")).to_json()["overall"]["auc"]
     auc, influence = _influence(log["user_id"], log["click"], log["a"])
     standard_error = np.sqrt(len(influence) / (len(influence) - 1) * (influence**2).sum())
     assert metric["baseline"] == pytest.approx(auc, abs=1e-12)

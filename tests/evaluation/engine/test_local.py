@@ -47,7 +47,9 @@ def log(generated) -> pa.Table:
 
 
 def _found(predictions, **changed):
-    report = evaluate(predictions, user_segments="user_kind", item_segments="item_kind", options=_options(**changed))
+    report = evaluate(
+        predictions, user_segments="user_kind", item_segments="item_kind", options=_options(**changed)
+    ).to_json()
     return {name: value for name, value in report.items() if name not in IN_MEMORY}
 
 
@@ -121,7 +123,7 @@ def test_memory_and_disk_give_the_same_report(log, expected, auc, tmp_path, monk
     in_memory = expected if auc == "exact" else _found(log, auc=auc)
     _spill(monkeypatch)
     options = _options(auc=auc, memory_limit="1MiB", spill_dir=str(tmp_path))
-    report = evaluate(log, user_segments="user_kind", item_segments="item_kind", options=options)
+    report = evaluate(log, user_segments="user_kind", item_segments="item_kind", options=options).to_json()
     layout = open_inputs(log, user_segments="user_kind", item_segments="item_kind", options=options).layout
     score_bytes = 2 * 4 * layout.score_words if auc == "exact" else 0
     assert report["engine"]["spill_bytes"] == log.num_rows * (4 * layout.row_words + score_bytes)
@@ -131,9 +133,9 @@ def test_memory_and_disk_give_the_same_report(log, expected, auc, tmp_path, monk
 
 def test_segments_of_files_are_spilled_and_found_too(log, generated, tmp_path, monkeypatch):
     segments = {"user_segments": generated.user_counts, "item_segments": generated.item_counts}
-    in_memory = evaluate(log, **segments, options=_options())
+    in_memory = evaluate(log, **segments, options=_options()).to_json()
     _spill(monkeypatch)
-    spilled = evaluate(log, **segments, options=_options(memory_limit="1MiB", spill_dir=str(tmp_path)))
+    spilled = evaluate(log, **segments, options=_options(memory_limit="1MiB", spill_dir=str(tmp_path))).to_json()
     assert spilled["engine"]["spill_bytes"] > in_memory["engine"]["spill_bytes"] == 0
     for name in in_memory.keys() - set(IN_MEMORY):
         _assert_same(spilled[name], in_memory[name], name)

@@ -75,7 +75,7 @@ def test_items_of_another_log_are_refused() -> None:
 
 
 def test_almost_no_match_is_said_at_the_top_of_every_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = evaluate(log_of(200), user_segments=users_of([3, 4, *range(500, 900)]), options=OPTIONS)
+    found = evaluate(log_of(200), user_segments=users_of([3, 4, *range(500, 900)]), options=OPTIONS).to_json()
     said = "Only 2 of 200 users are in the file of user segments: is it the file of this log?"
     assert mismatch(found) == [said]
     assert f"learn-rank: {said}" in capsys.readouterr().err
@@ -91,14 +91,14 @@ def test_almost_no_match_is_said_at_the_top_of_every_report(tmp_path: Path, caps
     ids=["nine in ten are new", "a twentieth is known", "too few to tell", "an empty file"],
 )
 def test_a_log_of_mostly_new_users_is_evaluated(num_users: int, listed: range) -> None:
-    found = evaluate(log_of(num_users), user_segments=users_of(listed), options=OPTIONS)
+    found = evaluate(log_of(num_users), user_segments=users_of(listed), options=OPTIONS).to_json()
     num_new = num_users - len(set(listed) & set(range(num_users)))
     assert found["segment_rules"]["user"]["num_without_history"] == num_new
     assert bool(mismatch(found)) == (num_users == 30)  # nobody is known
 
 
 def test_where_the_segments_are_of_the_same_log_everybody_may_be_new() -> None:
-    found = evaluate(log_of(30), user_segments=users_of(range(100, 130)), options=OPTIONS, is_own_log=True)
+    found = evaluate(log_of(30), user_segments=users_of(range(100, 130)), options=OPTIONS, is_own_log=True).to_json()
     assert not mismatch(found)
     assert found["segments"][0]["num_users"] == 30
 
@@ -120,7 +120,7 @@ def test_parts_are_judged_together(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="user_segments: lists none of the 60 users"):
         merge_states(parts(range(100, 200), "none"))
     state, first, _ = merge_states(parts([0, *range(100, 200)], "one"))
-    assert mismatch(make_report(state, OPTIONS, rules=first.rules, sources={})) == [
+    assert mismatch(make_report(state, OPTIONS, rules=first.rules, sources={}).to_json()) == [
         "Only 1 of 60 users are in the file of user segments: is it the file of this log?"
     ]
 
@@ -138,7 +138,7 @@ def test_segments_of_an_experiment_are_judged_alike(tmp_path: Path) -> None:
 
     def notes(**segments: pa.Table) -> list[str]:
         given = {"variant": "arm", "control": "a", "treatment": "b", "labels": ["click"]}
-        return evaluate_experiment(rows, **given, **segments, scratch=tmp_path)["notes"]  # type: ignore[arg-type]
+        return evaluate_experiment(rows, **given, **segments, scratch=tmp_path).to_json()["notes"]  # type: ignore[arg-type]
 
     others = pa.table({"user_id": np.arange(500, 600), "num_interactions": np.arange(100)})
     with pytest.raises(InputError, match=r"user_segments: lists none of the 100 users .* as 500, and .* as 0;"):

@@ -62,13 +62,13 @@ def test_three_parts_make_the_report_of_one_run(generated: Any, tmp_path: Path, 
     state, first, _ = merge_states(folders)
     rules = {"user": first.rules["user"] | {"num_without_history": state.unlisted_users}}
     rules["item"] = first.rules["item"] | {"num_without_history": state.unlisted_items}
-    merged = make_report(state, first.options, rules=rules, sources={})
+    merged = make_report(state, first.options, rules=rules, sources={}).to_json()
     whole = evaluate(
         generated.predictions,
         user_segments=generated.user_counts,
         item_segments=generated.item_counts,
         options=options,
-    )
+    ).to_json()
     for key in ("overall", "segments", "cells", "control", "calibration", "distribution", "excluded", "segment_rules"):
         same(whole[key], merged[key], key)
 
@@ -76,8 +76,8 @@ def test_three_parts_make_the_report_of_one_run(generated: Any, tmp_path: Path, 
 def test_the_interval_of_merged_auc_is_close_to_that_of_one_run(generated: Any, tmp_path: Path) -> None:
     folders = [save(generated, tmp_path / str(number), Part(number, 2)) for number in range(2)]
     state, first, _ = merge_states(folders)
-    merged = make_report(state, first.options, rules=first.rules, sources={})["overall"]["auc"]["ci95_pp"]
-    whole = evaluate(generated.predictions, options=OPTIONS)["overall"]["auc"]["ci95_pp"]
+    merged = make_report(state, first.options, rules=first.rules, sources={}).to_json()["overall"]["auc"]["ci95_pp"]
+    whole = evaluate(generated.predictions, options=OPTIONS).to_json()["overall"]["auc"]["ci95_pp"]
     assert np.diff(merged) == pytest.approx(np.diff(whole), rel=0.02)
 
 

@@ -26,7 +26,7 @@ def _log(seed, num_rows, score):
 
 def _slices(log, auc):
     options = EvaluateOptions("click", "a", "b", auc=auc, bootstrap_samples=0, threads=2)
-    report = evaluate(log, item_segments="segment", options=options)
+    report = evaluate(log, item_segments="segment", options=options).to_json()
     return [report["overall"], *report["segments"]]
 
 
@@ -76,7 +76,7 @@ def test_scores_apart_from_each_other_have_the_same_auc_in_bins():
 
 def test_the_bound_of_two_scores_in_one_bin_is_a_half():
     log = {"user_id": [1, 2], "click": [1, 0], "a": [0.5 + 1e-9, 0.5]}
-    auc = evaluate(log, options=EvaluateOptions("click", "a", auc="histogram"))["overall"]["auc"]
+    auc = evaluate(log, options=EvaluateOptions("click", "a", auc="histogram")).to_json()["overall"]["auc"]
     assert (auc["baseline"], auc["error_bound_pp"]) == (0.5, 50.0)
 
 

@@ -103,7 +103,7 @@ def with_value(at: int, value: Any) -> Callable[[Any], Any]:
 
 def test_a_whole_state_is_reported(state_files: Path, tmp_path: Path, few_generated: Any) -> None:
     state, first, sources = merge_states([published(state_files, tmp_path / "s", lambda work: None)])
-    report = make_report(state, first.options, rules=first.rules, sources=sources)
+    report = make_report(state, first.options, rules=first.rules, sources=sources).to_json()
     assert report["overall"]["num_rows"] == few_generated.predictions.num_rows
     assert sources == {"s": {"predictions": "x"}}
 

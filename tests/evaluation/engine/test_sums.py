@@ -121,7 +121,7 @@ def _part(opened, number, total):
 
 
 def _report(state, options):
-    return make_report(state, options, rules={}, sources={})
+    return make_report(state, options, rules={}, sources={}).to_json()
 
 
 def test_states_of_disjoint_users_add_up_to_the_whole(opened):

@@ -28,7 +28,7 @@ LOG = pa.table(
 
 
 def _evaluate(users=None, items=None, log=LOG):
-    return evaluate(log, user_segments=users, item_segments=items, options=OPTIONS)
+    return evaluate(log, user_segments=users, item_segments=items, options=OPTIONS).to_json()
 
 
 def _users(ids, names):

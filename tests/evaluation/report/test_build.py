@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from learn_rank.evaluation import EvaluateOptions, evaluate
-from learn_rank.evaluation.report.results import few_user_note
+from learn_rank.evaluation.report.build import few_user_note
+from learn_rank.evaluation.report.slices import Slice
 from learn_rank.evaluation.statistics import holm
 
 METRICS = ("uauc", "wuauc", "auc")
@@ -31,7 +32,7 @@ def _log(num_rows=3000):
 @pytest.fixture(scope="module")
 def report():
     options = EvaluateOptions(["click", "buy|click"], "a", ["b", "c"], "s", bootstrap_samples=20, threads=1)
-    return evaluate(_log(), user_segments="kind", item_segments="item", options=options)
+    return evaluate(_log(), user_segments="kind", item_segments="item", options=options).to_json()
 
 
 def test_the_first_label_and_treatment_stand_at_the_top_and_the_others_follow(report):
@@ -46,7 +47,7 @@ def test_the_first_label_and_treatment_stand_at_the_top_and_the_others_follow(re
 def test_every_block_equals_the_report_of_its_label_and_treatment_alone(report):
     for block in [report, *report["further"]]:
         options = EvaluateOptions(block["label"], "a", block["treatment"], bootstrap_samples=0)
-        alone = evaluate(_log(), user_segments="kind", item_segments="item", options=options)
+        alone = evaluate(_log(), user_segments="kind", item_segments="item", options=options).to_json()
         pairs = [(block["overall"], alone["overall"])]
         pairs += list(zip(block["segments"] + block["cells"], alone["segments"] + alone["cells"], strict=True))
         assert len(pairs) == 1 + 5 + 6
@@ -88,15 +89,15 @@ def test_users_fall_into_the_bin_of_their_auc():
         "click": [1, 0, 1, 0, 1, 0, 1, 0, 0],
         "a": [0.1, 0.9, 0.5, 0.5, 0.9, 0.1, 0.5, 0.5, 0.9],
     }
-    found = evaluate(log, options=EvaluateOptions("click", "a"))["distribution"]["num_users"]["baseline"]
+    found = evaluate(log, options=EvaluateOptions("click", "a")).to_json()["distribution"]["num_users"]["baseline"]
     assert {at: count for at, count in enumerate(found) if count} == {0: 1, 12: 1, 25: 1, 49: 1}
 
 
 def test_without_segments_there_are_no_slices_and_with_one_entity_no_cells():
     options = EvaluateOptions("click", "a", "b")
-    plain = evaluate(_log(), options=options)
+    plain = evaluate(_log(), options=options).to_json()
     assert plain["segments"] == plain["cells"] == []
-    by_user = evaluate(_log(), user_segments="kind", options=options)
+    by_user = evaluate(_log(), user_segments="kind", options=options).to_json()
     assert [found["segment"] for found in by_user["segments"]] == ["x", "y", "z"]
     assert by_user["cells"] == []
 
@@ -107,7 +108,7 @@ def test_a_report_is_plain_json_without_nan(report):
 
 def test_a_log_of_one_class_has_counts_and_no_metric():
     log = {"user_id": [1, 2, 2], "click": [0, 0, 0], "a": [0.1, 0.2, 0.3], "b": [0.3, 0.1, 0.2]}
-    report = evaluate(log, options=EvaluateOptions("click", "a", "b"))
+    report = evaluate(log, options=EvaluateOptions("click", "a", "b")).to_json()
     assert report["overall"]["num_rows"] == 3
     assert report["overall"]["share_rows_scored"] == 0
     for name in METRICS:
@@ -123,7 +124,7 @@ def test_a_log_of_one_class_has_counts_and_no_metric():
 
 def test_a_condition_that_no_row_meets_has_no_rows_and_no_metric():
     log = {"user_id": [1, 1], "click": [0, 0], "buy": [0, 0], "a": [0.1, 0.2], "b": [0.1, 0.2]}
-    report = evaluate(log, options=EvaluateOptions("buy|click", "a", "b"))
+    report = evaluate(log, options=EvaluateOptions("buy|click", "a", "b")).to_json()
     overall = report["overall"]
     assert (overall["num_rows"], overall["num_users"], overall["share_rows"]) == (0, 0, None)
     assert overall["ece"] == {"baseline": None, "treatment": None}
@@ -133,7 +134,7 @@ def test_a_condition_that_no_row_meets_has_no_rows_and_no_metric():
 
 def test_infinite_scores_are_ranked_and_noted_and_leave_json_plain():
     log = {"user_id": [1, 1], "click": [1, 0], "a": [np.inf, -np.inf], "b": [0.5, 0.1]}
-    report = evaluate(log, options=EvaluateOptions("click", "a", "b"))
+    report = evaluate(log, options=EvaluateOptions("click", "a", "b")).to_json()
     assert report["overall"]["uauc"]["baseline"] == 1.0
     assert "'a' spans -inf to inf" in report["notes"][0]
     assert json.loads(json.dumps(report, allow_nan=False)) == report
@@ -141,6 +142,6 @@ def test_infinite_scores_are_ranked_and_noted_and_leave_json_plain():
 
 def test_slices_of_few_users_are_named_once():
     sizes = {"cold_start": 3, "others": 0, "x": 30}
-    found = [{"entity": "user", "segment": name, "num_users_scored": size} for name, size in sizes.items()]
+    found = [Slice(100, 10, 50, size, None, None, {}, user_segment=name, share=0.1) for name, size in sizes.items()]
     assert few_user_note(found) == ["Few users with both classes, so rough intervals: users cold-start (3)."]
     assert few_user_note(found[1:]) == []

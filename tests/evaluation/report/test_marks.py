@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from learn_rank.evaluation.report.markdown import Marked, code, plain, table_text
+from learn_rank.evaluation.report.marks import Marked, code, plain, table_text
 
 
 @pytest.mark.parametrize(

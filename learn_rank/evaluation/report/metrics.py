@@ -1,0 +1,113 @@
+"""The table of metrics: how each is called, computed, adjusted and shown. Every page, table and verdict reads it.
+
+To add a metric by segment: write its formula, a function of `SliceSums`, and add its line here. If no sum of
+`engine.sums.State` holds what it needs, add that sum first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from learn_rank.evaluation.calibration import calibration_error, click_over_predicted, log_loss, normalized_entropy
+from learn_rank.evaluation.engine.user_metrics import FIRST_VALUE, POSITIVES, ROWS, UAUC, USERS, WUAUC
+from learn_rank.evaluation.slice_sums import SliceSums
+from learn_rank.evaluation.statistics import Estimate, compare_auc, compare_means
+
+# which sums a metric needs: of a user's own ranking, of all pairs of rows, of probabilities, of their bins
+Needs = Literal["users", "pairs", "probabilities", "bins"]
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """One line of the table."""
+
+    key: str  # in report.json, and the attribute of a Slice
+    title: str
+    compute: Callable[[SliceSums], Estimate]
+    needs: Needs
+    shown: Literal["ranking", "calibration"]  # the table where every slice has it; ranking metrics are cards too
+    better: Literal["higher", "lower", "near 1"]
+    unit: Literal["pp", ""] = ""  # of differences: percentage points, or the metric's own unit
+    family: str = ""  # p-values of one family are adjusted together, over all segments and again over all cells
+    has_interval: bool = True
+    is_overall_only: bool = False
+    bootstrap: int | None = None  # position of its sums among those that the bootstrap resamples
+
+
+def user_means(metric: int) -> Callable[[SliceSums], Estimate]:
+    """A weighted mean over users; metric: the position of its sums in `SliceSums.moments`."""
+    return lambda sums: compare_means(sums.moments[metric], sums.arm, sums.confidence)
+
+
+def pair_auc(sums: SliceSums) -> Estimate:
+    """AUC over all pairs of rows, whoever their user is."""
+    return compare_auc(
+        [int(sums.wins2[m]) for m in sums.arms],
+        sums.centred,
+        positives=int(sums.counts[POSITIVES]),
+        negatives=int(sums.counts[ROWS] - sums.counts[POSITIVES]),
+        num_users=int(sums.counts[USERS]),
+        confidence=sums.confidence,
+    )
+
+
+METRICS = (
+    MetricSpec(
+        "uauc", "UAUC", user_means(UAUC), "users", "ranking", "higher", unit="pp", family="ranking", bootstrap=UAUC
+    ),
+    MetricSpec(
+        "wuauc", "WUAUC", user_means(WUAUC), "users", "ranking", "higher", unit="pp", family="ranking", bootstrap=WUAUC
+    ),
+    MetricSpec("auc", "AUC", pair_auc, "pairs", "ranking", "higher", unit="pp", family="ranking"),
+    MetricSpec("log_loss", "Log loss", log_loss, "probabilities", "calibration", "lower"),
+    MetricSpec(
+        "normalized_entropy",
+        "Normalised entropy",
+        normalized_entropy,
+        "probabilities",
+        "calibration",
+        "lower",
+        has_interval=False,
+    ),
+    MetricSpec(
+        "copc",
+        "COPC",
+        click_over_predicted,
+        "probabilities",
+        "calibration",
+        "near 1",
+        has_interval=False,
+    ),
+    MetricSpec(
+        "ece",
+        "ECE",
+        calibration_error,
+        "bins",
+        "calibration",
+        "lower",
+        has_interval=False,
+        is_overall_only=True,
+    ),
+)
+BY_KEY = {spec.key: spec for spec in METRICS}
+RANKING = tuple(spec for spec in METRICS if spec.shown == "ranking")
+CALIBRATION = tuple(spec for spec in METRICS if spec.shown == "calibration")
+FAMILIES = tuple(dict.fromkeys(spec.family for spec in METRICS if spec.family))
+
+
+def captured_value(position: int, k: int) -> MetricSpec:
+    """Revenue in a user's top k: one line per k that the options name, in that position among them."""
+    moment = FIRST_VALUE + position
+    return MetricSpec(
+        "value",
+        f"top {k}",
+        user_means(moment),
+        "users",
+        "ranking",
+        "higher",
+        unit="pp",
+        family="value",
+        bootstrap=moment,
+    )
