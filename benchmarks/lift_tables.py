@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from learn_rank.evaluation import EvaluateOptions, SeedLift, SegmentOptions, evaluate, lift_over_seeds
 from learn_rank.evaluation.input.segments import open_segments
-from learn_rank.evaluation.statistics import interval_key
 from learn_rank.io import read_table
 from learn_rank.schema import FEATURES, ITEM_ID, USER_ID, FeatureSet
 
@@ -40,8 +39,8 @@ class Window(NamedTuple):
         for first, second in zip(before, after, strict=True):
             columns = {"user_id": self.users, "item_id": self.users, "label": self.labels, "a": first, "b": second}
             options = EvaluateOptions(label="label", baseline="a", treatment="b", threads=1)
-            auc = evaluate(columns, options=options)["overall"]["auc"]
-            found.append([auc["delta_pp"], *auc[interval_key(options.confidence)]])
+            auc = evaluate(columns, options=options).overall.auc
+            found.append([auc.delta_pp, *auc.interval_pp])
         delta, low, high = np.mean(found, axis=0)
         text = f"{delta:+.2f} ({low:+.2f} to {high:+.2f})"
         return f"**{text}**" if low > 0 or high < 0 else text

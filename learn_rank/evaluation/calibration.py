@@ -10,7 +10,7 @@ from learn_rank.arrays import Float64Array
 from learn_rank.evaluation.engine.sums import State
 from learn_rank.evaluation.engine.user_metrics import CLIP, LOG_LOSS, POSITIVES, ROWS
 from learn_rank.evaluation.slice_sums import SliceSums
-from learn_rank.evaluation.statistics import Estimate, compare_means
+from learn_rank.evaluation.statistics import Estimate, compare_means, interval
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,44 @@ def normalized_entropy(sums: SliceSums) -> Estimate:
     """Log loss over that of always predicting the slice's base rate; below 1 is better than knowing the rate alone.
 
     None when there is one class. He et al. 2014, "Practical lessons from predicting clicks on ads at Facebook".
+
+    The sample is one of users with their rows and labels, so the base rate is random as well as the loss. With x, n and
+    p the summed log loss, rows and positives of a user, NE = L / H(r), where L = sum x / sum n, r = sum p / sum n and
+    H(r) is the entropy of r. By the delta method its variance is, over U users,
+    U / (U - 1) * sum (x - L n - NE H'(r) (p - r n))^2 / (sum n H(r))^2, H'(r) = ln((1 - r) / r).
+    Both arms have the same H, so the difference has the same formula with the differences of x, L and NE in it.
+    The clip of the probabilities is taken as a constant.
     """
     loss = log_loss(sums)
-    entropy = base_rate_entropy(int(sums.counts[POSITIVES]), int(sums.counts[ROWS]))
-    if entropy is None:
+    num_rows, positives = int(sums.counts[ROWS]), int(sums.counts[POSITIVES])
+    entropy = base_rate_entropy(positives, num_rows)
+    if entropy is None or loss.baseline is None:
         return Estimate(None)
-    return Estimate(*(None if level is None else level / entropy for level in (loss.baseline, loss.treatment)))
+    rate = positives / num_rows
+    levels = [level / entropy for level in (loss.baseline, loss.treatment) if level is not None]
+    mean_loss = loss.delta if sums.arm and loss.delta is not None else loss.baseline
+    estimate = mean_loss / entropy
+    # sums over users: of e = x - L n, of q = p - r n, and of their products
+    num_users, _, rows_sq = sums.moments[LOG_LOSS, :3]
+    num_arms = len(sums.predicted)
+    first = 3 * num_arms + 3 * sums.arm if sums.arm else 3  # of the difference, or of the baseline
+    loss_rows, loss_sq = sums.moments[LOG_LOSS, first + 1 : first + 3]
+    positives_sq, positives_rows = sums.label_moments[:2]
+    loss_positives = sums.label_moments[2 + sums.arm] - (sums.label_moments[2] if sums.arm else 0.0)
+    ee = loss_sq - 2 * mean_loss * loss_rows + mean_loss**2 * rows_sq
+    eq = loss_positives - rate * loss_rows - mean_loss * positives_rows + mean_loss * rate * rows_sq
+    qq = positives_sq - 2 * rate * positives_rows + rate**2 * rows_sq
+    slope = estimate * math.log((1 - rate) / rate)
+    residual = max(float(ee - 2 * slope * eq + slope**2 * qq), 0.0)
+    low, high, p_value = interval(
+        estimate,
+        math.sqrt(residual) / (num_rows * entropy),
+        num_clusters=int(num_users),
+        confidence=sums.confidence,
+    )
+    if not sums.arm:
+        return Estimate(levels[0], low=low, high=high)
+    return Estimate(levels[0], levels[1], estimate, low, high, p_value)
 
 
 def click_over_predicted(sums: SliceSums) -> Estimate:

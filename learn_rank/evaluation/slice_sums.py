@@ -14,6 +14,7 @@ class SliceSums(NamedTuple):
     confidence: float  # of the intervals
     counts: Int64Array  # [7] see engine.user_metrics: ROWS, POSITIVES, ...
     moments: Float64Array  # [metrics, 6 M] over users; see engine.user_metrics: UAUC, WUAUC, LOG_LOSS, FIRST_VALUE
+    label_moments: Float64Array  # [2 + M] over users: positives^2, positives x rows, positives x log loss of each arm
     predicted: Float64Array  # [M] summed scores
     wins2: Int64Array  # [M] twice the pairs of rows that an arm orders right
     centred: Float64Array  # [3] squared influence of users on what is compared

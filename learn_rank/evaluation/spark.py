@@ -259,7 +259,16 @@ def _add_tallies(state: State, blob: dict[str, Any]) -> None:
         tally.is_used[blob[f"bins.{m}"]] = 1
 
 
-_MEASURED = ("counts", "moments", "buckets", "auc_bins", "predicted", "influence", "users_per_segment")
+_MEASURED = (
+    "counts",
+    "moments",
+    "buckets",
+    "auc_bins",
+    "predicted",
+    "label_moments",
+    "influence",
+    "users_per_segment",
+)
 
 
 def _measure(inputs: Inputs, score_range: Any, placed: Any) -> Map:

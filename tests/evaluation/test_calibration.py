@@ -8,6 +8,7 @@ from sklearn.metrics import log_loss
 
 from learn_rank.evaluation import EvaluateOptions, evaluate
 from learn_rank.evaluation.calibration import ReliabilityCurve, base_rate_entropy, copc, expected_calibration_error
+from learn_rank.evaluation.statistics import holm
 
 CLIP = 1e-7
 
@@ -111,6 +112,109 @@ def test_the_interval_of_the_log_loss_is_clustered_by_user():
     assert found["ci95"] == pytest.approx(
         [delta - 1.959964 * variance**0.5, delta + 1.959964 * variance**0.5], rel=1e-6
     )
+
+
+def _users_log(num_users):
+    """Users with a taste of their own, so that the base rate and the loss of a user go together."""
+    rng = np.random.default_rng(7)
+    users = np.repeat(np.arange(num_users), 1 + rng.geometric(0.15, num_users))
+    logit = 1.5 * rng.normal(size=num_users)[users] + rng.normal(size=len(users)) - 1.5
+    noise, other = rng.normal(size=(2, len(users)))
+    return {
+        "user_id": users,
+        "click": rng.random(len(users)) < 1 / (1 + np.exp(-logit)),
+        "a": 1 / (1 + np.exp(-0.6 * (logit + noise))),
+        "b": 1 / (1 + np.exp(-0.6 * (logit + 0.54 * noise + 0.63 * other))),
+        "item": rng.choice(["x", "y"], len(users)),
+        "kind": np.array(["p", "q", "r"])[users % 3],
+    }
+
+
+def _sums_by_user(log, kept):
+    """[U] rows, positives, and log loss of both arms, of the users that have rows among the kept ones."""
+    users, labels = np.unique(log["user_id"][kept], return_inverse=True)[1], log["click"][kept]
+    losses = [-np.log(np.where(labels, p, 1 - p)) for p in (log[arm][kept] for arm in "ab")]
+    return [np.bincount(users, weights=w) for w in (np.ones(len(users)), labels, *losses)]
+
+
+def _entropy_ratio(num_rows, positives, loss):
+    """NE of totals; a difference of losses gives the difference of NE."""
+    rate = positives / num_rows
+    return loss / num_rows / -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
+
+
+def _slices(report, log):
+    """(slice of the report, its rows): overall, segments and cells."""
+    rows = np.ones(len(log["click"]), bool)
+    yield report["overall"], rows
+    for found in report["segments"]:
+        yield found, log["kind" if found["entity"] == "user" else "item"] == found["segment"]
+    for found in report["cells"]:
+        yield found, (log["kind"] == found["user_segment"]) & (log["item"] == found["item_segment"])
+
+
+@pytest.mark.parametrize("treatment", ["", "b"])
+def test_the_interval_of_normalized_entropy_is_that_of_a_jackknife_over_users_in_every_slice(treatment):
+    log = _users_log(4000)
+    options = EvaluateOptions("click", "a", treatment, bootstrap_samples=0, auc="off", confidence=0.9)
+    report = evaluate(log, user_segments="kind", item_segments="item", options=options).to_json()
+    slices = list(_slices(report, log))
+    assert len(slices) == 1 + 5 + 6
+    for found, kept in slices:
+        num_rows, positives, before, after = _sums_by_user(log, kept)
+        loss = after - before if treatment else before
+        estimate = _entropy_ratio(num_rows.sum(), positives.sum(), loss.sum())
+        without = _entropy_ratio(num_rows.sum() - num_rows, positives.sum() - positives, loss.sum() - loss)
+        spread = math.sqrt((len(loss) - 1) / len(loss) * ((without - without.mean()) ** 2).sum())
+        half = 1.644854 * spread
+        metric = found["normalized_entropy"]
+        assert metric["delta" if treatment else "baseline"] == pytest.approx(estimate, abs=1e-12)
+        low, high = metric["ci90" if treatment else "baseline_ci90"]
+        assert (high - low) / 2 == pytest.approx(half, rel=0.02)
+        assert (low + high) / 2 == pytest.approx(estimate, abs=1e-12)
+        if treatment:
+            assert metric["p_value"] == pytest.approx(math.erfc(abs(estimate) / spread / math.sqrt(2)), rel=0.3)
+
+
+def test_the_interval_of_normalized_entropy_is_the_delta_method_over_users_and_knows_that_the_base_rate_is_one():
+    log = _users_log(500)
+    found = evaluate(log, options=EvaluateOptions("click", "a", "b")).to_json()["overall"]
+    num_rows, positives, before, after = _sums_by_user(log, np.ones(len(log["click"]), bool))
+    rate, n = positives.sum() / num_rows.sum(), len(num_rows)
+    entropy = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
+    loss = (after - before).sum() / num_rows.sum()
+    residuals = after - before - loss * num_rows
+    residuals -= loss / entropy * math.log((1 - rate) / rate) * (positives - rate * num_rows)
+    spread = math.sqrt(n / (n - 1) * (residuals**2).sum()) / (num_rows.sum() * entropy)
+    low, high = found["normalized_entropy"]["ci95"]
+    assert (high - low) / 2 == pytest.approx(1.959964 * spread, rel=1e-6)
+    assert low < found["normalized_entropy"]["delta"] < high
+    as_if_known = (found["log_loss"]["ci95"][1] - found["log_loss"]["ci95"][0]) / entropy
+    assert high - low != pytest.approx(as_if_known, rel=0.001)
+
+
+def test_log_loss_and_entropy_are_adjusted_over_the_slices_each_apart():
+    log = _users_log(300)
+    options = EvaluateOptions("click", "a", "b", bootstrap_samples=0)
+    report = evaluate(log, user_segments="kind", item_segments="item", options=options).to_json()
+    for family in (report["segments"], report["cells"]):
+        for name in ("log_loss", "normalized_entropy"):
+            p_values = [found[name]["p_value"] for found in family]
+            assert [found[name]["p_value_holm"] for found in family] == holm(p_values)
+    assert not {"p_value_holm"} & {
+        key for name in ("log_loss", "normalized_entropy") for key in report["overall"][name]
+    }
+
+
+def test_equal_rankers_and_one_user_have_no_false_interval_of_the_entropy():
+    log = _users_log(200)
+    twins = {**log, "b": log["a"]}
+    found = evaluate(twins, options=EvaluateOptions("click", "a", "b")).to_json()["overall"]["normalized_entropy"]
+    assert (found["delta"], found["ci95"], found["p_value"]) == (0.0, [0.0, 0.0], 1.0)
+    one_user = {**log, "user_id": np.zeros(len(log["click"]), int)}
+    found = evaluate(one_user, options=EvaluateOptions("click", "a", "b")).to_json()["overall"]["normalized_entropy"]
+    assert found["delta"] is not None
+    assert (found["ci95"], found["p_value"]) == (None, None)
 
 
 def test_always_predicting_the_base_rate_has_a_normalized_entropy_of_one():

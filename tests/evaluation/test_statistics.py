@@ -14,7 +14,7 @@ from learn_rank.evaluation.statistics import (
     interval_key,
 )
 
-METRICS = ("uauc", "wuauc", "auc", "log_loss")
+METRICS = ("uauc", "wuauc", "auc", "log_loss", "normalized_entropy")
 
 
 def _moments(weights, *arms):
@@ -144,7 +144,7 @@ def _evaluate(log, segments=None):
 
 
 def _key(name, of_points, plain):
-    return plain if name == "log_loss" else of_points
+    return of_points if name.endswith("auc") else plain
 
 
 def test_intervals_cover_the_true_difference_about_95_times_in_100():

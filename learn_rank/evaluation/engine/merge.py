@@ -45,7 +45,8 @@ from learn_rank.progress import note
 STAGE = "evaluate-state"
 _RECORD, _SUMS = "state.json", "sums.npz"
 _ARRAYS = (
-    "counts", "moments", "buckets", "auc_bins", "predicted", "centred", "users_per_segment", "score_range",
+    "counts", "moments", "buckets", "auc_bins", "predicted", "label_moments", "centred", "users_per_segment",
+    "score_range",
 )  # fmt: skip
 _DAMAGED = (  # what JSON, zip files, arrays and options of any content raise
     ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, ArithmeticError, MemoryError, RuntimeError,

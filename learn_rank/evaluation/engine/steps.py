@@ -213,6 +213,7 @@ def measure_partition(layout: Layout, users: Users, state: State, placed: Sequen
             buckets=state.buckets[t],
             auc_bins=state.auc_bins[t],
             predicted=state.predicted[t],
+            label_moments=state.label_moments[t],
         )
         if has_value:
             measure_value(

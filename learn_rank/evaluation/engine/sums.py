@@ -161,6 +161,7 @@ class State:
     buckets: Float64Array  # [T, buckets, metrics, G, width, 1 + M]: w, then wA per arm
     auc_bins: Int64Array  # [T, M, 50] users by their AUC
     predicted: Float64Array  # [T, M, G, 1 + I] summed scores
+    label_moments: Float64Array  # [T, G, 1 + I, 2 + M]: positives^2, positives x rows; positives x log loss per arm
     influence: Float64Array  # [T, 2 M - 1, S, 12] see influence.measure_influence
     centred: Float64Array  # [T, 2 M - 1, S, 3] the same after `centre`
     tallies: list[Tally]  # M
@@ -191,6 +192,7 @@ class State:
             buckets=np.zeros((T, layout.num_buckets, metrics, G, width, 1 + M)),
             auc_bins=np.zeros((T, M, NUM_AUC_BINS), np.int64),
             predicted=np.zeros((T, M, G, width)),
+            label_moments=np.zeros((T, G, width, 2 + M)),
             influence=np.zeros((T, 2 * M - 1, S, NUM_INFLUENCE)),
             centred=np.zeros((T, 2 * M - 1, S, 3)),
             tallies=[Tally.zero(layout.bin_bits, layout.num_payloads) for _ in range(M * keeps_tally)],
@@ -214,7 +216,7 @@ class State:
 
     def add_measured(self, other: State) -> None:
         """Adds what measuring partitions of users gives."""
-        for name in ("counts", "moments", "buckets", "auc_bins", "predicted", "influence", "centred"):
+        for name in ("counts", "moments", "buckets", "auc_bins", "predicted", "label_moments", "influence", "centred"):
             getattr(self, name).__iadd__(getattr(other, name))
         self.users_per_segment += other.users_per_segment
         self.unlisted_users += other.unlisted_users

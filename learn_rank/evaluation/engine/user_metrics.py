@@ -50,6 +50,7 @@ def measure_users(
     buckets: Float64Array,
     auc_bins: Int64Array,
     predicted: Float64Array,
+    label_moments: Float64Array,
 ) -> None:
     """Adds one task's UAUC, WUAUC and log loss of arranged [M, n] scores to the sums of every slice.
 
@@ -86,6 +87,9 @@ def measure_users(
                 for m in range(num_arms):
                     values[m] = loss[m, s] / num_rows
                     predicted[m, segment, s] += sums[m, s]
+                    label_moments[segment, s, 2 + m] += positives * loss[m, s]
+                label_moments[segment, s, 0] += positives * positives
+                label_moments[segment, s, 1] += positives * num_rows
                 _add(moments, buckets, LOG_LOSS, segment, s, bucket, float(num_rows), values)
             if negatives == 0 or positives == 0:
                 counts[segment, s, ONLY_NEGATIVE if positives == 0 else ONLY_POSITIVE] += 1

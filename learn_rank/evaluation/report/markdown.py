@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from learn_rank.evaluation.report.marks import Marked, table_text
+from learn_rank.evaluation.report.metrics import in_sentence
 from learn_rank.evaluation.report.page import CalibrationTable, Coverage, Page, Section
 from learn_rank.evaluation.report.table_rows import Entry, Heat, Table
 from learn_rank.evaluation.report.wording import MISSING, Wording, share_text
@@ -82,14 +83,15 @@ def _cells(heat: Heat) -> str:
 
 def _calibration(table: CalibrationTable, *, is_pair: bool) -> str:
     header = ["segment", *(spec.title for spec in table.columns)]
-    for spec in table.columns:
-        header += [f"{spec.title[0].lower()}{spec.title[1:]}, difference", "p"] * (is_pair and spec.has_interval)
+    compared = [position for position, spec in enumerate(table.columns) if is_pair and spec.has_interval]
+    for position in compared:
+        header += [f"{in_sentence(table.columns[position].title)}, difference", "p", *["p (Holm)"] * table.is_adjusted]
     lines = []
     for row in table.rows:
         pairs = [[cell.baseline, cell.treatment] for cell in row.cells]
         line = [" → ".join(pair) if is_pair and pair[0] else pair[0] for pair in pairs]
-        for spec, cell in zip(table.columns, row.cells, strict=True):
-            line += [cell.change, cell.p] * (is_pair and spec.has_interval)
+        for change in (row.cells[position].change or Entry() for position in compared):
+            line += [_stressed(change), change.p, *[change.holm if row.group else ""] * table.is_adjusted]
         lines.append([row.full_name, *line])
     return table_text(header, lines)
 

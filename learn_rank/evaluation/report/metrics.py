@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from learn_rank.evaluation.calibration import calibration_error, click_over_predicted, log_loss, normalized_entropy
-from learn_rank.evaluation.engine.user_metrics import FIRST_VALUE, POSITIVES, ROWS, UAUC, USERS, WUAUC
+from learn_rank.evaluation.engine.user_metrics import CLIP, FIRST_VALUE, POSITIVES, ROWS, UAUC, USERS, WUAUC
 from learn_rank.evaluation.slice_sums import SliceSums
 from learn_rank.evaluation.statistics import Estimate, compare_auc, compare_means
 
@@ -25,6 +25,7 @@ class MetricSpec:
 
     key: str  # in report.json, and the attribute of a Slice
     title: str
+    meaning: str  # for the page's glossary; {weight} stands for what users are weighted by
     compute: Callable[[SliceSums], Estimate]
     needs: Needs
     shown: Literal["ranking", "calibration"]  # the table where every slice has it; ranking metrics are cards too
@@ -55,38 +56,80 @@ def pair_auc(sums: SliceSums) -> Estimate:
 
 METRICS = (
     MetricSpec(
-        "uauc", "UAUC", user_means(UAUC), "users", "ranking", "higher", unit="pp", family="ranking", bootstrap=UAUC
+        key="uauc",
+        title="UAUC",
+        meaning="The AUC of each user's own ranking (the share of positive-negative pairs in the right order, "
+        "ties one half), averaged over users with both classes.",
+        compute=user_means(UAUC),
+        needs="users",
+        shown="ranking",
+        better="higher",
+        unit="pp",
+        family="ranking",
+        bootstrap=UAUC,
     ),
     MetricSpec(
-        "wuauc", "WUAUC", user_means(WUAUC), "users", "ranking", "higher", unit="pp", family="ranking", bootstrap=WUAUC
+        key="wuauc",
+        title="WUAUC",
+        meaning="The same, each user weighted by their {weight} in the slice.",
+        compute=user_means(WUAUC),
+        needs="users",
+        shown="ranking",
+        better="higher",
+        unit="pp",
+        family="ranking",
+        bootstrap=WUAUC,
     ),
-    MetricSpec("auc", "AUC", pair_auc, "pairs", "ranking", "higher", unit="pp", family="ranking"),
-    MetricSpec("log_loss", "Log loss", log_loss, "probabilities", "calibration", "lower"),
     MetricSpec(
-        "normalized_entropy",
-        "Normalised entropy",
-        normalized_entropy,
-        "probabilities",
-        "calibration",
-        "lower",
+        key="auc",
+        title="AUC",
+        meaning="The share over all pairs of rows, whoever their user is.",
+        compute=pair_auc,
+        needs="pairs",
+        shown="ranking",
+        better="higher",
+        unit="pp",
+        family="ranking",
+    ),
+    MetricSpec(
+        key="log_loss",
+        title="Log loss",
+        meaning=f"Mean of -ln p(label), probabilities clipped at {CLIP}.",
+        compute=log_loss,
+        needs="probabilities",
+        shown="calibration",
+        better="lower",
+        family="log_loss",
+    ),
+    MetricSpec(
+        key="normalized_entropy",
+        title="Normalised entropy",
+        meaning="Log loss over that of always predicting the slice's base rate; below 1 beats it. The interval counts "
+        "the base rate as estimated from the same users.",
+        compute=normalized_entropy,
+        needs="probabilities",
+        shown="calibration",
+        better="lower",
+        family="normalized_entropy",
+    ),
+    MetricSpec(
+        key="copc",
+        title="COPC",
+        meaning="Sum of labels over sum of predictions: above 1, too little is predicted.",
+        compute=click_over_predicted,
+        needs="probabilities",
+        shown="calibration",
+        better="near 1",
         has_interval=False,
     ),
     MetricSpec(
-        "copc",
-        "COPC",
-        click_over_predicted,
-        "probabilities",
-        "calibration",
-        "near 1",
-        has_interval=False,
-    ),
-    MetricSpec(
-        "ece",
-        "ECE",
-        calibration_error,
-        "bins",
-        "calibration",
-        "lower",
+        key="ece",
+        title="ECE",
+        meaning="Mean gap between prediction and observed rate over the bins.",
+        compute=calibration_error,
+        needs="bins",
+        shown="calibration",
+        better="lower",
         has_interval=False,
         is_overall_only=True,
     ),
@@ -97,17 +140,22 @@ CALIBRATION = tuple(spec for spec in METRICS if spec.shown == "calibration")
 FAMILIES = tuple(dict.fromkeys(spec.family for spec in METRICS if spec.family))
 
 
+def in_sentence(title: str) -> str:
+    """A title within a sentence: 'log loss'; abbreviations stay."""
+    return title if title.isupper() else f"{title[0].lower()}{title[1:]}"
+
+
 def captured_value(position: int, k: int) -> MetricSpec:
     """Revenue in a user's top k: one line per k that the options name, in that position among them."""
-    moment = FIRST_VALUE + position
     return MetricSpec(
-        "value",
-        f"top {k}",
-        user_means(moment),
-        "users",
-        "ranking",
-        "higher",
+        key="value",
+        title=f"top {k}",
+        meaning="",
+        compute=user_means(FIRST_VALUE + position),
+        needs="users",
+        shown="ranking",
+        better="higher",
         unit="pp",
         family="value",
-        bootstrap=moment,
+        bootstrap=FIRST_VALUE + position,
     )

@@ -11,9 +11,9 @@ from learn_rank.evaluation.input.segments import UNLISTED
 from learn_rank.evaluation.options import ENTITIES
 from learn_rank.evaluation.report.comparison import Comparison
 from learn_rank.evaluation.report.figures import distribution_plot, reliability_plot
-from learn_rank.evaluation.report.metrics import CALIBRATION, MetricSpec
+from learn_rank.evaluation.report.metrics import CALIBRATION, METRICS, MetricSpec, in_sentence
 from learn_rank.evaluation.report.report import Report
-from learn_rank.evaluation.report.slices import Metric, Slice
+from learn_rank.evaluation.report.slices import Slice
 from learn_rank.evaluation.report.table_rows import (
     Entry,
     Heat,
@@ -21,11 +21,12 @@ from learn_rank.evaluation.report.table_rows import (
     Table,
     cell_heat,
     full_name,
+    metric_entry,
     ranking_table,
     value_table,
 )
 from learn_rank.evaluation.report.verdict import Claim, Standing, check_notes, claims, num_tests, standing
-from learn_rank.evaluation.report.wording import MISSING, Wording, label_text, p_text, segment_text
+from learn_rank.evaluation.report.wording import Wording, label_text, segment_text
 
 
 class Card(NamedTuple):
@@ -58,12 +59,11 @@ class Coverage(NamedTuple):
 
 
 class Calibrated(NamedTuple):
-    """One metric of calibration of one slice, as texts; change: of a metric with an interval, else empty."""
+    """One metric of calibration of one slice. change: the difference with its interval, of a metric that has one."""
 
     baseline: str = ""
     treatment: str = ""
-    change: str = ""
-    p: str = ""
+    change: Entry | None = None
 
 
 class CalibrationRow(NamedTuple):
@@ -81,6 +81,17 @@ class CalibrationRow(NamedTuple):
 class CalibrationTable(NamedTuple):
     columns: tuple[MetricSpec, ...]
     rows: tuple[CalibrationRow, ...]
+
+    @property
+    def is_adjusted(self) -> bool:
+        """There are segments, so that p-values are adjusted."""
+        return len(self.rows) > 1
+
+    @property
+    def less_is_better(self) -> str:
+        """'Log loss, normalised entropy': the metrics with an interval of which that holds."""
+        titles = [spec.title for spec in self.columns if spec.better == "lower" and spec.has_interval]
+        return ", ".join([titles[0], *(in_sentence(title) for title in titles[1:])])
 
 
 class Section(NamedTuple):
@@ -135,11 +146,17 @@ class Page:
             num_tests={"segments": num_tests(report.segments), "cells": num_tests(report.cells)},
             heat=cell_heat(first, wording),
             coverage=_coverage(first, sections[0].ranking),
-            calibration=_calibration(first, sections[0].ranking, wording),
+            calibration=calibration_table(first, sections[0].ranking, wording),
             left_out=_left_out(first),
             error_bound=max((bound for bound in bounds if bound is not None), default=None),
             bootstrap=f"{wording.points(drawn.low)} and {wording.points(drawn.high)} pp" if drawn else None,
         )
+
+    @property
+    def glossary(self) -> list[tuple[str, str]]:
+        """(title, meaning) of every metric that was measured."""
+        measured, weight = self.report.overall.metrics, self.report.setup.weight
+        return [(spec.title, spec.meaning.format(weight=weight)) for spec in METRICS if spec.key in measured]
 
     @property
     def has_treatment(self) -> bool:
@@ -217,32 +234,27 @@ def _coverage(comparison: Comparison, table: Table) -> list[Coverage]:
     ]
 
 
-def _calibration(comparison: Comparison, table: Table, wording: Wording) -> CalibrationTable | None:
-    """The metrics of calibration that were measured; None if none was."""
+def calibration_table(comparison: Comparison, table: Table, wording: Wording) -> CalibrationTable | None:
+    """The metrics of calibration that were measured, with the names of a ranking table's rows; None if none was."""
     columns = tuple(spec for spec in CALIBRATION if spec.key in comparison.overall.metrics)
     if not columns:
         return None
     rows = tuple(
-        CalibrationRow(
-            row.name,
-            row.group,
-            tuple(
-                _calibrated(part.metrics[spec.key], spec, wording) if spec.key in part.metrics else Calibrated()
-                for spec in columns
-            ),
-        )
+        CalibrationRow(row.name, row.group, tuple(_calibrated(part, spec, wording) for spec in columns))
         for row, part in _with_slices(comparison, table)
     )
     return CalibrationTable(columns, rows)
 
 
-def _calibrated(metric: Metric, spec: MetricSpec, wording: Wording) -> Calibrated:
+def _calibrated(part: Slice, spec: MetricSpec, wording: Wording) -> Calibrated:
+    if spec.key not in part.metrics:
+        return Calibrated()
+    metric = part.metrics[spec.key]
     levels = wording.level(metric.baseline), wording.level(metric.treatment)
     if not spec.has_interval:
         return Calibrated(*levels)
-    change = MISSING if metric.delta is None else wording.change(metric.delta, metric.unit)
-    change += f" ({wording.bounds(metric)})" if metric.interval else ""
-    return Calibrated(*levels, change, p_text(metric.p_value))
+    entry = metric_entry(metric, wording, is_overall=part.is_overall, is_less_better=spec.better == "lower")
+    return Calibrated(entry.text, "") if entry.outcome == "level" else Calibrated(*levels, entry)
 
 
 def _with_slices(comparison: Comparison, table: Table) -> list[tuple[Row, Slice]]:

@@ -63,7 +63,7 @@ class Metric:
     def to_json(self, spec: MetricSpec, form: Format) -> dict[str, Any]:
         """As in report.json; the keys of an interval name its confidence and unit."""
         levels: dict[str, Any] = {"baseline": self.baseline}
-        if not spec.has_interval or not (form.is_paired or spec.unit):
+        if not spec.has_interval:
             return levels | ({"treatment": self.treatment} if form.is_paired else {})
         suffix = f"_{spec.unit}" if spec.unit else ""
         fields = levels | {

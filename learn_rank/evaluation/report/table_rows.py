@@ -16,7 +16,10 @@ _MAX_TINT = 0.36  # of a cell's colour: text on it stays readable
 
 
 class Entry(NamedTuple):
-    """One metric of one slice, ready to be shown. outcome: of a claim, or 'level' where nothing is compared."""
+    """One metric of one slice, ready to be shown.
+
+    outcome: of a claim, where 'up' is for the better and 'down' for the worse, or 'level' where nothing is compared.
+    """
 
     estimate: float | None = None  # percentage points, percent, or the level itself
     interval: Interval | None = None
@@ -129,10 +132,11 @@ class Cell(Protocol):
 C = TypeVar("C", bound=Cell)
 
 
-def metric_entry(metric: Metric, wording: Wording, *, is_overall: bool = False) -> Entry:
+def metric_entry(metric: Metric, wording: Wording, *, is_overall: bool = False, is_less_better: bool = False) -> Entry:
     """A difference, or the level of a ranker that stands alone.
 
     is_overall: the metric's interval decides; in segments and cells, of which there are many, Holm's p-value does.
+    is_less_better: the outcome 'up', which stands for the better, is then a difference below zero.
     """
     if metric.treatment is None and metric.delta is None and metric.baseline is not None:
         return _level(metric, wording)
@@ -141,10 +145,11 @@ def metric_entry(metric: Metric, wording: Wording, *, is_overall: bool = False) 
     interval, half = metric.interval, "±?"
     if interval:
         half = f"±{wording.change(interval.width / 2, metric.unit).lstrip('+')}"
+    side = outcome(interval) if is_overall else adjusted_outcome(metric, wording.confidence)
     return Entry(
         estimate=metric.delta,
         interval=interval,
-        outcome=outcome(interval) if is_overall else adjusted_outcome(metric, wording.confidence),
+        outcome={"up": "down", "down": "up"}.get(side, side) if is_less_better else side,
         headline=wording.change(metric.delta, metric.unit),
         range=wording.bounds(metric),
         half=half,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from learn_rank.durable import write_json, write_text
 from learn_rank.evaluation.report.markdown import tables
-from learn_rank.evaluation.report.page import Page
+from learn_rank.evaluation.report.metrics import in_sentence
+from learn_rank.evaluation.report.page import CalibrationTable, Page, calibration_table
 from learn_rank.evaluation.report.rendering import render
 from learn_rank.evaluation.report.report import FILE, Report
 from learn_rank.evaluation.report.table_rows import Entry, ranking_table
@@ -33,16 +34,16 @@ def format_table(report: Report) -> str:
     lines = [wrapped(claim.sentence) for claim in claims(first, with_segments=False)]
     lines += [wrapped(f"Note: {note}") for note in [*report.notes, *check_notes(first)]]
     lines += ["", *_slice_lines(report, wording)]
+    calibration = calibration_table(first, ranking_table(first, wording), wording)
+    if calibration:
+        lines += ["", *_calibration_lines(calibration)]
     if len(report.comparisons) > 1:
         lines += ["", "Further comparisons, overall:", *_comparison_lines(report, wording)]
     if first.treatment is not None:
-        lines += [
-            "",
-            wrapped(
-                f"baseline: its UAUC; ±: {wording.percent} interval; *: the interval leaves out zero, or in a segment "
-                f"Holm's adjusted p is below {wording.alpha}"
-            ),
-        ]
+        legend = f"baseline: its UAUC; ±: {wording.percent} interval; *: the interval leaves out zero, or in a segment "
+        legend += f"Holm's adjusted p is below {wording.alpha}"
+        legend += f"; {in_sentence(calibration.less_is_better)}: less is better" if calibration else ""
+        lines += ["", wrapped(legend)]
     return "\n".join(lines)
 
 
@@ -74,6 +75,21 @@ def _slice_lines(report: Report, wording: Wording) -> list[str]:
         if table.unit:
             cells.append(wording.level(part.uauc.baseline))
         lines.append([*cells, *(_cell(entry) for entry in row.entries)])
+    return aligned(lines)
+
+
+def _calibration_lines(table: CalibrationTable) -> list[str]:
+    """The metrics with an interval: the baseline's level and the difference, or the level of one ranker alone."""
+    compared = [position for position, spec in enumerate(table.columns) if spec.has_interval]
+    is_pair = any(row.cells[position].change for row in table.rows for position in compared)
+    lines = [["segment"]]
+    for position in compared:
+        lines[0] += [in_sentence(table.columns[position].title), *["difference "] * is_pair]
+    for row in table.rows:
+        line = [row.full_name]
+        for cell in (row.cells[position] for position in compared):
+            line += [cell.baseline, *[_cell(cell.change or Entry())] * is_pair]
+        lines.append(line)
     return aligned(lines)
 
 

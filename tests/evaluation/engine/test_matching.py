@@ -75,9 +75,9 @@ def test_items_of_another_log_are_refused() -> None:
 
 
 def test_almost_no_match_is_said_at_the_top_of_every_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = evaluate(log_of(200), user_segments=users_of([3, 4, *range(500, 900)]), options=OPTIONS).to_json()
+    found = evaluate(log_of(200), user_segments=users_of([3, 4, *range(500, 900)]), options=OPTIONS)
     said = "Only 2 of 200 users are in the file of user segments: is it the file of this log?"
-    assert mismatch(found) == [said]
+    assert mismatch(found.to_json()) == [said]
     assert f"learn-rank: {said}" in capsys.readouterr().err
     write_report(found, tmp_path)
     for text in (format_table(found).replace("\n", " "), (tmp_path / "report.md").read_text()):

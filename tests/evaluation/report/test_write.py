@@ -318,8 +318,10 @@ def test_narrow_intervals_get_the_decimals_they_need(report):
 def test_the_terminal_table_is_aligned_and_narrow(report):
     lines = format_table(report).split("\n")
     table = [line for line in lines if line.startswith(("segment", "Overall", "Users", "Items"))]
-    assert len(table) == 8
-    assert len({len(line) for line in table}) == 1
+    assert len(table) == 8 + 8
+    for part, title in ((table[:8], "UAUC pp"), (table[8:], "log loss")):
+        assert title in part[0]
+        assert len({len(line) for line in part}) == 1
     assert max(len(line) for line in lines) < 100
     assert lines[0] == claims(report)[0].sentence
 
