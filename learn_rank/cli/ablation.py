@@ -51,8 +51,8 @@ def ablate(config: RunConfig) -> None:
                     _train_baseline(config, seed)
                 for variant in variants:
                     if process.is_main:
-                        note(f"ablate: {variant.name}, seed {seed} ({len(runs) + 1} of "
-                             f"{len(variants) * len(config.ablate.seeds)})")  # fmt: skip
+                        num_runs = len(variants) * len(config.ablate.seeds)
+                        note(f"ablate: {variant.name}, seed {seed} ({len(runs) + 1} of {num_runs})")
                     runs.append(_run(config, variant, seed))
         if process.is_main:
             dataset = read_manifest(Path(config.run_dir) / "prepare", stage="prepare").options["recipe"]["name"]

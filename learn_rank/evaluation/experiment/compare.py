@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from learn_rank.data.source import connect, folder_in
 from learn_rank.errors import InputError
-from learn_rank.evaluation.experiment.exposures import Rows, Source, Sums, open_exposures
+from learn_rank.evaluation.experiment.exposures import open_exposures
 from learn_rank.evaluation.experiment.lift import RatioSums, ratio_lift
 from learn_rank.evaluation.experiment.report import (
     VALUE_METRICS,
@@ -25,6 +25,8 @@ from learn_rank.evaluation.experiment.report import (
     Revenue,
     SampleRatio,
 )
+from learn_rank.evaluation.experiment.segment_codes import Source
+from learn_rank.evaluation.experiment.user_sums import Rows, Sums
 from learn_rank.evaluation.options import SegmentOptions
 from learn_rank.evaluation.report.coverage import SegmentRule
 from learn_rank.evaluation.report.json_fields import Fields

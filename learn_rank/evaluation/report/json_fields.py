@@ -84,13 +84,13 @@ class Fields:
 
     def counts(self, name: str) -> tuple[int, ...]:
         value = self.values.get(name)
-        if not (isinstance(value, list) and all(type(one) is int and one >= 0 for one in value)):
+        if not (isinstance(value, list) and all(type(count) is int and count >= 0 for count in value)):
             self.refuse(name, "a list of counts")
         return tuple(value)
 
     def texts(self, name: str) -> tuple[str, ...]:
         value = self.values.get(name)
-        if not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
+        if not (isinstance(value, list) and all(isinstance(text, str) for text in value)):
             self.refuse(name, "a list of texts")
         return tuple(value)
 
@@ -107,10 +107,10 @@ class Fields:
     def children(self, name: str) -> Iterator[Fields]:
         """The objects of a list."""
         value = self.values.get(name)
-        if not (isinstance(value, list) and all(isinstance(one, dict) for one in value)):
+        if not (isinstance(value, list) and all(isinstance(child, dict) for child in value)):
             self.refuse(name, "a list of objects")
-        for position, one in enumerate(value):
-            yield Fields(one, self.file, f"{self._path(name)}[{position}]")
+        for position, child in enumerate(value):
+            yield Fields(child, self.file, f"{self._path(name)}[{position}]")
 
     def _path(self, name: str) -> str:
         return f"{self.place}.{name}" if self.place else name

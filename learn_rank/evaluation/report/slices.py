@@ -175,8 +175,8 @@ class Slice:
     @classmethod
     def from_json(cls, fields: Fields, form: Format) -> Slice:
         value = {
-            one.count("k"): Metric.from_json(one, captured_value(position, one.count("k")), form)
-            for position, one in enumerate(fields.children("value") if "value" in fields else ())
+            metric.count("k"): Metric.from_json(metric, captured_value(position, metric.count("k")), form)
+            for position, metric in enumerate(fields.children("value") if "value" in fields else ())
         }
         return cls(
             num_rows=fields.count("num_rows"),

@@ -114,7 +114,7 @@ def test_a_log_of_one_class_has_counts_and_no_metric():
     for name in METRICS:
         assert set(report["overall"][name].values()) == {None}
     assert report["overall"]["copc"] == {"baseline": 0, "treatment": 0}
-    assert report["overall"]["normalized_entropy"] == {"baseline": None, "treatment": None}
+    assert set(report["overall"]["normalized_entropy"].values()) == {None}
     assert report["excluded"] == {
         "num_users_one_class": 2, "num_rows_one_class": 3,
         "num_users_only_negatives": 2, "num_users_only_positives": 0,
