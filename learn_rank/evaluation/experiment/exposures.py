@@ -13,7 +13,7 @@ import pyarrow as pa
 from learn_rank.data.raw import as_type, open_raw
 from learn_rank.data.source import Engine, connect, id_type, quote, sql_errors
 from learn_rank.errors import InputError, cut
-from learn_rank.evaluation.engine.matching import Matches
+from learn_rank.evaluation.engine.segment_coverage import SegmentCoverage
 from learn_rank.evaluation.experiment.lift import RatioSums
 from learn_rank.evaluation.input.segments import MAX_SEGMENTS, SegmentSource, open_segments, report_order
 from learn_rank.evaluation.options import MAX_AMOUNT, SegmentOptions
@@ -245,7 +245,7 @@ class Rows(NamedTuple):
         sizes = dict(self.connection.execute("SELECT code, count(*) FROM items GROUP BY code").fetchall())
         return [sizes.get(code, 0) / sum(sizes.values()) for code in range(len(items.names))]
 
-    def matches(self, users: Segments, items: Segments) -> list[Matches]:
+    def matches(self, users: Segments, items: Segments) -> list[SegmentCoverage]:
         """What the files of segments list; none for columns. After `item_shares`."""
         found = []
         for entity, segments in (("user", users), ("item", items)):
@@ -253,7 +253,7 @@ class Rows(NamedTuple):
                 table = f"{entity}s"
                 num_ids = self._first(f"SELECT count(*) FROM {table}")[0]
                 join = f"{table} ANTI JOIN {entity}_codes ON {entity}_codes.id = {table}.{entity}_id"
-                found.append(Matches(entity, num_ids, self._first(f"SELECT count(*) FROM {join}")[0]))
+                found.append(SegmentCoverage(entity, num_ids, self._first(f"SELECT count(*) FROM {join}")[0]))
         return found
 
     def ids_of_both(self, entity: str) -> str:

@@ -9,7 +9,6 @@ import numpy as np
 from learn_rank.arrays import Float64Array
 from learn_rank.evaluation import calibration
 from learn_rank.evaluation.engine.overall_auc import histogram_bound
-from learn_rank.evaluation.engine.steps import holds_probabilities, value_task
 from learn_rank.evaluation.engine.sums import State, over_users
 from learn_rank.evaluation.engine.user_metrics import (
     FIRST_VALUE,
@@ -44,7 +43,7 @@ class Results:
         self.state, self.options, self.layout = state, options, state.layout
         self._counts = state.slice_counts()
         self._moments = [over_users(state.moments[:, metric]) for metric in range(state.moments.shape[1])]
-        self._is_calibrated = self.layout.has_calibration and holds_probabilities(state)
+        self._is_calibrated = self.layout.has_calibration and state.holds_probabilities
         self._bootstrap = self._bootstrapped() if options.bootstrap_samples and len(self.layout.arms) > 1 else None
 
     def comparison(self, t: int, arm: int) -> dict[str, Any]:
@@ -136,7 +135,7 @@ class Results:
                 found["auc"]["error_bound_pp"] = 100 * float(max(bounds))
         if self._is_calibrated:
             found |= calibration.slice_calibration(self.state, t, s, arm=arm, confidence=confidence)
-        if self.layout.value_top and t == value_task(self.layout):
+        if self.layout.value_top and t == self.layout.value_task:
             found["value"] = [
                 {
                     "k": k,
