@@ -23,9 +23,10 @@ def evaluate_files(config: EvaluateConfig) -> None:
         _experiment(config)
         return
     from learn_rank.evaluation.engine.local import run
-    from learn_rank.evaluation.engine.merge import STAGE, save_state
-    from learn_rank.evaluation.engine.steps import Part
-    from learn_rank.evaluation.evaluate import fingerprints, open_inputs, segment_rules
+    from learn_rank.evaluation.engine.state_folder import STAGE, save_state
+    from learn_rank.evaluation.evaluate import fingerprints, segment_rules
+    from learn_rank.evaluation.input.inputs import open_inputs
+    from learn_rank.evaluation.input.part import Part
     from learn_rank.evaluation.report.build import make_report
     from learn_rank.evaluation.report.write import format_table, write_report
 
@@ -76,7 +77,8 @@ def merge(config: MergeConfig) -> None:
     """States of disjoint users -> report."""
     require(config, "evaluate-merge", "states", "out")
     from learn_rank.artifact import read_manifest
-    from learn_rank.evaluation.engine.merge import STAGE, merge_states
+    from learn_rank.evaluation.engine.merge_states import merge_states
+    from learn_rank.evaluation.engine.state_folder import STAGE
     from learn_rank.evaluation.report.build import make_report
     from learn_rank.evaluation.report.write import format_table, write_report
 
@@ -98,7 +100,7 @@ def merge(config: MergeConfig) -> None:
 def segment(config: SegmentConfig) -> None:
     """A training log -> segments of its users and items."""
     require(config, "segment", "log", "out")
-    from learn_rank.evaluation.input.segments import count_segments
+    from learn_rank.evaluation.input.count_segments import count_segments
     from learn_rank.inputs import find_inputs
 
     parse_bytes(config.memory_limit, name="memory_limit")
@@ -132,7 +134,7 @@ def _experiment(config: EvaluateConfig) -> None:
     from learn_rank.evaluation.experiment.exposures import exposure_columns
     from learn_rank.evaluation.experiment.text import format_experiment
     from learn_rank.evaluation.experiment.write import write_experiment
-    from learn_rank.evaluation.input.row_segments import segment_origin
+    from learn_rank.evaluation.input.entity_segments import segment_origin
 
     if config.state or config.part or len(config.treatments) != 1 or config.control:
         raise InputError("variant: baseline and treatment name two of its values; no state, part or control")

@@ -8,21 +8,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from learn_rank.errors import InputError
 from learn_rank.evaluation.engine.local import run
-from learn_rank.evaluation.engine.steps import Inputs, Part
-from learn_rank.evaluation.engine.sums import Layout, State
+from learn_rank.evaluation.engine.sums import State
 from learn_rank.evaluation.engine.user_metrics import UAUC, WUAUC
-from learn_rank.evaluation.input.predictions import Predictions, open_predictions
-from learn_rank.evaluation.input.row_segments import Binding, Segments, bind, check_id_type, name_column
+from learn_rank.evaluation.input.entity_segments import EntitySegments, Segments
+from learn_rank.evaluation.input.inputs import open_inputs
+from learn_rank.evaluation.input.predictions import Predictions
 from learn_rank.evaluation.options import EvaluateOptions
 from learn_rank.evaluation.report.build import make_report
 from learn_rank.evaluation.report.report import Report
 from learn_rank.evaluation.statistics import compare_means
 from learn_rank.inputs import PARQUET, InputFiles, find_inputs
-from learn_rank.io import open_input
 
 
 def evaluate(
@@ -48,8 +46,13 @@ def evaluate(
 
     InputError, naming file, column and row, for what cannot be evaluated.
     """
-    inputs = open_inputs(predictions, user_segments=user_segments, item_segments=item_segments, options=options)
-    inputs.is_own_log = is_own_log
+    inputs = open_inputs(
+        predictions,
+        user_segments=user_segments,
+        item_segments=item_segments,
+        options=options,
+        is_own_log=is_own_log,
+    )
     state, run_facts = run(inputs)
     return make_report(
         state,
@@ -60,36 +63,6 @@ def evaluate(
         engine=run_facts,
         is_own_log=is_own_log,
     )
-
-
-def open_inputs(
-    predictions: Predictions,
-    *,
-    user_segments: Segments,
-    item_segments: Segments,
-    options: EvaluateOptions,
-    part: Part | None = None,
-) -> Inputs:
-    """Finds and checks everything that `evaluate` reads, before the expensive part."""
-    if hasattr(predictions, "__arrow_c_stream__") and not isinstance(predictions, pa.Table):
-        predictions = pa.table(predictions)  # pandas, polars and others speak Arrow
-    present = _column_names(predictions)
-    users = bind(user_segments, entity="user", columns=present, options=options.segments)
-    items = bind(item_segments, entity="item", columns=present, options=options.segments)
-    columns = [options.user_id, *options.label_columns, *options.arms]
-    columns += [options.item_id] * (items.source is not None) + [options.value] * bool(options.value)
-    columns += [binding.column for binding in (users, items) if binding.column]
-    source = open_predictions(predictions, columns, coded=[b.column for b in (users, items) if b.column])
-    for binding, id_name in ((users, options.user_id), (items, options.item_id)):
-        name_column(binding, source)
-        check_id_type(binding, source, id_name)
-    layout = Layout.of(
-        options,
-        user_segments=users.names,
-        item_segments=items.names,
-        is_wide=any(pa.types.is_float64(source.types[arm]) for arm in options.arms),
-    )
-    return Inputs(source, options, layout, users, items, part)
 
 
 def user_auc(
@@ -121,22 +94,12 @@ def user_auc(
     return mean
 
 
-def segment_rules(users: Binding, items: Binding, state: State) -> dict[str, Any]:
+def segment_rules(users: EntitySegments, items: EntitySegments, state: State) -> dict[str, Any]:
     """How each entity was cut and how many ids the files did not hold."""
     return {
         "user": {**users.rule, "num_without_history": state.unlisted_users},
         "item": {**items.rule, "num_without_history": state.unlisted_items},
     }
-
-
-def _column_names(predictions: Predictions) -> list[str]:
-    if isinstance(predictions, pa.Table):
-        return list(predictions.column_names)
-    if isinstance(predictions, Mapping):
-        return list(predictions)
-    first = find_inputs(predictions, may_be_pattern=True, kinds=(PARQUET,)).files[0]
-    with open_input(first) as (_, schema):
-        return list(schema.names)
 
 
 def fingerprints(predictions: Predictions, user_segments: Segments, item_segments: Segments) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 For a user with P positives and N negatives, wins2 = sum over pairs of 2 [s_pos > s_neg] + [s_pos == s_neg] and
 AUC = wins2 / (2 P N), the Mann-Whitney statistic with midranks. The functions here see one partition, that is all rows
-of its users, and add what they find to the sums of state.py.
+of its users, and add what they find to the sums of sums.py.
 
 The loops are written for the compiler: unsigned bounds (it vectorises them; signed ones might wrap), whole arrays with
 positions instead of slices (a slice counts references), no array that is assigned anew inside a loop.
@@ -173,7 +173,7 @@ def _add(
     weight: float,
     values: Float64Array,
 ) -> None:
-    """Adds a user with its weight and its value under each arm; the layout is that of state.py."""
+    """Adds a user with its weight and its value under each arm; the layout is that of sums.State."""
     squared = weight * weight
     moments[metric, segment, s, 0] += 1.0
     moments[metric, segment, s, 1] += weight

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from learn_rank.data.source import id_type, quote, sql_errors
 from learn_rank.errors import InputError, cut
-from learn_rank.evaluation.engine.matching import Matches
+from learn_rank.evaluation.engine.segment_coverage import SegmentCoverage
 from learn_rank.evaluation.experiment.lift import RatioSums
 from learn_rank.evaluation.experiment.segment_codes import Segments, Source, code_sql, join_sql, load_codes, text_sql
 from learn_rank.evaluation.input.segments import MAX_SEGMENTS, open_segments, report_order
@@ -185,7 +185,7 @@ class Rows(NamedTuple):
         sizes = dict(self.connection.execute("SELECT code, count(*) FROM items GROUP BY code").fetchall())
         return [sizes.get(code, 0) / sum(sizes.values()) for code in range(len(items.names))]
 
-    def matches(self, users: Segments, items: Segments) -> list[Matches]:
+    def matches(self, users: Segments, items: Segments) -> list[SegmentCoverage]:
         """What the files of segments list; none for columns. After `item_shares`."""
         matches = []
         for entity, segments in (("user", users), ("item", items)):
@@ -193,7 +193,7 @@ class Rows(NamedTuple):
                 table = f"{entity}s"
                 num_ids = self._first(f"SELECT count(*) FROM {table}")[0]
                 join = f"{table} ANTI JOIN {entity}_codes ON {entity}_codes.id = {table}.{entity}_id"
-                matches.append(Matches(entity, num_ids, self._first(f"SELECT count(*) FROM {join}")[0]))
+                matches.append(SegmentCoverage(entity, num_ids, self._first(f"SELECT count(*) FROM {join}")[0]))
         return matches
 
     def ids_of_both(self, entity: str) -> str:

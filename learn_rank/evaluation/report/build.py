@@ -11,9 +11,8 @@ import numpy as np
 
 from learn_rank.arrays import Float64Array
 from learn_rank.evaluation.calibration import Calibration
-from learn_rank.evaluation.engine.matching import matches_of
 from learn_rank.evaluation.engine.overall_auc import histogram_bound
-from learn_rank.evaluation.engine.steps import holds_probabilities, value_task
+from learn_rank.evaluation.engine.segment_coverage import segment_coverage
 from learn_rank.evaluation.engine.sums import State, over_users
 from learn_rank.evaluation.engine.user_metrics import (
     FIRST_VALUE,
@@ -69,7 +68,7 @@ def make_report(
     notes = [" ".join(str(note).split()) for note in (given if isinstance(given, (list, tuple)) else [given])]
     sums = StateReader(state, options)
     comparisons = sums.comparisons(setup)
-    notes += [] if is_own_log else [text for matched in matches_of(state) for text in matched.notes]
+    notes += [] if is_own_log else [text for coverage in segment_coverage(state) for text in coverage.notes]
     notes += sums.notes() + few_user_note(comparisons[0].segments)
     return Report(comparisons, tuple(notes), facts, dict(engine or {}), dict(sources), asdict(options))
 
@@ -89,7 +88,7 @@ class StateReader:
         self._moments = np.stack([over_users(of_metric) for of_metric in np.moveaxis(state.moments, 1, 0)])
         self._label_moments = over_users(state.label_moments)  # [T, S, 2 + M]
         self._predicted = over_users(np.moveaxis(state.predicted, 1, -1))  # [T, S, M]; moments: [metrics, T, S, 6 M]
-        self._is_calibrated = self.layout.has_calibration and holds_probabilities(state)
+        self._is_calibrated = self.layout.has_calibration and state.holds_probabilities
         self._bootstrap = self._bootstrapped() if options.bootstrap_samples and len(self.layout.arms) > 1 else None
         self._error_bounds = cache(lambda m, t: histogram_bound(state, m, t))
 
@@ -175,7 +174,7 @@ class StateReader:
             "probabilities": self._is_calibrated,
             "bins": self._is_calibrated and self.layout.auc != "off",
         }
-        has_value = bool(self.layout.value_top) and t == value_task(self.layout)
+        has_value = bool(self.layout.value_top) and t == self.layout.value_task
         return Slice(
             num_rows=num_rows,
             num_positives=int(counts[POSITIVES]),

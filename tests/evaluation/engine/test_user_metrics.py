@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from learn_rank.evaluation import EvaluateOptions, evaluate
-from learn_rank.evaluation.engine import sums as state
+from learn_rank.evaluation.engine import layout
 
 SEGMENTS = ("cold_start", "long_tail", "others")
 METRICS = ("uauc", "wuauc", "auc")
@@ -120,7 +120,7 @@ def _check_slice(found, rows, block, weight, where):
 def test_every_slice_arm_and_label_of_seventy_logs_matches_exact_arithmetic(dtype, has_text_ids, monkeypatch):
     for seed in range(70):
         if seed == 10:  # wider bins of scores do not change an exact AUC, and make a run several times faster
-            monkeypatch.setattr(state, "bin_bits", lambda _: 12)
+            monkeypatch.setattr(layout, "bin_bits", lambda _: 12)
         log, segments, user_segment, item_segment = _random_log(seed, dtype, has_text_ids)
         weight, treatments = ("impressions", "clicks")[seed % 2], (["b", "c"], ["b"])[seed // 2 % 2]
         labels = ["click", "conversion", "conversion|click"]

@@ -1,4 +1,4 @@
-"""How far does each user pull the AUC over all pairs of rows? Placements, summed by user and squared.
+"""The variance of the AUC over all pairs of rows: how far does each user pull it? Placements, summed and squared.
 
 Influence of user u: (a_u - A p_u) / P + (b_u - A n_u) / N with a (b) the sum of placements over its positives
 (negatives) and p (n) their number; the variance of the AUC clustered by user is the sum of squares over users (DeLong
@@ -7,6 +7,7 @@ Influence of user u: (a_u - A p_u) / P + (b_u - A n_u) / N with a (b) the sum of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,20 +15,43 @@ import numpy.typing as npt
 
 from learn_rank.arrays import Float64Array, Int64Array, UInt8Array
 from learn_rank.compiled import njit
-from learn_rank.evaluation.engine.scores import Tally, bin_of, class_counts
+from learn_rank.evaluation.engine.layout import Layout
+from learn_rank.evaluation.engine.score_bins import Tally, bin_of, class_counts
 
 NUM_INFLUENCE = 12
 _MAX_REFERENCE_BINS = 8192
 
 
-class References(NamedTuple):
-    """Where a score stands among the rows of the other class."""
+class PlacementTable(NamedTuple):
+    """Where a score of one arm stands among the rows of the other class."""
 
     bins: npt.NDArray[np.int32]  # [2^bits] bin -> K
     places: Float64Array  # [K, 2, S] placement - 0.5 of a negative (0) and of a positive (1) in each slice
 
 
-def references(tally: Tally, classes: npt.NDArray[np.int8], slices: Int64Array, num_slices: int) -> References:
+class TaskPlacements(NamedTuple):
+    """The tables of all arms of a task, side by side."""
+
+    bins: npt.NDArray[np.int32]  # [M, 2^bits]
+    places: Float64Array  # [M, K, 2, S]
+
+
+def task_placements(layout: Layout, tallies: Sequence[Tally]) -> list[TaskPlacements]:
+    """For each task, where the scores of every arm stand among all rows."""
+    placements = []
+    for task in layout.tasks:
+        tables = [
+            placement_table(tally, layout.classes(task), layout.payload_slices(), layout.slices.num)
+            for tally in tallies
+        ]
+        places = np.zeros((len(tables), max(len(table.places) for table in tables), 2, layout.slices.num))
+        for m, table in enumerate(tables):
+            places[m, : len(table.places)] = table.places
+        placements.append(TaskPlacements(np.stack([table.bins for table in tables]), places))
+    return placements
+
+
+def placement_table(tally: Tally, classes: npt.NDArray[np.int8], slices: Int64Array, num_slices: int) -> PlacementTable:
     """Placements of one arm and task, from its tally.
 
     A positive's placement is the share of the slice's negatives that it beats, a negative's the share of positives that
@@ -52,7 +76,7 @@ def references(tally: Tally, classes: npt.NDArray[np.int8], slices: Int64Array, 
     beaten = np.cumsum(negatives, axis=0) - negatives / 2
     beaten_by = positives.sum(axis=0) - np.cumsum(positives, axis=0) + positives / 2
     places = np.stack([beaten_by / totals[1], beaten / totals[0]], axis=1) - 0.5
-    return References(bins, np.ascontiguousarray(places))
+    return PlacementTable(bins, np.ascontiguousarray(places))
 
 
 @njit(nogil=True, cache=True)
@@ -76,13 +100,13 @@ def measure_influence(
     num_arms = bits32.shape[0]
     width = 1 + num_items
     shift = np.uint32(32 - bits)
-    found = np.zeros((num_arms, 2, width, 2))  # arm; all users or the own segment; rows; class
+    placed = np.zeros((num_arms, 2, width, 2))  # arm; all users or the own segment; rows; class
     for u in range(segments.size):
         first = 2 * u * num_items
         if starts[first] == starts[first + 2 * num_items]:
             continue
         own = (1 + np.int64(segments[u])) * width
-        found[:] = 0.0
+        placed[:] = 0.0
         for m in range(num_arms):
             for group in range(2 * num_items):
                 kind = 1 if group >= num_items else 0
@@ -94,10 +118,10 @@ def measure_influence(
                     all_items += places[m, k, kind, item]
                     own_rows += places[m, k, kind, own]
                     own_items += places[m, k, kind, own + item]
-                found[m, 0, 0, kind] += all_rows
-                found[m, 0, item, kind] = all_items
-                found[m, 1, 0, kind] += own_rows
-                found[m, 1, item, kind] = own_items
+                placed[m, 0, 0, kind] += all_rows
+                placed[m, 0, item, kind] = all_items
+                placed[m, 1, 0, kind] += own_rows
+                placed[m, 1, item, kind] = own_items
         for s in range(width):
             low, high = (first, first + num_items) if s == 0 else (first + s - 1, first + s)
             n = float(starts[high] - starts[low])
@@ -107,11 +131,11 @@ def measure_influence(
             for reference in range(2):
                 at = s + own * reference
                 for m in range(num_arms):
-                    a, b = found[m, reference, s, 1], found[m, reference, s, 0]
+                    a, b = placed[m, reference, s, 1], placed[m, reference, s, 0]
                     _add_influence(influence, m, at, a, b, p, n)
                     if m > 0:
-                        a -= found[0, reference, s, 1]
-                        b -= found[0, reference, s, 0]
+                        a -= placed[0, reference, s, 1]
+                        b -= placed[0, reference, s, 0]
                         _add_influence(influence, num_arms + m - 1, at, a, b, p, n)
 
 

@@ -14,11 +14,13 @@ from learn_rank.artifact import Manifest
 from learn_rank.errors import InputError
 from learn_rank.evaluation import EvaluateOptions, evaluate
 from learn_rank.evaluation.engine.local import run
-from learn_rank.evaluation.engine.matching import Matches
-from learn_rank.evaluation.engine.merge import STAGE, merge_states, save_state
-from learn_rank.evaluation.engine.steps import Part
-from learn_rank.evaluation.evaluate import make_report, open_inputs, segment_rules
+from learn_rank.evaluation.engine.merge_states import merge_states
+from learn_rank.evaluation.engine.segment_coverage import SegmentCoverage
+from learn_rank.evaluation.engine.state_folder import STAGE, save_state
+from learn_rank.evaluation.evaluate import make_report, segment_rules
 from learn_rank.evaluation.experiment.compare import evaluate_experiment
+from learn_rank.evaluation.input.inputs import open_inputs
+from learn_rank.evaluation.input.part import Part
 from learn_rank.evaluation.report.write import format_table, write_report
 from learn_rank.publish import publish
 
@@ -155,6 +157,6 @@ def test_segments_of_an_experiment_are_judged_alike(tmp_path: Path) -> None:
 
 
 def test_a_match_of_a_twentieth_needs_no_note() -> None:
-    assert Matches("item", 100, 95).notes == []
-    assert len(Matches("item", 100, 96).notes) == 1
-    assert Matches("item", 0, 0).notes == []
+    assert SegmentCoverage("item", 100, 95).notes == []
+    assert len(SegmentCoverage("item", 100, 96).notes) == 1
+    assert SegmentCoverage("item", 0, 0).notes == []

@@ -1,11 +1,4 @@
-"""Rows brought together by user without a sort: hash partitions, in memory or in a spill file.
-
-A row is W 32-bit words: a 64-bit key, the score of each arm (1 word for float32, 2 for float64), the value if any.
-The top bits of a user's hash choose the partition; they need not be stored, so their place in the key takes the flags:
-
-    hash of a user    pppp hhhh hhhh        p partition, h the rest
-    key of a row      hhhh hhhh ffff        f label bits, item segment, user segment
-"""
+"""Packed rows by partition, without a sort: in memory, or in a spill file."""
 
 from __future__ import annotations
 
@@ -13,7 +6,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +15,8 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from learn_rank.arrays import Int64Array, UInt32Array, UInt64Array
-from learn_rank.compiled import njit
+from learn_rank.arrays import Int64Array, UInt32Array
 from learn_rank.errors import InputError
-
-KEY_WORDS = 2
 
 
 @dataclass(frozen=True)
@@ -146,62 +136,6 @@ def check_disk(folder: Path, need_bytes: int, *, what: str) -> None:
             f"{folder}: {what} needs {need_bytes * 1.1 / 1e9:.1f} GB of disk, with a tenth to spare; "
             f"{free / 1e9:.1f} GB are free; free some, set spill_dir, or raise memory_limit until all rows fit in"
         )
-
-
-def partition_rows(
-    hashes: UInt64Array, flags: npt.NDArray[np.uint32], words: Sequence[npt.NDArray[np.generic]], *, bits: int
-) -> tuple[UInt32Array, Int64Array]:
-    """([B, W] rows ordered by partition, [2^bits + 1] starts) of B rows with their hash, flags and columns.
-
-    flags are below 2^bits; words are contiguous columns [B] of 4- or 8-byte numbers, kept bit for bit.
-    """
-    widths = [column.itemsize // 4 for column in words]
-    payload = np.empty((len(hashes), sum(widths)), np.uint32)
-    at = 0
-    for column, width in zip(words, widths, strict=True):
-        payload[:, at : at + width] = column.view(np.uint32).reshape(-1, width)
-        at += width
-    starts = _starts(hashes, bits)
-    return _scatter(hashes, flags, payload, starts, bits), starts
-
-
-@njit(nogil=True, cache=True)
-def _starts(hashes: UInt64Array, bits: int) -> Int64Array:
-    starts = np.zeros((1 << bits) + 1, np.int64)
-    if bits == 0:
-        starts[1] = hashes.size
-        return starts
-    shift = np.uint64(64 - bits)
-    for i in range(hashes.size):
-        starts[np.int64(hashes[i] >> shift) + 1] += 1
-    for p in range(1 << bits):
-        starts[p + 1] += starts[p]
-    return starts
-
-
-@njit(nogil=True, cache=True)
-def _scatter(
-    hashes: UInt64Array, flags: npt.NDArray[np.uint32], payload: UInt32Array, starts: Int64Array, bits: int
-) -> UInt32Array:
-    rows = np.empty((hashes.size, payload.shape[1] + KEY_WORDS), np.uint32)
-    at = starts.copy()
-    shift, width = np.uint64(64 - bits), payload.shape[1]
-    for i in range(hashes.size):
-        p = np.int64(hashes[i] >> shift) if bits > 0 else 0
-        key = (hashes[i] << np.uint64(bits)) | np.uint64(flags[i])
-        j = at[p]
-        at[p] = j + 1
-        rows[j, 0] = np.uint32(key)
-        rows[j, 1] = np.uint32(key >> np.uint64(32))
-        if width == 1:
-            rows[j, 2] = payload[i, 0]
-        elif width == 2:
-            rows[j, 2] = payload[i, 0]
-            rows[j, 3] = payload[i, 1]
-        else:
-            for w in range(width):
-                rows[j, KEY_WORDS + w] = payload[i, w]
-    return rows
 
 
 def _write(descriptor: int, rows: UInt32Array, offset: int) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +9,7 @@ import pytest
 
 from learn_rank.errors import InputError
 from learn_rank.evaluation import EvaluateOptions, evaluate
-from learn_rank.evaluation.input.predictions import Batch
-from learn_rank.evaluation.input.row_segments import Binding, bind, item_codes, load_items
+from learn_rank.evaluation.input.entity_segments import EntitySegments, find_segments
 from learn_rank.evaluation.options import SegmentOptions
 
 OPTIONS = EvaluateOptions("click", "a", bootstrap_samples=0, auc="off", threads=2)
@@ -42,11 +40,11 @@ def _items(ids, names):
 def test_a_name_is_a_file_if_there_is_one_and_a_column_if_not(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     columns = ["user_id", "kind"]
-    assert bind("kind", entity="user", columns=columns, options=SegmentOptions()).column == "kind"
+    assert find_segments("kind", entity="user", columns=columns, options=SegmentOptions()).column == "kind"
     pq.write_table(_users([1], ["x"]), tmp_path / "kind")
-    assert bind("kind", entity="user", columns=columns, options=SegmentOptions()).source is not None
-    assert bind(None, entity="user", columns=columns, options=SegmentOptions()) == Binding("user")
-    assert bind("", entity="user", columns=columns, options=SegmentOptions()) == Binding("user")
+    assert find_segments("kind", entity="user", columns=columns, options=SegmentOptions()).source is not None
+    assert find_segments(None, entity="user", columns=columns, options=SegmentOptions()) == EntitySegments("user")
+    assert find_segments("", entity="user", columns=columns, options=SegmentOptions()) == EntitySegments("user")
 
 
 def test_a_name_is_a_column_even_beside_a_folder_of_that_name(tmp_path, monkeypatch, capsys):
@@ -54,12 +52,12 @@ def test_a_name_is_a_column_even_beside_a_folder_of_that_name(tmp_path, monkeypa
     (tmp_path / "kind").mkdir()
     pq.write_table(_users([1], ["x"]), tmp_path / "kind" / "a.parquet")
     columns, options = ["user_id", "kind"], SegmentOptions()
-    assert bind("kind", entity="user", columns=columns, options=options).column == "kind"
+    assert find_segments("kind", entity="user", columns=columns, options=options).column == "kind"
     said = capsys.readouterr().err
     assert said == "learn-rank: user_segments=kind: the column of that name is read, not the folder ./kind\n"
     for folder in ("./kind", str(tmp_path / "kind"), Path("kind")):
-        assert bind(folder, entity="user", columns=columns, options=options).names == ("x", "unlisted")
-    assert bind("kind", entity="user", columns=["user_id"], options=options).source is not None
+        assert find_segments(folder, entity="user", columns=columns, options=options).names == ("x", "unlisted")
+    assert find_segments("kind", entity="user", columns=["user_id"], options=options).source is not None
     assert not capsys.readouterr().err
 
 
@@ -206,18 +204,3 @@ def test_fifteen_segments_are_taken_and_sixteen_refused():
     for run in by_column_and_file(names):
         with pytest.raises(InputError, match="more than 15"):
             run()
-
-
-def test_items_that_a_file_does_not_hold_are_all_counted_when_threads_meet():
-    binding = bind(_items([-1], ["others"]), entity="item", columns=[], options=SegmentOptions())
-    load_items(binding)
-    num_threads, num_batches = 8, 150
-
-    def work(thread):
-        for batch in range(num_batches):
-            ids = pa.array([thread * num_batches + batch])
-            item_codes(binding, Batch({"item_id": ids}, 1, (("", 0, 1),)), "item_id")
-
-    with ThreadPoolExecutor(num_threads) as threads:
-        list(threads.map(work, range(num_threads)))
-    assert len(np.unique(np.concatenate(binding.unlisted))) == num_threads * num_batches

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from learn_rank.evaluation import EvaluateOptions, evaluate
-from learn_rank.evaluation.engine.influence import references
-from learn_rank.evaluation.engine.scores import Tally, bin_of
+from learn_rank.evaluation.engine.auc_variance import placement_table
+from learn_rank.evaluation.engine.score_bins import Tally, bin_of
 
 Z = NormalDist().inv_cdf(0.975)
 
@@ -78,7 +78,7 @@ def test_placements_by_hand():
     tally = Tally.zero(3, 2)
     for at, counts in ((1, [1, 1]), (3, [2, 0]), (4, [0, 1])):
         tally.counts[at], tally.is_used[at] = counts, 1
-    found = references(tally, np.array([0, 1], np.int8), np.array([[0, 1, 2, 3]] * 2), 4)
+    found = placement_table(tally, np.array([0, 1], np.int8), np.array([[0, 1, 2, 3]] * 2), 4)
     of_negative, of_positive = found.places[:, 0, 0] + 0.5, found.places[:, 1, 0] + 0.5
     assert of_positive[found.bins[[1, 4]]] == pytest.approx([0.5 / 3, 1])  # share of 3 negatives that it beats
     assert of_negative[found.bins[[1, 3]]] == pytest.approx([1.5 / 2, 1 / 2])  # share of 2 positives that beat it

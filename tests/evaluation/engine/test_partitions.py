@@ -11,60 +11,19 @@ import numpy as np
 import pytest
 
 from learn_rank.errors import InputError
-from learn_rank.evaluation.engine.partition import Partitions, check_disk, partition_rows
+from learn_rank.evaluation.engine.packed_rows import pack_words
+from learn_rank.evaluation.engine.partitions import Partitions, check_disk
 from learn_rank.hashing import hash_int64
-
-
-def _batch(seed, *, bits, num_rows=500):
-    """(hashes, flags, float32 scores, float64 values) of random rows."""
-    rng = np.random.default_rng(seed)
-    return (
-        hash_int64(rng.integers(-(2**63), 2**63 - 1, num_rows)),
-        rng.integers(0, 1 << bits, num_rows).astype(np.uint32),
-        rng.normal(size=num_rows).astype(np.float32),
-        rng.normal(size=num_rows),
-    )
-
-
-def _keys(rows):
-    return rows[:, 0].astype(np.uint64) | rows[:, 1].astype(np.uint64) << np.uint64(32)
-
-
-def test_a_key_holds_the_hash_below_its_partition_and_the_flags():
-    # 64-bit hash 0xA5...; 4 bits choose partition 0xA, the rest moves up, the flags take the low 4 bits
-    rows, starts = partition_rows(np.array([0xA5C3_0000_0000_0001], np.uint64), np.array([0xF], np.uint32), [], bits=4)
-    assert starts.tolist() == [0] * 11 + [1] * 6
-    assert _keys(rows).tolist() == [0x5C30_0000_0000_001F]
-
-
-@pytest.mark.parametrize("bits", [0, 1, 6])
-def test_rows_lie_in_the_partition_of_their_hash_and_nothing_of_them_is_lost(bits):
-    hashes, flags, scores, values = _batch(0, bits=bits)
-    rows, starts = partition_rows(hashes, flags, [scores, values], bits=bits)
-    assert rows.shape == (len(hashes), 2 + 1 + 2)
-    partition = np.repeat(np.arange(1 << bits, dtype=np.uint64), np.diff(starts))
-    found_hashes = _keys(rows) >> np.uint64(bits)
-    if bits:
-        found_hashes |= partition << np.uint64(64 - bits)
-    found = list(
-        zip(
-            found_hashes.tolist(),
-            (_keys(rows) & np.uint64((1 << bits) - 1)).tolist(),
-            np.ascontiguousarray(rows[:, 2]).view(np.float32).tolist(),
-            np.ascontiguousarray(rows[:, 3:]).view(np.float64)[:, 0].tolist(),
-            strict=True,
-        )
-    )
-    given = list(zip(hashes.tolist(), flags.tolist(), scores.tolist(), values.tolist(), strict=True))
-    assert sorted(found) == sorted(given)
 
 
 def _filled(spill_dir, num_batches=7):
     held = Partitions(1 << 3, spill_dir=spill_dir)
     batches = []
     for seed in range(num_batches):
-        hashes, flags, scores, _ = _batch(seed, bits=3, num_rows=0 if seed == 3 else 400)
-        batches.append(partition_rows(hashes, flags, [scores], bits=3))
+        rng, num_rows = np.random.default_rng(seed), 0 if seed == 3 else 400
+        hashes = hash_int64(rng.integers(-(2**63), 2**63 - 1, num_rows))
+        flags, scores = rng.integers(0, 8, num_rows).astype(np.uint32), rng.normal(size=num_rows).astype(np.float32)
+        batches.append(pack_words(hashes, flags, [scores], bits=3))
     with ThreadPoolExecutor(3) as threads:
         list(threads.map(lambda batch: held.append(*batch), batches))
     return held, batches
@@ -145,7 +104,7 @@ def test_a_disk_that_fills_up_while_writing_is_reported_as_such(tmp_path):
 import pathlib, resource
 import numpy as np
 from learn_rank.errors import InputError
-from learn_rank.evaluation.engine.partition import Partitions
+from learn_rank.evaluation.engine.partitions import Partitions
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 held = Partitions(1, spill_dir=pathlib.Path({str(tmp_path)!r}))
 try:
