@@ -42,40 +42,40 @@ def summarise(
     zero; null for one seed.
     """
     names = _INDUSTRY_METRICS if options.paper == "industry" else _METRICS
-    of = {one.name: [run for run in runs if run.variant == one.name] for one in variants}
+    of = {variant.name: [run for run in runs if run.variant == variant.name] for variant in variants}
     scores = {name: {metric: [_score(run, metric) for run in of[name]] for metric in names} for name in of}
-    figures = {one.name: one.recipe.paper.get(options.paper, {}) for one in variants}
-    found = []
-    for one in variants:
+    figures = {variant.name: variant.recipe.paper.get(options.paper, {}) for variant in variants}
+    rows = []
+    for variant in variants:
         metrics = {
             metric: {
-                **_mean(scores[one.name][metric]),
-                "values": scores[one.name][metric],
+                **_mean(scores[variant.name][metric]),
+                "values": scores[variant.name][metric],
                 "difference_percent": _percent(
-                    _mean(scores[one.name][metric])["mean"], _mean(scores[REFERENCE][metric])["mean"]
+                    _mean(scores[variant.name][metric])["mean"], _mean(scores[REFERENCE][metric])["mean"]
                 ),
                 "is_within_spread": None
-                if one.name == REFERENCE
-                else _is_within_spread(scores[one.name][metric], scores[REFERENCE][metric]),
-                "paper": figures[one.name].get(metric),
-                "paper_difference_percent": _percent(figures[one.name].get(metric), figures[REFERENCE].get(metric)),
+                if variant.name == REFERENCE
+                else _is_within_spread(scores[variant.name][metric], scores[REFERENCE][metric]),
+                "paper": figures[variant.name].get(metric),
+                "paper_difference_percent": _percent(figures[variant.name].get(metric), figures[REFERENCE].get(metric)),
             }
             for metric in names
         }
-        found.append(
+        rows.append(
             {
-                "name": one.name,
-                "title": one.title,
-                "tables": list(one.recipe.tables),
-                "changes": one.changes,
+                "name": variant.name,
+                "title": variant.title,
+                "tables": list(variant.recipe.tables),
+                "changes": variant.changes,
                 "metrics": metrics,
-                "parameters": of[one.name][0].facts["parameters"],
-                "paper_parameters": figures[one.name].get("parameters"),
-                "seconds": statistics.fmean(run.facts["seconds"] for run in of[one.name]),
-                "selected_by": of[one.name][0].facts["selected_by"],
-                "validation": _mean([run.facts["validation_metric"] for run in of[one.name]]),
-                "downstream": _lift(of[one.name]),
-                "runs": [asdict(run) for run in of[one.name]],
+                "parameters": of[variant.name][0].facts["parameters"],
+                "paper_parameters": figures[variant.name].get("parameters"),
+                "seconds": statistics.fmean(run.facts["seconds"] for run in of[variant.name]),
+                "selected_by": of[variant.name][0].facts["selected_by"],
+                "validation": _mean([run.facts["validation_metric"] for run in of[variant.name]]),
+                "downstream": _lift(of[variant.name]),
+                "runs": [asdict(run) for run in of[variant.name]],
             }
         )
     first = names[0]
@@ -92,7 +92,7 @@ def summarise(
         "seeds": list(options.seeds),
         "metrics": list(names),
         "num_users": runs[0].metrics["test"]["num_users"],
-        "variants": found,
+        "variants": rows,
         "pairs_within_spread": pairs if len(options.seeds) > 1 else None,
     }
 
@@ -104,7 +104,7 @@ def text(report: dict[str, Any]) -> str:
     for start in range(0, len(metrics), step):
         parts.append("\n".join(aligned(_retrieval(report, metrics[start : start + step]))))
     parts.append("\n".join(aligned(_training(report))))
-    if any(one["downstream"] for one in report["variants"]):
+    if any(variant["downstream"] for variant in report["variants"]):
         parts.append("\n".join(aligned(_downstream(report))))
     return "\n\n".join([*parts, *map(wrapped, _notes(report))])
 
@@ -117,7 +117,7 @@ def markdown(report: dict[str, Any]) -> str:
         _markdown(_retrieval(report, report["metrics"])),
     ]
     parts += ["\n".join(f"- {plain(note)}" for note in _notes(report))]
-    if any(one["downstream"] for one in report["variants"]):
+    if any(variant["downstream"] for variant in report["variants"]):
         parts += ["## In the ranker", _markdown(_downstream(report))]
     parts += ["## Training", _markdown(_training(report)), "## Variants", _markdown(_legend(report))]
     return "\n\n".join(parts) + "\n"
@@ -126,71 +126,75 @@ def markdown(report: dict[str, Any]) -> str:
 def _retrieval(report: dict[str, Any], metrics: Sequence[str]) -> list[list[str]]:
     header, is_beside = ["variant"], report["paper"] is not None
     for metric in metrics:
-        has_figures = is_beside and any(one["metrics"][metric]["paper"] is not None for one in report["variants"])
+        has_figures = is_beside and any(
+            variant["metrics"][metric]["paper"] is not None for variant in report["variants"]
+        )
         header += [metric, "%", *(["paper", "%"] if has_figures else [])]
     lines = [header]
-    for one in report["variants"]:
-        line = [one["name"]]
+    for variant in report["variants"]:
+        line = [variant["name"]]
         for metric in metrics:
-            found = one["metrics"][metric]
-            is_reference = one["name"] == REFERENCE
-            mark = "~" if found["is_within_spread"] else " "
-            line += [_level(found), "" if is_reference else _signed(found["difference_percent"]) + mark]
+            score = variant["metrics"][metric]
+            is_reference = variant["name"] == REFERENCE
+            mark = "~" if score["is_within_spread"] else " "
+            line += [_level(score), "" if is_reference else _signed(score["difference_percent"]) + mark]
             if is_beside and any(each["metrics"][metric]["paper"] is not None for each in report["variants"]):
-                figure = found["paper"]
+                figure = score["paper"]
                 line.append(_MISSING if figure is None else f"{figure:.4f}")
-                line.append("" if is_reference or figure is None else _signed(found["paper_difference_percent"]))
+                line.append("" if is_reference or figure is None else _signed(score["paper_difference_percent"]))
         lines.append(line)
     return lines
 
 
 def _training(report: dict[str, Any]) -> list[list[str]]:
-    has_figures = any(one["paper_parameters"] for one in report["variants"])
+    has_figures = any(variant["paper_parameters"] for variant in report["variants"])
     lines = [["variant", "parameters", *["paper"] * has_figures, "seconds", "best epoch", "chosen by", "validation"]]
-    for one in report["variants"]:
-        facts = [run["facts"] for run in one["runs"]]
+    for variant in report["variants"]:
+        facts = [run["facts"] for run in variant["runs"]]
         best, epochs = (statistics.fmean(each[name] for each in facts) for name in ("best_epoch", "epochs"))
-        lines.append([
-            one["name"],
-            _count(one["parameters"]),
-            *[_count(one["paper_parameters"])] * has_figures,
-            f"{one['seconds']:,.1f}",
+        line = [
+            variant["name"],
+            _count(variant["parameters"]),
+            *[_count(variant["paper_parameters"])] * has_figures,
+            f"{variant['seconds']:,.1f}",
             f"{round(best + 1, 1):g} of {round(epochs, 1):g}" if epochs else _MISSING,
-            one["selected_by"],
-            _level(one["validation"]),
-        ])  # fmt: skip
+            variant["selected_by"],
+            _level(variant["validation"]),
+        ]
+        lines.append(line)
     return lines
 
 
 def _downstream(report: dict[str, Any]) -> list[list[str]]:
-    confidence = next(one["downstream"]["confidence"] for one in report["variants"] if one["downstream"])
+    confidence = next(variant["downstream"]["confidence"] for variant in report["variants"] if variant["downstream"])
     lines = [
         ["variant", "baseline UAUC", "with vectors", "lift, pp", f"{100 * confidence:g} % interval", "sd of seeds"]
     ]
-    for one in report["variants"]:
-        found = one["downstream"]
-        if found is None:
-            lines.append([one["name"], *[_MISSING] * 5])
+    for variant in report["variants"]:
+        lift = variant["downstream"]
+        if lift is None:
+            lines.append([variant["name"], *[_MISSING] * 5])
             continue
-        low, high = found["interval_pp"]
-        lines.append([
-            one["name"],
-            f"{found['baseline']:.4f}",
-            f"{found['treatment']:.4f}",
-            f"{found['delta_pp']:+.2f}",
+        low, high = lift["interval_pp"]
+        line = [
+            variant["name"],
+            f"{lift['baseline']:.4f}",
+            f"{lift['treatment']:.4f}",
+            f"{lift['delta_pp']:+.2f}",
             f"[{low:+.2f}, {high:+.2f}]",
-            _MISSING if found["std_pp"] is None else f"±{found['std_pp']:.2f}",
-        ])  # fmt: skip
+            _MISSING if lift["std_pp"] is None else f"±{lift['std_pp']:.2f}",
+        ]
+        lines.append(line)
     return lines
 
 
 def _legend(report: dict[str, Any]) -> list[list[str]]:
     lines = [["variant", "the paper's row", "options"]]
-    for one in report["variants"]:
-        tables = ", ".join(map(str, one["tables"]))
-        row = f"{one['title']} (Table{'s' * (len(one['tables']) > 1)} {tables})" if tables else _MISSING
-        changes = " ".join(f"{key}={value}" for key, value in one["changes"].items() if value not in ("", []))
-        lines.append([one["name"], row, changes or "the run's own"])
+    for variant in report["variants"]:
+        tables = ", ".join(map(str, variant["tables"]))
+        row = f"{variant['title']} (Table{'s' * (len(variant['tables']) > 1)} {tables})" if tables else _MISSING
+        changes = " ".join(f"{key}={value}" for key, value in variant["changes"].items() if value not in ("", []))
+        lines.append([variant["name"], row, changes or "the run's own"])
     return lines
 
 
@@ -220,7 +224,7 @@ def _notes(report: dict[str, Any]) -> list[str]:
             f"paper: LEARN (arXiv 2405.03988) on its {report['paper']} data; levels of other data do not compare, "
             "differences may."
         )
-    if any(one["downstream"] for one in report["variants"]):
+    if any(variant["downstream"] for variant in report["variants"]):
         notes.append(
             "Lift: UAUC of the ranker with the variant's vectors over the baseline of the same seed; the interval is "
             "the mean of the seeds' intervals, which are over users."
@@ -263,23 +267,23 @@ def _t_quantile(degrees: int) -> float:
 
 def _lift(runs: Sequence[Run]) -> dict[str, Any] | None:
     """Means over the seeds; None where there is no ranker, or nobody whose UAUC is defined."""
-    found = [run.uauc for run in runs if run.uauc is not None]
-    if not found or any(one["delta_pp"] is None for one in found):
+    measured = [run.uauc for run in runs if run.uauc is not None]
+    if not measured or any(uauc["delta_pp"] is None for uauc in measured):
         return None
-    low, high = (statistics.fmean(one["interval_pp"][bound] for one in found) for bound in (0, 1))
-    lifts = [one["delta_pp"] for one in found]
+    low, high = (statistics.fmean(uauc["interval_pp"][bound] for uauc in measured) for bound in (0, 1))
+    lifts = [uauc["delta_pp"] for uauc in measured]
     return {
-        **{name: statistics.fmean(one[name] for one in found) for name in ("baseline", "treatment", "delta_pp")},
+        **{name: statistics.fmean(uauc[name] for uauc in measured) for name in ("baseline", "treatment", "delta_pp")},
         "interval_pp": [low, high],
-        "confidence": found[0]["confidence"],
+        "confidence": measured[0]["confidence"],
         "std_pp": statistics.stdev(lifts) if len(lifts) > 1 else None,
     }
 
 
-def _level(found: dict[str, float | None]) -> str:
-    if found["mean"] is None:
+def _level(score: dict[str, float | None]) -> str:
+    if score["mean"] is None:
         return _MISSING
-    return f"{found['mean']:.4f}" + ("" if found["std"] is None else f" ±{found['std']:.4f}")
+    return f"{score['mean']:.4f}" + ("" if score["std"] is None else f" ±{score['std']:.4f}")
 
 
 def _signed(percent: float | None) -> str:
