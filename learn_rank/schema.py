@@ -47,7 +47,10 @@ EMBEDDING_DIM = 64  # width of the paper's user and item embeddings
 #   evaluate/report.{json,md,html}                         of the first task; evaluate/<task>/ of each further one
 MANIFEST = "manifest.json"
 # A stage whose files change in form gets the next number; what was written before is then made again. Not here: 1
-STAGE_FORMATS: dict[str, int] = {"train": 2}  # 2: options are recorded by group
+STAGE_FORMATS: dict[str, int] = {
+    "train": 2,  # 2: options are recorded by group
+    "evaluate-state": 2,  # 2: moments of labels, for intervals of normalised entropy
+}
 FEATURES = "features.json"
 DENSE = "dense.json"
 USER_FEATURES, ITEM_FEATURES = "user_features.parquet", "item_features.parquet"

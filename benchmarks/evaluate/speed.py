@@ -66,7 +66,7 @@ def ours(table: pa.Table, *, threads: int, models: int, everything: bool = False
         threads=threads,
     )
     segments = {"user_segments": "user_segment", "item_segments": "item_segment"} if models > 1 else {}
-    return lambda: float(evaluate(table, **segments, options=options)["overall"]["uauc"]["baseline"])
+    return lambda: float(evaluate(table, **segments, options=options).overall.uauc.baseline)
 
 
 def polars_rank(table: pa.Table) -> Method:

@@ -12,7 +12,6 @@ import numpy.typing as npt
 from benchmarks.results_file import Cell
 from learn_rank.evaluation import EvaluateOptions, SeedLift, SegmentOptions, evaluate, lift_over_seeds
 from learn_rank.evaluation.input.segments import open_segments
-from learn_rank.evaluation.statistics import interval_key
 from learn_rank.io import read_table
 from learn_rank.schema import FEATURES, ITEM_ID, USER_ID, FeatureSet
 
@@ -41,8 +40,8 @@ class Window(NamedTuple):
         for first, second in zip(before, after, strict=True):
             columns = {"user_id": self.users, "item_id": self.users, "label": self.labels, "a": first, "b": second}
             options = EvaluateOptions(label="label", baseline="a", treatment="b", threads=1)
-            auc = evaluate(columns, options=options)["overall"]["auc"]
-            lifts.append([auc["delta_pp"], *auc[interval_key(options.confidence)]])
+            auc = evaluate(columns, options=options).overall.auc
+            lifts.append([auc.delta_pp, *auc.interval_pp])
         return dict(zip(("delta", "low", "high"), np.mean(lifts, axis=0).tolist(), strict=True))
 
     def shown_segments(self) -> list[tuple[str, str]]:

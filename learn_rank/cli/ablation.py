@@ -21,7 +21,6 @@ from learn_rank.cli.variants import BASELINE, Variant, read_variants
 from learn_rank.content.encoders import find_encoder
 from learn_rank.durable import write_json, write_text
 from learn_rank.errors import InputError
-from learn_rank.evaluation.statistics import interval_key
 from learn_rank.pretrained import check_model
 from learn_rank.progress import note
 from learn_rank.publish import check_target, own_folder
@@ -117,12 +116,14 @@ def _train_baseline(config: RunConfig, seed: int) -> None:
 
 
 def _read(folder: Path, variant: Variant, seed: int, *, has_lift: bool) -> Run:
+    from learn_rank.evaluation.report.report import Report
+
     aligned = read_manifest(folder / "align", stage="align")
     lift: dict[str, Any] | None = None
     if has_lift:
-        report = json.loads((folder / "evaluate" / "report.json").read_text())
-        lift = report["overall"]["uauc"]
-        lift = {**lift, "interval_pp": lift[interval_key(report["confidence"])], "confidence": report["confidence"]}
+        report = Report.read(folder / "evaluate")
+        lift = report.to_json()["overall"]["uauc"]
+        lift |= {"interval_pp": report.overall.uauc.interval, "confidence": report.confidence}
     return Run(
         variant=variant.name,
         seed=seed,

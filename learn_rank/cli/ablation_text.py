@@ -8,7 +8,7 @@ from typing import Any
 
 from learn_rank.cli.ablation_report import CONFIDENCE
 from learn_rank.cli.variants import REFERENCE
-from learn_rank.evaluation.report.markdown import plain, table_text
+from learn_rank.evaluation.report.marks import plain, table_text
 from learn_rank.evaluation.report.terminal import aligned, wrapped
 
 _MISSING = "-"

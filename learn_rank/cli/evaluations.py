@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from learn_rank.artifact import Manifest
@@ -23,9 +23,11 @@ def evaluate_files(config: EvaluateConfig) -> None:
         _experiment(config)
         return
     from learn_rank.evaluation.engine.local import run
-    from learn_rank.evaluation.engine.merge import STAGE, save_state
-    from learn_rank.evaluation.engine.steps import Part
-    from learn_rank.evaluation.evaluate import fingerprints, make_report, open_inputs, segment_rules
+    from learn_rank.evaluation.engine.state_folder import STAGE, save_state
+    from learn_rank.evaluation.evaluate import fingerprints, segment_rules
+    from learn_rank.evaluation.input.inputs import open_inputs
+    from learn_rank.evaluation.input.part import Part
+    from learn_rank.evaluation.report.build import make_report
     from learn_rank.evaluation.report.write import format_table, write_report
 
     if config.part and not config.state:
@@ -49,22 +51,22 @@ def evaluate_files(config: EvaluateConfig) -> None:
     if config.state:
         manifest = Manifest(STAGE, recorded, {**asdict(options), "part": config.part})
         with publish(Path(config.state), manifest, reads=reads) as (work, facts):
-            state, found = run(inputs, save_scores=work if options.auc == "exact" else None)
+            state, run_facts = run(inputs, save_scores=work if options.auc == "exact" else None)
             rules = segment_rules(inputs.users, inputs.items, state)
             save_state(state, work, options=options, part=part, rules=rules, sources=sources)
-            facts.update(found)
+            facts.update(run_facts)
         print(f"state: {config.state} ({state.num_rows:,} rows, {time.monotonic() - start:.1f} s)")
         return
     out = Path(config.out)
     with publish(out, Manifest("evaluate", recorded, asdict(options)), reads=reads) as (work, _):
-        state, found = run(inputs)
+        state, run_facts = run(inputs)
         seconds = time.monotonic() - start
         report = make_report(
             state,
             options,
             rules=segment_rules(inputs.users, inputs.items, state),
             sources=sources,
-            engine={**found, "seconds": seconds, "rows_per_second": state.num_rows / seconds},
+            engine={**run_facts, "seconds": seconds, "rows_per_second": state.num_rows / seconds},
         )
         write_report(report, work)
     print(format_table(report))
@@ -75,8 +77,9 @@ def merge(config: MergeConfig) -> None:
     """States of disjoint users -> report."""
     require(config, "evaluate-merge", "states", "out")
     from learn_rank.artifact import read_manifest
-    from learn_rank.evaluation.engine.merge import STAGE, merge_states
-    from learn_rank.evaluation.evaluate import make_report
+    from learn_rank.evaluation.engine.merge_states import merge_states
+    from learn_rank.evaluation.engine.state_folder import STAGE
+    from learn_rank.evaluation.report.build import make_report
     from learn_rank.evaluation.report.write import format_table, write_report
 
     folders, out = [Path(folder) for folder in config.states], Path(config.out)
@@ -97,7 +100,7 @@ def merge(config: MergeConfig) -> None:
 def segment(config: SegmentConfig) -> None:
     """A training log -> segments of its users and items."""
     require(config, "segment", "log", "out")
-    from learn_rank.evaluation.input.segments import count_segments
+    from learn_rank.evaluation.input.count_segments import count_segments
     from learn_rank.inputs import find_inputs
 
     parse_bytes(config.memory_limit, name="memory_limit")
@@ -120,8 +123,8 @@ def segment(config: SegmentConfig) -> None:
         )
     print(f"{facts['num_rows']:,} rows")
     for entity in ("user", "item"):
-        for name, found in facts.get(entity, {}).get("segments", {}).items():
-            print(f"  {entity}s {name:<12} {found['num_ids']:>14,}  {100 * found['share']:5.1f} %")
+        for name, size in facts.get(entity, {}).get("segments", {}).items():
+            print(f"  {entity}s {name:<12} {size['num_ids']:>14,}  {100 * size['share']:5.1f} %")
     print(f"segments: {out}")
 
 
@@ -130,8 +133,8 @@ def _experiment(config: EvaluateConfig) -> None:
     from learn_rank.evaluation.experiment.compare import evaluate_experiment
     from learn_rank.evaluation.experiment.exposures import exposure_columns
     from learn_rank.evaluation.experiment.text import format_experiment
-    from learn_rank.evaluation.input.row_segments import segment_origin
-    from learn_rank.evaluation.report.write import write_experiment
+    from learn_rank.evaluation.experiment.write import write_experiment
+    from learn_rank.evaluation.input.entity_segments import segment_origin
 
     if config.state or config.part or len(config.treatments) != 1 or config.control:
         raise InputError("variant: baseline and treatment name two of its values; no state, part or control")
@@ -163,7 +166,7 @@ def _experiment(config: EvaluateConfig) -> None:
             memory_limit=config.memory_limit,
             scratch=Path(config.spill_dir or work / _SCRATCH),
         )
-        report["inputs"] = sources
+        report = replace(report, inputs=sources)
         write_experiment(report, work)
     print(format_experiment(report))
     print(f"report: {out / 'report.html'}")

@@ -47,7 +47,7 @@ def _write(sweeps: list[Sweep], work: Path, arm: str) -> None:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     from learn_rank.evaluation.report.figures import range_plot
-    from learn_rank.evaluation.report.write import TEMPLATES
+    from learn_rank.evaluation.report.rendering import TEMPLATES
 
     write_json(work / "lr.json", {"schema_version": _SCHEMA_VERSION, "sweeps": [asdict(sweep) for sweep in sweeps]})
     environment = Environment(

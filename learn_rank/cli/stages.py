@@ -135,8 +135,8 @@ def predict(config: RunConfig) -> None:
 
 def evaluate_run(config: RunConfig) -> None:
     """Predictions of the test window -> a report per task; that of the first has the others' comparisons as well."""
-    from learn_rank.evaluation.evaluate import add_comparison
     from learn_rank.evaluation.evaluate import evaluate as run
+    from learn_rank.evaluation.report.report import Report
     from learn_rank.evaluation.report.write import format_levels, format_table, write_report
 
     prepared, predicted, target = (folder(config, name) for name in ("prepare", "predict", "evaluate"))
@@ -154,7 +154,7 @@ def evaluate_run(config: RunConfig) -> None:
     notes += _conversion_notes(predictions, features)
     manifest = Manifest("evaluate", {"predict": predictions.fingerprint}, asdict(options[0]))
 
-    def report_of(task_options: EvaluateOptions, more_notes: list[str]) -> dict[str, Any]:
+    def report_of(task_options: EvaluateOptions, more_notes: list[str]) -> Report:
         return run(
             predicted / "test.parquet",
             user_segments=prepared / "user_counts.parquet",
@@ -172,7 +172,7 @@ def evaluate_run(config: RunConfig) -> None:
         others = [report_of(task_options, []) for task_options in options[1:]]
         report = report_of(options[0], _task_notes(options, tasks))
         for task, other in zip(tasks[1:], others, strict=True):
-            add_comparison(report, other)
+            report = report.with_comparison(other)
             write_report(other, work / task.name)
         write_report(report, work)
         return {"table": "\n\n".join([format_table(report)] + [format_levels(report)] * bool(others))}

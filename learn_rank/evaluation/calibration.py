@@ -3,69 +3,124 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from learn_rank.arrays import Float64Array
-from learn_rank.evaluation.engine.sums import State, over_users
+from learn_rank.evaluation.engine.sums import State
 from learn_rank.evaluation.engine.user_metrics import CLIP, LOG_LOSS, POSITIVES, ROWS
-from learn_rank.evaluation.statistics import compare_means, interval_key
+from learn_rank.evaluation.slice_sums import SliceSums
+from learn_rank.evaluation.statistics import Estimate, compare_means, interval
 
-METRICS = ("log_loss", "normalized_entropy", "copc", "ece")
 
+@dataclass(frozen=True)
+class ReliabilityCurve:
+    """Observed rate over mean prediction, by rising prediction.
 
-def slice_calibration(state: State, t: int, s: int, *, arm: int, confidence: float) -> dict[str, Any]:
-    """log_loss, normalized_entropy and copc of one slice for the baseline and, unless 0, another arm.
-
-    Log loss is the mean of -ln p(label) over rows, p clipped to [1e-7, 1 - 1e-7]; its interval is clustered by user.
+    Bins hold equal numbers of rows. Equal predictions share a bin, so some may be empty; those are left out.
     """
-    moments = over_users(state.moments[:, LOG_LOSS])[t, s]
-    counts = state.slice_counts()[t, s]
-    num_rows, positives = int(counts[ROWS]), int(counts[POSITIVES])
-    found = compare_means(moments, arm, confidence)
-    predicted = over_users(np.moveaxis(state.predicted, 1, -1))[t, s]
-    roles = {"baseline": (found.baseline, predicted[0])}
-    if arm:
-        roles["treatment"] = (found.treatment, predicted[arm])
-    base_rate = positives / num_rows if num_rows else None
-    log_loss: dict[str, Any] = {role: loss for role, (loss, _) in roles.items()}
-    if arm:
-        log_loss |= {
-            "delta": found.delta,
-            interval_key(confidence).removesuffix("_pp"): None if found.low is None else [found.low, found.high],
-            "p_value": found.p_value,
+
+    num_rows: tuple[int, ...]
+    mean_predicted: tuple[float, ...]
+    observed_rate: tuple[float, ...]
+
+    @classmethod
+    def of(cls, sums: Float64Array) -> ReliabilityCurve:
+        """From [bins, 3]: rows, positives and summed predictions of each bin."""
+        filled = sums[sums[:, 0] > 0]
+        return cls(
+            tuple(int(rows) for rows in filled[:, 0]),
+            tuple((filled[:, 2] / filled[:, 0]).tolist()),
+            tuple((filled[:, 1] / filled[:, 0]).tolist()),
+        )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The reliability curves of a report. base_rate: None without rows."""
+
+    base_rate: float | None
+    num_bins: int
+    log_loss_clip: float  # probabilities are clipped to [clip, 1 - clip] before their logarithm is taken
+    reliability: dict[str, ReliabilityCurve]  # 'baseline' and, unless it stands alone, 'treatment'
+
+    @classmethod
+    def of(cls, state: State, t: int, *, arm: int) -> Calibration:
+        """Of one label; arm 0: the baseline alone."""
+        counts = state.slice_counts()[t, 0]
+        roles = {"baseline": 0} | ({"treatment": arm} if arm else {})
+        return cls(
+            base_rate=float(counts[POSITIVES] / counts[ROWS]) if counts[ROWS] else None,
+            num_bins=state.reliability.shape[2],
+            log_loss_clip=CLIP,
+            reliability={role: ReliabilityCurve.of(state.reliability[t, m]) for role, m in roles.items()},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        curves = {
+            role: {name: list(values) for name, values in asdict(curve).items()}
+            for role, curve in self.reliability.items()
         }
-    return {
-        "log_loss": log_loss,
-        "normalized_entropy": {role: normalized_entropy(loss, base_rate) for role, (loss, _) in roles.items()},
-        "copc": {role: copc(positives, float(total)) for role, (_, total) in roles.items()},
-    }
+        return asdict(self) | {"reliability": curves}
 
 
-def reliability_section(state: State, t: int, *, arm: int) -> dict[str, Any]:
-    """The `calibration` section of report.json: curves of the baseline and, unless 0, another arm."""
-    counts = state.slice_counts()[t, 0]
-    roles = {"baseline": 0} | ({"treatment": arm} if arm else {})
-    return {
-        "base_rate": float(counts[POSITIVES] / counts[ROWS]) if counts[ROWS] else None,
-        "num_bins": state.reliability.shape[2],
-        "log_loss_clip": CLIP,
-        "reliability": {role: curve(state.reliability[t, m]) for role, m in roles.items()},
-    }
+def log_loss(sums: SliceSums) -> Estimate:
+    """Mean of -ln p(label) over rows, p clipped to [1e-7, 1 - 1e-7]; its interval is clustered by user."""
+    return compare_means(sums.moments[LOG_LOSS], sums.arm, sums.confidence)
 
 
-def curve(sums: Float64Array) -> dict[str, list[float]]:
-    """Non-empty bins by rising prediction, from [bins, 3] rows, positives and summed predictions.
+def normalized_entropy(sums: SliceSums) -> Estimate:
+    """Log loss over that of always predicting the slice's base rate; below 1 is better than knowing the rate alone.
 
-    Bins hold equal numbers of rows; equal predictions share a bin, so fewer may be filled.
+    None when there is one class. He et al. 2014, "Practical lessons from predicting clicks on ads at Facebook".
+
+    The sample is one of users with their rows and labels, so the base rate is random as well as the loss. With x, n and
+    p the summed log loss, rows and positives of a user, NE = L / H(r), where L = sum x / sum n, r = sum p / sum n and
+    H(r) is the entropy of r. By the delta method its variance is, over U users,
+    U / (U - 1) * sum (x - L n - NE H'(r) (p - r n))^2 / (sum n H(r))^2, H'(r) = ln((1 - r) / r).
+    Both arms have the same H, so the difference has the same formula with the differences of x, L and NE in it.
+    The clip of the probabilities is taken as a constant.
     """
-    filled = sums[sums[:, 0] > 0]
-    return {
-        "num_rows": [int(rows) for rows in filled[:, 0]],
-        "mean_predicted": (filled[:, 2] / filled[:, 0]).tolist(),
-        "observed_rate": (filled[:, 1] / filled[:, 0]).tolist(),
-    }
+    loss = log_loss(sums)
+    num_rows, positives = int(sums.counts[ROWS]), int(sums.counts[POSITIVES])
+    entropy = base_rate_entropy(positives, num_rows)
+    if entropy is None or loss.baseline is None:
+        return Estimate(None)
+    rate = positives / num_rows
+    levels = [level / entropy for level in (loss.baseline, loss.treatment) if level is not None]
+    mean_loss = loss.delta if sums.arm and loss.delta is not None else loss.baseline
+    estimate = mean_loss / entropy
+    # sums over users: of e = x - L n, of q = p - r n, and of their products
+    num_users, _, rows_sq = sums.moments[LOG_LOSS, :3]
+    num_arms = len(sums.predicted)
+    first = 3 * num_arms + 3 * sums.arm if sums.arm else 3  # of the difference, or of the baseline
+    loss_rows, loss_sq = sums.moments[LOG_LOSS, first + 1 : first + 3]
+    positives_sq, positives_rows = sums.label_moments[:2]
+    loss_positives = sums.label_moments[2 + sums.arm] - (sums.label_moments[2] if sums.arm else 0.0)
+    ee = loss_sq - 2 * mean_loss * loss_rows + mean_loss**2 * rows_sq
+    eq = loss_positives - rate * loss_rows - mean_loss * positives_rows + mean_loss * rate * rows_sq
+    qq = positives_sq - 2 * rate * positives_rows + rate**2 * rows_sq
+    slope = estimate * math.log((1 - rate) / rate)
+    residual = max(float(ee - 2 * slope * eq + slope**2 * qq), 0.0)
+    low, high, p_value = interval(
+        estimate,
+        math.sqrt(residual) / (num_rows * entropy),
+        num_clusters=int(num_users),
+        confidence=sums.confidence,
+    )
+    if not sums.arm:
+        return Estimate(levels[0], low=low, high=high)
+    return Estimate(levels[0], levels[1], estimate, low, high, p_value)
+
+
+def click_over_predicted(sums: SliceSums) -> Estimate:
+    """COPC of each arm: positives over summed predictions; above 1, too little is predicted."""
+    return Estimate(*(copc(int(sums.counts[POSITIVES]), float(sums.predicted[m])) for m in sums.arms))
+
+
+def calibration_error(sums: SliceSums) -> Estimate:
+    """ECE of each arm over all rows."""
+    return Estimate(*(expected_calibration_error(sums.reliability[m]) for m in sums.arms))
 
 
 def expected_calibration_error(sums: Float64Array) -> float | None:
@@ -74,14 +129,12 @@ def expected_calibration_error(sums: Float64Array) -> float | None:
     return float(abs(sums[:, 1] - sums[:, 2]).sum()) / num_rows if num_rows else None
 
 
-def normalized_entropy(log_loss: float | None, base_rate: float | None) -> float | None:
-    """Log loss over that of always predicting the base rate; below 1 is better than knowing the rate alone.
-
-    None when there is one class. He et al. 2014, "Practical lessons from predicting clicks on ads at Facebook".
-    """
-    if log_loss is None or base_rate is None or base_rate in (0.0, 1.0):
+def base_rate_entropy(positives: int, num_rows: int) -> float | None:
+    """Log loss, in nats, of always predicting the base rate; None when there is one class, whose entropy is 0."""
+    if positives in (0, num_rows):
         return None
-    return log_loss / -(base_rate * math.log(base_rate) + (1 - base_rate) * math.log(1 - base_rate))
+    rate = positives / num_rows
+    return -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
 
 
 def copc(positives: int, predicted: float) -> float | None:

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from learn_rank.errors import InputError
 from learn_rank.evaluation.engine.local import run
-from learn_rank.evaluation.engine.matching import matches_of
-from learn_rank.evaluation.engine.steps import Inputs, Part
-from learn_rank.evaluation.engine.sums import Layout, State
+from learn_rank.evaluation.engine.sums import State
 from learn_rank.evaluation.engine.user_metrics import UAUC, WUAUC
-from learn_rank.evaluation.input.predictions import Predictions, open_predictions
-from learn_rank.evaluation.input.row_segments import Binding, Segments, bind, check_id_type, name_column
+from learn_rank.evaluation.input.entity_segments import EntitySegments, Segments
+from learn_rank.evaluation.input.inputs import open_inputs
+from learn_rank.evaluation.input.predictions import Predictions
 from learn_rank.evaluation.options import EvaluateOptions
-from learn_rank.evaluation.report.results import Results, few_user_note
+from learn_rank.evaluation.report.build import make_report
+from learn_rank.evaluation.report.report import Report
 from learn_rank.evaluation.statistics import compare_means
 from learn_rank.inputs import PARQUET, InputFiles, find_inputs
-from learn_rank.io import open_input
-
-SCHEMA_VERSION = 2
-_BLOCK = (
-    "label", "treatment", "overall", "segments", "cells", "control", "calibration", "distribution", "excluded",
-)  # fmt: skip
 
 
 def evaluate(
@@ -39,22 +31,28 @@ def evaluate(
     options: EvaluateOptions,
     facts: Mapping[str, object] | None = None,
     is_own_log: bool = False,
-) -> dict[str, Any]:
-    """The content of report.json: values per ranker, paired differences with intervals, overall and by segment.
+) -> Report:
+    """The report: values per ranker, paired differences with intervals, overall and by segment.
 
     predictions: a Parquet file, a folder of them, a table (pyarrow, pandas, polars) or a mapping of numpy arrays, with
     the user id, the labels and one score per arm; rows in any order, more than fit in memory. user_segments,
     item_segments: a Parquet file or Table with (user_id | item_id) and `segment`, or `num_interactions` in the training
     window (cut by options.segments); or the name of a column of the predictions.
 
-    Intervals are at options.confidence under the key `interval_key`; a metric that cannot be computed (empty segment,
-    one class) is null, never 0 or 0.5. Segments that list none of 20 or more ids are an InputError, almost none a note;
-    not with is_own_log: they were counted in the log of the predictions, so that all may be new. facts goes into the
-    report as it is; its list `notes`, if any, is shown at the top. InputError, naming file, column and row, for what
-    cannot be evaluated.
+    Intervals are at options.confidence. A metric that cannot be computed (empty segment, one class) is None, never 0 or
+    0.5. Segments that list none of 20 or more ids are an InputError; if they list almost none, a note says so. With
+    is_own_log, which means that the segments were counted in the log of the predictions, all ids may be new. facts goes
+    into the report as it is; its list `notes`, if any, is shown at the top.
+
+    InputError, naming file, column and row, for what cannot be evaluated.
     """
-    inputs = open_inputs(predictions, user_segments=user_segments, item_segments=item_segments, options=options)
-    inputs.is_own_log = is_own_log
+    inputs = open_inputs(
+        predictions,
+        user_segments=user_segments,
+        item_segments=item_segments,
+        options=options,
+        is_own_log=is_own_log,
+    )
     state, run_facts = run(inputs)
     return make_report(
         state,
@@ -65,90 +63,6 @@ def evaluate(
         engine=run_facts,
         is_own_log=is_own_log,
     )
-
-
-def open_inputs(
-    predictions: Predictions,
-    *,
-    user_segments: Segments,
-    item_segments: Segments,
-    options: EvaluateOptions,
-    part: Part | None = None,
-) -> Inputs:
-    """Finds and checks everything that `evaluate` reads, before the expensive part."""
-    if hasattr(predictions, "__arrow_c_stream__") and not isinstance(predictions, pa.Table):
-        predictions = pa.table(predictions)  # pandas, polars and others speak Arrow
-    present = _column_names(predictions)
-    users = bind(user_segments, entity="user", columns=present, options=options.segments)
-    items = bind(item_segments, entity="item", columns=present, options=options.segments)
-    columns = [options.user_id, *options.label_columns, *options.arms]
-    columns += [options.item_id] * (items.source is not None) + [options.value] * bool(options.value)
-    columns += [binding.column for binding in (users, items) if binding.column]
-    source = open_predictions(predictions, columns, coded=[b.column for b in (users, items) if b.column])
-    for binding, id_name in ((users, options.user_id), (items, options.item_id)):
-        name_column(binding, source)
-        check_id_type(binding, source, id_name)
-    layout = Layout.of(
-        options,
-        user_segments=users.names,
-        item_segments=items.names,
-        is_wide=any(pa.types.is_float64(source.types[arm]) for arm in options.arms),
-    )
-    return Inputs(source, options, layout, users, items, part)
-
-
-def make_report(
-    state: State,
-    options: EvaluateOptions,
-    *,
-    rules: dict[str, Any],
-    sources: dict[str, Any],
-    facts: Mapping[str, object] | None = None,
-    engine: Mapping[str, object] | None = None,
-    is_own_log: bool = False,
-) -> dict[str, Any]:
-    """The report of a finished state. The first label and treatment stand at the top, the others under `further`."""
-    results = Results(state, options)
-    facts = dict(facts or {})
-    given = facts.pop("notes", [])
-    notes = [" ".join(str(note).split()) for note in (given if isinstance(given, (list, tuple)) else [given])]
-    arms = state.layout.arms
-    treatments = [arms.index(name) for name in options.treatments] or [0]
-    blocks = [_block(results, t, arm) for t in range(len(state.layout.tasks)) for arm in treatments]
-    if options.control:
-        for t in range(len(state.layout.tasks)):
-            control = {"arm": options.control, **results.comparison(t, arms.index(options.control))}
-            for block in blocks[t * len(treatments) : (t + 1) * len(treatments)]:
-                block["control"] = control
-    first = blocks[0]
-    notes += [] if is_own_log else [text for found in matches_of(state) for text in found.notes]
-    notes += results.notes() + few_user_note(first["segments"])
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "label": first.pop("label"),
-        "baseline": options.baseline,
-        "treatment": first.pop("treatment"),
-        "weight": options.weight,
-        "confidence": options.confidence,
-        "auc": options.auc,
-        "value": options.value or None,
-        "notes": notes,
-        **first,
-        "further": blocks[1:],
-        "segment_rules": rules,
-        "facts": facts,
-        "engine": dict(engine or {}),
-        "inputs": sources,
-        "options": asdict(options),
-    }
-
-
-def add_comparison(report: dict[str, Any], other: dict[str, Any]) -> None:
-    """Puts the top of another report, of the same arms by other scores, among a report's further comparisons."""
-    block = {name: other[name] for name in _BLOCK} | {"treatment": report["treatment"]}
-    if other["control"]:
-        block["control"] = other["control"] | {"arm": report["control"]["arm"]}
-    report["further"].append(block)
 
 
 def user_auc(
@@ -172,42 +86,20 @@ def user_auc(
     arrays = {"user": user_ids, "label": labels, "score": scores}
     inputs = open_inputs(arrays, user_segments=None, item_segments=None, options=options)
     state, _ = run(inputs)
-    found = compare_means(state.moments[0, WUAUC if is_weighted else UAUC, 0, 0], 0, options.confidence).baseline
-    if found is None:
+    mean = compare_means(state.moments[0, WUAUC if is_weighted else UAUC, 0, 0], 0, options.confidence).baseline
+    if mean is None:
         raise InputError(
             f"user_auc: none of {state.users_per_segment.sum()} users has both a positive and a negative row"
         )
-    return found
+    return mean
 
 
-def segment_rules(users: Binding, items: Binding, state: State) -> dict[str, Any]:
+def segment_rules(users: EntitySegments, items: EntitySegments, state: State) -> dict[str, Any]:
     """How each entity was cut and how many ids the files did not hold."""
     return {
         "user": {**users.rule, "num_without_history": state.unlisted_users},
         "item": {**items.rule, "num_without_history": state.unlisted_items},
     }
-
-
-def _block(results: Results, t: int, arm: int) -> dict[str, Any]:
-    return {
-        "label": results.layout.tasks[t].name,
-        "treatment": results.layout.arms[arm] if arm else None,
-        **results.comparison(t, arm),
-        "control": None,
-        "calibration": results.calibration(t, arm),
-        "distribution": results.distribution(t, arm),
-        "excluded": results.excluded(t),
-    }
-
-
-def _column_names(predictions: Predictions) -> list[str]:
-    if isinstance(predictions, pa.Table):
-        return list(predictions.column_names)
-    if isinstance(predictions, Mapping):
-        return list(predictions)
-    first = find_inputs(predictions, may_be_pattern=True, kinds=(PARQUET,)).files[0]
-    with open_input(first) as (_, schema):
-        return list(schema.names)
 
 
 def fingerprints(predictions: Predictions, user_segments: Segments, item_segments: Segments) -> dict[str, Any]:

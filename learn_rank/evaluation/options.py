@@ -29,17 +29,29 @@ GIVEN = "|"  # conversion|click: conversion among the rows that have a click
 class SegmentOptions:
     """Where the segments are cut: at interaction counts, or so that given shares of the entities fall below."""
 
-    user_cold_start_max: int = field(default=5, metadata={"help": "most interactions of a cold-start user"})
-    user_long_tail_max: int = field(default=50, metadata={"help": "most interactions of a long-tail user"})
-    item_cold_start_max: int = field(default=5, metadata={"help": "most interactions of a cold-start item"})
-    item_long_tail_max: int = field(default=50, metadata={"help": "most interactions of a long-tail item"})
+    user_cold_start_max: int = field(
+        default=5, metadata={"help": "Most interactions of a cold-start user, in the training window"}
+    )
+    user_long_tail_max: int = field(
+        default=50, metadata={"help": "Most interactions of a long-tail user, in the training window"}
+    )
+    item_cold_start_max: int = field(
+        default=5, metadata={"help": "Most interactions of a cold-start item, in the training window"}
+    )
+    item_long_tail_max: int = field(
+        default=50, metadata={"help": "Most interactions of a long-tail item, in the training window"}
+    )
     user_proportions: list[float] = field(
         default_factory=list,
-        metadata={"help": "shares of users that are cold-start, long-tail, e.g. [0.0716, 0.2754]; [] = by counts"},
+        metadata={
+            "help": "Shares of users that are cold-start and long-tail, such as [0.0716, 0.2754]; [] cuts by counts"
+        },
     )
     item_proportions: list[float] = field(
         default_factory=list,
-        metadata={"help": "shares of items that are cold-start, long-tail, e.g. [0.0315, 0.2647]; [] = by counts"},
+        metadata={
+            "help": "Shares of items that are cold-start and long-tail, such as [0.0315, 0.2647]; [] cuts by counts"
+        },
     )
 
     def __post_init__(self) -> None:
@@ -74,32 +86,51 @@ class EvaluateOptions:
 
     label: Any = field(
         default="label",
-        metadata={"help": "label column, 0 or 1; a list for several; 'conversion|click': conversion among clicks"},
+        metadata={
+            "help": "Label column of 0 and 1, or a list of several; 'conversion|click' is conversion among clicks"
+        },
     )
-    baseline: str = field(default="baseline", metadata={"help": "score column of the ranker to beat"})
+    baseline: str = field(default="baseline", metadata={"help": "Score column of the ranker to beat"})
     treatment: Any = field(
-        default="", metadata={"help": "score column of the ranker under test; a list for several; empty: one alone"}
+        default="",
+        metadata={"help": "Score column of the ranker under test, or a list of several; empty: the baseline alone"},
     )
-    control: str = field(default="", metadata={"help": "score column of the arm with shuffled vectors; empty: none"})
-    user_id: str = field(default=USER_ID, metadata={"help": "user id column, integers or strings"})
-    item_id: str = field(default=ITEM_ID, metadata={"help": "item id column; read only if item_segments is a file"})
-    value: str = field(default="", metadata={"help": "revenue column: adds revenue captured in a user's top k"})
-    value_top: list[int] = field(default_factory=lambda: [1, 5, 10], metadata={"help": "the k of the top k"})
-    weight: str = field(default="impressions", metadata={"help": "WUAUC weight of a user: impressions or clicks"})
+    control: str = field(default="", metadata={"help": "Score column of the arm with shuffled vectors; empty: none"})
+    user_id: str = field(default=USER_ID, metadata={"help": "User id column, of integers or strings"})
+    item_id: str = field(
+        default=ITEM_ID, metadata={"help": "Item id column; it is read only if item_segments is a file"}
+    )
+    value: str = field(
+        default="",
+        metadata={"help": "Revenue column, which adds the share of a user's revenue in the top k; empty: none"},
+    )
+    value_top: list[int] = field(
+        default_factory=lambda: [1, 5, 10], metadata={"help": "How many rows of a user count as the top, for each k"}
+    )
+    weight: str = field(default="impressions", metadata={"help": "Weight of a user in WUAUC: impressions or clicks"})
     auc: str = field(
         default="exact",
-        metadata={"help": "AUC over all pairs of rows: exact, histogram (faster; its error bound is reported) or off"},
+        metadata={
+            "help": "AUC over all pairs of rows: exact, histogram (faster, with its error bound reported) or off"
+        },
     )
-    calibration: bool = field(default=True, metadata={"help": "log loss, normalised entropy, COPC, ECE, reliability"})
-    confidence: float = field(default=0.95, metadata={"help": "of the intervals"})
-    reliability_bins: int = field(default=20, metadata={"help": "equal-mass bins of the reliability curve and ECE"})
-    bootstrap_samples: int = field(default=1000, metadata={"help": "of 1,024 user buckets, a check; 0: none"})
-    seed: int = field(default=0, metadata={"help": "of the bootstrap"})
+    calibration: bool = field(
+        default=True, metadata={"help": "Whether to measure log loss, normalised entropy, COPC, ECE and reliability"}
+    )
+    confidence: float = field(default=0.95, metadata={"help": "Confidence level of the intervals, from 0.5 to below 1"})
+    reliability_bins: int = field(
+        default=20, metadata={"help": "Number of equal-mass bins of the reliability curve and ECE"}
+    )
+    bootstrap_samples: int = field(
+        default=1000,
+        metadata={"help": "Bootstrap samples over 1,024 buckets of users, which check the intervals; 0: no check"},
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the bootstrap"})
     segments: SegmentOptions = field(default_factory=SegmentOptions)
-    threads: int = field(default=0, metadata={"help": "0: one per core"})
+    threads: int = field(default=0, metadata={"help": "Number of threads; 0: one per core"})
     memory_limit: str = field(default="2GiB", metadata={"help": LIMIT_HELP})
     spill_dir: str = field(
-        default="", metadata={"help": "where what goes through the disk lies; empty: the system's temporary folder"}
+        default="", metadata={"help": "Folder for what does not fit into memory; empty: the system's temporary folder"}
     )
 
     def __post_init__(self) -> None:

@@ -53,7 +53,7 @@ def lift_over_seeds(
     if not np.isin(labels, (0, 1)).all():
         raise InputError(f"labels hold {np.setdiff1d(labels, (0, 1))[0]}, expected 0 and 1")
     users, num_rows = np.unique(user_ids, return_inverse=True, return_counts=True)[1:]
-    before, after = (np.stack([_user_auc(users, labels, one) for one in arm]) for arm in (baseline, treatment))
+    before, after = (np.stack([_user_auc(users, labels, scores) for scores in arm]) for arm in (baseline, treatment))
     is_scored = np.isfinite(before[0])
     num_users = int(is_scored.sum())
     if not num_users:

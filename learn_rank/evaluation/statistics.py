@@ -11,13 +11,30 @@ import numpy as np
 
 from learn_rank.arrays import Float64Array
 
-RANKING_METRICS = ("uauc", "wuauc", "auc")
 FEW_USERS = 30  # the normal law of the intervals needs about this many
 _NO_SPREAD = 1e-12  # a standard error below this is rounding: AUCs carry about 1e-16
 
 
-class Comparison(NamedTuple):
-    """A value per ranker, treatment - baseline, its interval and two-sided p-value; None where there is none."""
+class Interval(NamedTuple):
+    """The ends of a confidence interval."""
+
+    low: float
+    high: float
+
+    @property
+    def width(self) -> float:
+        return self.high - self.low
+
+    def scaled(self, factor: float) -> Interval:
+        """The interval in another unit."""
+        return Interval(factor * self.low, factor * self.high)
+
+
+class Estimate(NamedTuple):
+    """A value per ranker, treatment - baseline, its interval and two-sided p-value; None where there is none.
+
+    One ranker alone: low and high are those of its level.
+    """
 
     baseline: float | None
     treatment: float | None = None
@@ -26,8 +43,12 @@ class Comparison(NamedTuple):
     high: float | None = None
     p_value: float | None = None
 
+    @property
+    def interval(self) -> Interval | None:
+        return None if self.low is None or self.high is None else Interval(self.low, self.high)
 
-def compare_means(moments: Float64Array, arm: int, confidence: float) -> Comparison:
+
+def compare_means(moments: Float64Array, arm: int, confidence: float) -> Estimate:
     """Weighted means of the first arm and of another over users, from the 6 M moments of one slice (see state.State).
 
     Delta = sum w D / sum w with its delta-method (ratio) variance over users:
@@ -36,7 +57,7 @@ def compare_means(moments: Float64Array, arm: int, confidence: float) -> Compari
     """
     num_users, weight, weight_sq = moments[:3]
     if num_users == 0 or weight == 0:
-        return Comparison(None)
+        return Estimate(None)
     num_arms = len(moments) // 6
     first = 3 if arm == 0 else 3 * num_arms + 3 * arm
     mean = moments[first] / weight
@@ -45,13 +66,13 @@ def compare_means(moments: Float64Array, arm: int, confidence: float) -> Compari
     low, high, p_value = interval(mean, spread, num_clusters=int(num_users), confidence=confidence)
     baseline = float(moments[3] / weight)
     if arm == 0:
-        return Comparison(baseline, low=low, high=high)
-    return Comparison(baseline, float(moments[3 + 3 * arm] / weight), float(mean), low, high, p_value)
+        return Estimate(baseline, low=low, high=high)
+    return Estimate(baseline, float(moments[3 + 3 * arm] / weight), float(mean), low, high, p_value)
 
 
 def compare_auc(
     wins2: Sequence[int], centred: Float64Array, *, positives: int, negatives: int, num_users: int, confidence: float
-) -> Comparison:
+) -> Estimate:
     """AUC over all pairs of rows of the first arm and another, with the user-clustered interval of their difference.
 
     wins2 of the two arms, or of one alone (the interval is then that of its level). centred [3]: squared influence on
@@ -59,7 +80,7 @@ def compare_auc(
     are too narrow.
     """
     if positives == 0 or negatives == 0:
-        return Comparison(None)
+        return Estimate(None)
     values = [int(wins) / (2 * positives * negatives) for wins in wins2]
     first, cross, second = centred
     variance = first / positives**2 + 2 * cross / (positives * negatives) + second / negatives**2
@@ -69,8 +90,8 @@ def compare_auc(
     estimate = values[0] if len(values) == 1 else delta
     low, high, p_value = interval(estimate, spread, num_clusters=num_users, confidence=confidence)
     if len(values) == 1:
-        return Comparison(values[0], low=low, high=high)
-    return Comparison(values[0], values[1], delta, low, high, p_value)
+        return Estimate(values[0], low=low, high=high)
+    return Estimate(values[0], values[1], delta, low, high, p_value)
 
 
 def interval(
@@ -106,10 +127,9 @@ def bootstrap_intervals(buckets: Float64Array, *, samples: int, confidence: floa
     tail = (1 - confidence) / 2
     is_empty = ~(buckets[..., 0].sum(axis=0) > 0)
     differences = np.where(np.isfinite(differences), differences, 0.0)
-    found = np.quantile(differences, [tail, 1 - tail], axis=0)
-    found = np.moveaxis(found, 0, -1)
-    found[is_empty] = np.nan
-    return found
+    intervals = np.moveaxis(np.quantile(differences, [tail, 1 - tail], axis=0), 0, -1)
+    intervals[is_empty] = np.nan
+    return intervals
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -65,4 +65,4 @@ def report(generated: Generated) -> dict:
         item_segments=generated.item_counts,
         options=EvaluateOptions("click", "baseline", "learn", "shuffled"),
         facts={"data": "generated", "notes": ["Generated data: it shows the report, not a result."]},
-    )
+    ).to_json()

@@ -7,7 +7,8 @@ import pytest
 from sklearn.metrics import log_loss
 
 from learn_rank.evaluation import EvaluateOptions, evaluate
-from learn_rank.evaluation.calibration import copc, curve, expected_calibration_error, normalized_entropy
+from learn_rank.evaluation.calibration import ReliabilityCurve, base_rate_entropy, copc, expected_calibration_error
+from learn_rank.evaluation.statistics import holm
 
 CLIP = 1e-7
 
@@ -34,7 +35,7 @@ def _log(seed, dtype=np.float32, num_rows=4000):
 
 def _report(log, label="click", **options):
     options = EvaluateOptions(label, "a", "b", bootstrap_samples=0, threads=2, **options)
-    return evaluate(log, item_segments="item", options=options)
+    return evaluate(log, item_segments="item", options=options).to_json()
 
 
 def _binned(labels, p, num_bins):
@@ -89,10 +90,10 @@ def test_reliability_and_ece_agree_with_numpy(dtype, label, num_bins):
 def test_the_log_loss_of_a_user_of_thousands_of_sure_and_wrong_rows_stays_finite():
     num_rows = 5000
     log = {"user_id": np.zeros(num_rows, int), "click": np.ones(num_rows, bool), "a": np.zeros(num_rows)}
-    found = evaluate(log, options=EvaluateOptions("click", "a"))["overall"]
+    found = evaluate(log, options=EvaluateOptions("click", "a")).to_json()["overall"]
     assert found["log_loss"]["baseline"] == pytest.approx(-math.log(CLIP), rel=1e-12)
     log["click"], log["a"] = ~log["click"], np.ones(num_rows)
-    found = evaluate(log, options=EvaluateOptions("click", "a"))["overall"]
+    found = evaluate(log, options=EvaluateOptions("click", "a")).to_json()["overall"]
     assert found["log_loss"]["baseline"] == pytest.approx(-math.log(CLIP), rel=1e-8)  # 1 - (1 - 1e-7) rounds
 
 
@@ -113,12 +114,116 @@ def test_the_interval_of_the_log_loss_is_clustered_by_user():
     )
 
 
+def _users_log(num_users):
+    """Users with a taste of their own, so that the base rate and the loss of a user go together."""
+    rng = np.random.default_rng(7)
+    users = np.repeat(np.arange(num_users), 1 + rng.geometric(0.15, num_users))
+    logit = 1.5 * rng.normal(size=num_users)[users] + rng.normal(size=len(users)) - 1.5
+    noise, other = rng.normal(size=(2, len(users)))
+    return {
+        "user_id": users,
+        "click": rng.random(len(users)) < 1 / (1 + np.exp(-logit)),
+        "a": 1 / (1 + np.exp(-0.6 * (logit + noise))),
+        "b": 1 / (1 + np.exp(-0.6 * (logit + 0.54 * noise + 0.63 * other))),
+        "item": rng.choice(["x", "y"], len(users)),
+        "kind": np.array(["p", "q", "r"])[users % 3],
+    }
+
+
+def _sums_by_user(log, kept):
+    """[U] rows, positives, and log loss of both arms, of the users that have rows among the kept ones."""
+    users, labels = np.unique(log["user_id"][kept], return_inverse=True)[1], log["click"][kept]
+    losses = [-np.log(np.where(labels, p, 1 - p)) for p in (log[arm][kept] for arm in "ab")]
+    return [np.bincount(users, weights=w) for w in (np.ones(len(users)), labels, *losses)]
+
+
+def _entropy_ratio(num_rows, positives, loss):
+    """NE of totals; a difference of losses gives the difference of NE."""
+    rate = positives / num_rows
+    return loss / num_rows / -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
+
+
+def _slices(report, log):
+    """(slice of the report, its rows): overall, segments and cells."""
+    rows = np.ones(len(log["click"]), bool)
+    yield report["overall"], rows
+    for found in report["segments"]:
+        yield found, log["kind" if found["entity"] == "user" else "item"] == found["segment"]
+    for found in report["cells"]:
+        yield found, (log["kind"] == found["user_segment"]) & (log["item"] == found["item_segment"])
+
+
+@pytest.mark.parametrize("treatment", ["", "b"])
+def test_the_interval_of_normalized_entropy_is_that_of_a_jackknife_over_users_in_every_slice(treatment):
+    log = _users_log(4000)
+    options = EvaluateOptions("click", "a", treatment, bootstrap_samples=0, auc="off", confidence=0.9)
+    report = evaluate(log, user_segments="kind", item_segments="item", options=options).to_json()
+    slices = list(_slices(report, log))
+    assert len(slices) == 1 + 5 + 6
+    for found, kept in slices:
+        num_rows, positives, before, after = _sums_by_user(log, kept)
+        loss = after - before if treatment else before
+        estimate = _entropy_ratio(num_rows.sum(), positives.sum(), loss.sum())
+        without = _entropy_ratio(num_rows.sum() - num_rows, positives.sum() - positives, loss.sum() - loss)
+        spread = math.sqrt((len(loss) - 1) / len(loss) * ((without - without.mean()) ** 2).sum())
+        half = 1.644854 * spread
+        metric = found["normalized_entropy"]
+        assert metric["delta" if treatment else "baseline"] == pytest.approx(estimate, abs=1e-12)
+        low, high = metric["ci90" if treatment else "baseline_ci90"]
+        assert (high - low) / 2 == pytest.approx(half, rel=0.02)
+        assert (low + high) / 2 == pytest.approx(estimate, abs=1e-12)
+        if treatment:
+            assert metric["p_value"] == pytest.approx(math.erfc(abs(estimate) / spread / math.sqrt(2)), rel=0.3)
+
+
+def test_the_interval_of_normalized_entropy_is_the_delta_method_over_users_and_knows_that_the_base_rate_is_one():
+    log = _users_log(500)
+    found = evaluate(log, options=EvaluateOptions("click", "a", "b")).to_json()["overall"]
+    num_rows, positives, before, after = _sums_by_user(log, np.ones(len(log["click"]), bool))
+    rate, n = positives.sum() / num_rows.sum(), len(num_rows)
+    entropy = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
+    loss = (after - before).sum() / num_rows.sum()
+    residuals = after - before - loss * num_rows
+    residuals -= loss / entropy * math.log((1 - rate) / rate) * (positives - rate * num_rows)
+    spread = math.sqrt(n / (n - 1) * (residuals**2).sum()) / (num_rows.sum() * entropy)
+    low, high = found["normalized_entropy"]["ci95"]
+    assert (high - low) / 2 == pytest.approx(1.959964 * spread, rel=1e-6)
+    assert low < found["normalized_entropy"]["delta"] < high
+    as_if_known = (found["log_loss"]["ci95"][1] - found["log_loss"]["ci95"][0]) / entropy
+    assert high - low != pytest.approx(as_if_known, rel=0.001)
+
+
+def test_log_loss_and_entropy_are_adjusted_over_the_slices_each_apart():
+    log = _users_log(300)
+    options = EvaluateOptions("click", "a", "b", bootstrap_samples=0)
+    report = evaluate(log, user_segments="kind", item_segments="item", options=options).to_json()
+    for family in (report["segments"], report["cells"]):
+        for name in ("log_loss", "normalized_entropy"):
+            p_values = [found[name]["p_value"] for found in family]
+            assert [found[name]["p_value_holm"] for found in family] == holm(p_values)
+    assert not {"p_value_holm"} & {
+        key for name in ("log_loss", "normalized_entropy") for key in report["overall"][name]
+    }
+
+
+def test_equal_rankers_and_one_user_have_no_false_interval_of_the_entropy():
+    log = _users_log(200)
+    twins = {**log, "b": log["a"]}
+    found = evaluate(twins, options=EvaluateOptions("click", "a", "b")).to_json()["overall"]["normalized_entropy"]
+    assert (found["delta"], found["ci95"], found["p_value"]) == (0.0, [0.0, 0.0], 1.0)
+    one_user = {**log, "user_id": np.zeros(len(log["click"]), int)}
+    found = evaluate(one_user, options=EvaluateOptions("click", "a", "b")).to_json()["overall"]["normalized_entropy"]
+    assert found["delta"] is not None
+    assert (found["ci95"], found["p_value"]) == (None, None)
+
+
 def test_always_predicting_the_base_rate_has_a_normalized_entropy_of_one():
     log = {"user_id": [1, 1, 2, 2], "click": [1, 0, 0, 0], "a": [0.25] * 4}
-    found = evaluate(log, options=EvaluateOptions("click", "a"))["overall"]
+    found = evaluate(log, options=EvaluateOptions("click", "a")).to_json()["overall"]
     assert found["normalized_entropy"]["baseline"] == pytest.approx(1)
     assert found["copc"]["baseline"] == pytest.approx(1)
-    assert normalized_entropy(0.1, 1.0) is normalized_entropy(0.1, 0.0) is normalized_entropy(None, 0.5) is None
+    assert base_rate_entropy(1, 4) == pytest.approx(found["log_loss"]["baseline"])
+    assert base_rate_entropy(4, 4) is base_rate_entropy(0, 4) is base_rate_entropy(0, 0) is None
 
 
 def test_copc_is_clicks_over_predicted_clicks():
@@ -128,7 +233,7 @@ def test_copc_is_clicks_over_predicted_clicks():
 
 def test_reliability_and_ece_by_hand():
     log = {"user_id": [1] * 4, "click": [0, 1, 1, 1], "a": [0.1, 0.3, 0.6, 0.8]}
-    report = evaluate(log, options=EvaluateOptions("click", "a", reliability_bins=2))
+    report = evaluate(log, options=EvaluateOptions("click", "a", reliability_bins=2)).to_json()
     found = report["calibration"]["reliability"]["baseline"]
     assert found["num_rows"] == [2, 2]
     assert found["mean_predicted"] == pytest.approx([0.2, 0.7])
@@ -138,13 +243,15 @@ def test_reliability_and_ece_by_hand():
 
 def test_equal_predictions_share_a_bin_so_empty_bins_are_left_out():
     log = {"user_id": [1] * 6, "click": [1, 0, 1, 0, 1, 1], "a": [0.5, 0.5, 0.5, 0.5, 0.5, 0.9]}
-    found = evaluate(log, options=EvaluateOptions("click", "a", reliability_bins=3))["calibration"]["reliability"]
+    found = evaluate(log, options=EvaluateOptions("click", "a", reliability_bins=3)).to_json()["calibration"][
+        "reliability"
+    ]
     assert found["baseline"]["num_rows"] == [5, 1]
 
 
 def test_no_rows_have_an_empty_curve_and_no_error():
     assert expected_calibration_error(np.zeros((3, 3))) is None
-    assert curve(np.zeros((3, 3))) == {"num_rows": [], "mean_predicted": [], "observed_rate": []}
+    assert ReliabilityCurve.of(np.zeros((3, 3))) == ReliabilityCurve((), (), ())
 
 
 def test_the_histogram_puts_rows_into_nearly_the_same_bins():

@@ -31,7 +31,7 @@ HAND_ITEMS = pa.table({"item_id": [7], "num_interactions": [20]})  # item 8: non
 
 def _hand(**options):
     chosen = EvaluateOptions("click", "baseline", **{"treatment": "learn", **options})
-    return evaluate(HAND, user_segments=HAND_USERS, item_segments=HAND_ITEMS, options=chosen)
+    return evaluate(HAND, user_segments=HAND_USERS, item_segments=HAND_ITEMS, options=chosen).to_json()
 
 
 def _segment(report, entity, segment):
@@ -92,8 +92,8 @@ def test_an_empty_segment_is_null_with_a_count_of_zero():
 
 
 def test_one_ranker_alone_has_values_and_no_differences(generated):
-    alone = evaluate(generated.predictions, options=EvaluateOptions("click", "baseline"))
-    paired = evaluate(generated.predictions, options=EvaluateOptions("click", "baseline", "learn"))
+    alone = evaluate(generated.predictions, options=EvaluateOptions("click", "baseline")).to_json()
+    paired = evaluate(generated.predictions, options=EvaluateOptions("click", "baseline", "learn")).to_json()
     assert alone["treatment"] is None
     assert alone["control"] is None
     uauc = alone["overall"]["uauc"]
@@ -113,7 +113,7 @@ def test_a_label_among_the_rows_of_another_sees_those_rows_alone():
             "a": [0.5, 0.6, 0.9, 0.1],
         }
     )
-    report = evaluate(table, options=EvaluateOptions(["conversion", "conversion|click"], "a"))
+    report = evaluate(table, options=EvaluateOptions(["conversion", "conversion|click"], "a")).to_json()
     assert report["overall"]["uauc"]["baseline"] == pytest.approx(1 / 3)
     (among_clicks,) = report["further"]
     assert among_clicks["label"] == "conversion|click"
@@ -129,7 +129,7 @@ def scored(generated):
         user_segments=generated.user_counts,
         item_segments=generated.item_counts,
         options=EvaluateOptions("click", "baseline", "learn", "shuffled"),
-    )
+    ).to_json()
 
 
 def _history(counts, column, ids):
@@ -144,7 +144,7 @@ def test_every_slice_agrees_with_scikit_learn_user_by_user(generated):
         user_segments=generated.user_counts,
         item_segments=generated.item_counts,
         options=EvaluateOptions("click", "baseline", "learn"),
-    )
+    ).to_json()
     codes = {
         entity: np.searchsorted([5, 50], _history(counts, f"{entity}_id", table[f"{entity}_id"]), side="left")
         for entity, counts in (("user", generated.user_counts), ("item", generated.item_counts))
@@ -191,7 +191,7 @@ def test_the_report_holds_what_the_contract_names(scored):
 
 def test_facts_are_passed_on_and_their_notes_come_first():
     facts = {"data": "generated", "notes": ["first"]}
-    report = evaluate(HAND, options=EvaluateOptions("click", "baseline"), facts=facts)
+    report = evaluate(HAND, options=EvaluateOptions("click", "baseline"), facts=facts).to_json()
     assert report["facts"] == {"data": "generated"}
     assert report["notes"][0] == "first"
 
@@ -230,7 +230,7 @@ def test_an_item_slice_equals_the_report_of_its_rows_alone(generated, scored):
     counts = generated.item_counts
     kept = counts.filter((pc.field("num_interactions") > 5) & (pc.field("num_interactions") <= 50))["item_id"]
     rows = generated.predictions.filter(pc.is_in(generated.predictions["item_id"], value_set=kept))
-    alone = evaluate(rows, options=EvaluateOptions("click", "baseline", "learn", "shuffled"))
+    alone = evaluate(rows, options=EvaluateOptions("click", "baseline", "learn", "shuffled")).to_json()
     for name in ("num_rows", "num_users", "num_users_scored"):
         assert cold[name] == alone["overall"][name] > 0
     for name in METRICS:
@@ -242,7 +242,7 @@ def test_a_user_slice_equals_the_report_of_its_users_alone(generated, scored):
     rows = generated.predictions.filter(
         pa.array(_history(generated.user_counts, "user_id", generated.predictions["user_id"]) <= 5)
     )
-    alone = evaluate(rows, options=EvaluateOptions("click", "baseline", "learn", "shuffled"))["overall"]
+    alone = evaluate(rows, options=EvaluateOptions("click", "baseline", "learn", "shuffled")).to_json()["overall"]
     for name in METRICS:
         assert cold[name]["ci95_pp"] == pytest.approx(alone[name]["ci95_pp"], abs=1e-9)
     for name in ("log_loss", "normalized_entropy", "copc"):
@@ -255,14 +255,14 @@ def test_proportions_give_segments_of_about_that_share(generated):
     counted = pc.is_in(generated.predictions["user_id"], value_set=generated.user_counts["user_id"])
     report = evaluate(
         generated.predictions.filter(counted), user_segments=generated.user_counts, options=options
-    )  # proportions are shares of the users of the file
+    ).to_json()  # proportions are shares of the users of the file
     shares = [_segment(report, "user", name)["share"] for name in SEGMENTS]
     assert shares == pytest.approx([0.3, 0.4, 0.3], abs=0.05)
 
 
 def test_another_confidence_has_another_key_and_a_wider_interval(generated, scored):
     options = EvaluateOptions("click", "baseline", "learn", confidence=0.99)
-    wide = evaluate(generated.predictions, options=options)["overall"]["uauc"]
+    wide = evaluate(generated.predictions, options=options).to_json()["overall"]["uauc"]
     assert "ci95_pp" not in wide
     low, high = scored["overall"]["uauc"]["ci95_pp"]
     assert wide["ci99_pp"][0] < low
@@ -272,7 +272,7 @@ def test_another_confidence_has_another_key_and_a_wider_interval(generated, scor
 def test_scores_that_are_no_probabilities_are_ranked_but_not_calibrated(generated, scored):
     logits = pa.array(np.log(generated.predictions["learn"].to_numpy().astype(float)) * 3)
     table = generated.predictions.append_column("logit", logits)
-    report = evaluate(table, options=EvaluateOptions("click", "baseline", "logit"))
+    report = evaluate(table, options=EvaluateOptions("click", "baseline", "logit")).to_json()
     assert report["calibration"] is None
     assert not {"log_loss", "copc", "ece", "normalized_entropy"} & set(report["overall"])
     assert report["overall"]["uauc"]["treatment"] == pytest.approx(scored["overall"]["uauc"]["treatment"])
@@ -291,7 +291,7 @@ def test_files_and_tables_give_the_same_numbers_and_files_their_fingerprints(gen
     options = EvaluateOptions("click", "baseline", "learn", "shuffled")
     found = evaluate(
         paths["predictions"], user_segments=paths["user_counts"], item_segments=paths["item_counts"], options=options
-    )
+    ).to_json()
     assert found["segments"] == scored["segments"]
     assert all(len(fingerprint) == 32 for fingerprint in found["inputs"].values())
     assert set(scored["inputs"].values()) == {"in memory"}
@@ -324,6 +324,6 @@ def test_a_pandas_frame_is_a_table_too():
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     log = {"user_id": ["a", "a", "b", "b", "b"], "click": [1, 0, 0, 1, 1], "old": [0.1, 0.2, 0.3, 0.4, 0.4]}
     options = EvaluateOptions("click", "old")
-    found = [evaluate(source, options=options)["overall"] for source in (log, pandas.DataFrame(log))]
+    found = [evaluate(source, options=options).to_json()["overall"] for source in (log, pandas.DataFrame(log))]
     assert found[0] == found[1]
     assert found[0]["uauc"]["baseline"] == 0.5

@@ -42,7 +42,7 @@ def test_one_training_of_each_has_the_interval_of_evaluate(is_weighted: bool) ->
     report = evaluate(
         {"user_id": users, "item_id": users, "click": labels, "a": baseline[0], "b": treatment[0]},
         options=EvaluateOptions(label="click", baseline="a", treatment="b"),
-    )
+    ).to_json()
     expected = report["overall"]["wuauc" if is_weighted else "uauc"]
     found = lift_over_seeds(users, labels, baseline[:1], treatment[:1], is_weighted=is_weighted)
     assert found.baseline == pytest.approx(user_auc(users, labels, baseline[0], is_weighted=is_weighted))

@@ -81,13 +81,13 @@ def test_the_report_equals_the_local_one(spark: Any, generated: Any, tmp_path: P
         item_segments=frame(spark, generated.item_counts, tmp_path / "items.parquet"),
         options=OPTIONS,
         num_partitions=3,
-    )
+    ).to_json()
     local = evaluate(
         generated.predictions,
         user_segments=generated.user_counts,
         item_segments=generated.item_counts,
         options=OPTIONS,
-    )
+    ).to_json()
     for key in PARTS:
         same(local[key], found[key], key)
 
@@ -103,8 +103,8 @@ def test_string_ids_double_scores_and_a_segment_column_too(spark: Any, generated
     options = EvaluateOptions(label="click", baseline="baseline", treatment="learn", auc="histogram")
     found = evaluate_on_spark(
         frame(spark, strings, tmp_path / "strings.parquet"), user_segments="parity", options=options
-    )
-    local = evaluate(strings, user_segments="parity", options=options)
+    ).to_json()
+    local = evaluate(strings, user_segments="parity", options=options).to_json()
     for key in PARTS:
         same(local[key], found[key], key)
 

@@ -14,7 +14,7 @@ from learn_rank.evaluation.statistics import (
     interval_key,
 )
 
-METRICS = ("uauc", "wuauc", "auc", "log_loss")
+METRICS = ("uauc", "wuauc", "auc", "log_loss", "normalized_entropy")
 
 
 def _moments(weights, *arms):
@@ -60,7 +60,9 @@ def test_two_equal_rankers_differ_by_zero_for_sure_if_there_are_users_enough():
 def test_equal_rankers_have_a_difference_of_exactly_zero_in_the_whole_report(generated):
     table = generated.predictions
     twin = table.append_column("twin", table["baseline"])
-    report = evaluate(twin, user_segments=generated.user_counts, options=EvaluateOptions("click", "baseline", "twin"))
+    report = evaluate(
+        twin, user_segments=generated.user_counts, options=EvaluateOptions("click", "baseline", "twin")
+    ).to_json()
     for found in [report["overall"], *report["segments"]]:
         for name in ("uauc", "wuauc", "auc"):
             assert (found[name]["delta_pp"], found[name]["ci95_pp"], found[name]["p_value"]) == (0.0, [0.0, 0.0], 1.0)
@@ -138,11 +140,11 @@ def _simulated(rng, num_users):
 
 def _evaluate(log, segments=None):
     options = EvaluateOptions("click", "a", "b", bootstrap_samples=0, reliability_bins=2)
-    return evaluate(log, user_segments=segments, options=options)
+    return evaluate(log, user_segments=segments, options=options).to_json()
 
 
 def _key(name, of_points, plain):
-    return plain if name == "log_loss" else of_points
+    return of_points if name.endswith("auc") else plain
 
 
 def test_intervals_cover_the_true_difference_about_95_times_in_100():
@@ -184,7 +186,7 @@ def test_the_bootstrap_agrees_with_the_closed_form():
     log = _simulated(np.random.default_rng(2), 3000)
     log["price"] = np.random.default_rng(3).integers(1, 9, len(log["click"])) * log["click"]
     options = EvaluateOptions("click", "a", "b", value="price", value_top=[3], bootstrap_samples=2000)
-    overall = evaluate(log, options=options)["overall"]
+    overall = evaluate(log, options=options).to_json()["overall"]
     for metric in (overall["uauc"], overall["wuauc"], overall["value"][0]):
         (low, high), (other_low, other_high) = metric["ci95_pp"], metric["bootstrap_ci95_pp"]
         assert other_high - other_low == pytest.approx(high - low, rel=0.1)
@@ -194,7 +196,9 @@ def test_the_bootstrap_agrees_with_the_closed_form():
 def test_another_seed_moves_the_bootstrap_a_little_and_nothing_else():
     log = _simulated(np.random.default_rng(4), 500)
     one, two = (
-        evaluate(log, options=EvaluateOptions("click", "a", "b", bootstrap_samples=200, seed=seed))["overall"]["uauc"]
+        evaluate(log, options=EvaluateOptions("click", "a", "b", bootstrap_samples=200, seed=seed)).to_json()[
+            "overall"
+        ]["uauc"]
         for seed in (0, 1)
     )
     first, second = one.pop("bootstrap_ci95_pp"), two.pop("bootstrap_ci95_pp")

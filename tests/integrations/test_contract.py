@@ -222,7 +222,7 @@ def test_predictions_of_both_are_evaluated(case: HostCase, alone: Alone, learned
         }
     )
     report = evaluate(table, options=EvaluateOptions(label="label", baseline="alone", treatment="learn"))
-    assert report["overall"]["uauc"]["treatment"] == pytest.approx(by_user(TEST, learned.predictions), abs=1e-9)
+    assert report.overall.uauc.treatment == pytest.approx(by_user(TEST, learned.predictions), abs=1e-9)
 
 
 def by_user(log: Log, scores: Any) -> float:

@@ -1,4 +1,4 @@
-"""Which rows are of one user, and in which segment is the user? One partition, that is all rows of its users."""
+"""Which rows are of one user, and in which segment is the user? Loops over the packed rows of one partition."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from learn_rank.arrays import Int32Array, Int64Array, UInt8Array, UInt32Array, UInt64Array
 from learn_rank.compiled import njit
-from learn_rank.evaluation.engine.partition import KEY_WORDS
+from learn_rank.evaluation.engine.packed_rows import KEY_WORDS
 
 _UNKNOWN = 255
 
@@ -37,9 +37,9 @@ def _group_users(rows: UInt32Array, bits: int, size: int) -> tuple[Int32Array, U
         rest = (np.uint64(rows[i, 0]) | (np.uint64(rows[i, 1]) << np.uint64(32))) >> shift
         stored = rest + np.uint64(1)
         slot = rest & mask
-        found = slots[slot]
-        while found != stored:
-            if found == 0:
+        taken_by = slots[slot]
+        while taken_by != stored:
+            if taken_by == 0:
                 if num_users == hashes.size:
                     return local[:0], hashes[:0]
                 slots[slot] = stored
@@ -48,7 +48,7 @@ def _group_users(rows: UInt32Array, bits: int, size: int) -> tuple[Int32Array, U
                 num_users += 1
                 break
             slot = (slot + np.uint64(1)) & mask
-            found = slots[slot]
+            taken_by = slots[slot]
         local[i] = users[slot]
     return local, hashes[:num_users].copy()
 

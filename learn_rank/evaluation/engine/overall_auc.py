@@ -10,23 +10,20 @@ import numpy as np
 import numpy.typing as npt
 
 from learn_rank.arrays import Float64Array, Int64Array, UInt16Array
-from learn_rank.evaluation.engine.partition import Partitions
-from learn_rank.evaluation.engine.scores import (
-    Tally,
-    bin_value,
-    class_counts,
+from learn_rank.evaluation.engine.partitions import Partitions
+from learn_rank.evaluation.engine.score_bins import Tally, bin_value, class_counts, even_ranges
+from learn_rank.evaluation.engine.sorted_scores import (
+    add_reliability,
+    count_wins,
     decode,
-    even_ranges,
-    reliability,
     sort_scores,
     unpack_scores,
-    walk,
 )
 from learn_rank.evaluation.engine.sums import State
+from learn_rank.evaluation.engine.threads import in_threads
 from learn_rank.evaluation.engine.user_metrics import ROWS
 
 Codes = npt.NDArray[np.unsignedinteger]
-InThreads = Callable[[int, Callable[[int, threading.Event], None]], None]
 
 _NO_WEIGHTS = np.zeros(0, np.int64)
 _RANGE_ROWS = 1 << 20
@@ -58,7 +55,6 @@ def pool_exact(
     load: Callable[[int, int], Entries | None],
     *,
     threads: int,
-    run: InThreads,
 ) -> None:
     """Fills wins2 and reliability; part_of_bin [B] per arm says which range a bin is in, load(arm, range) sorts it."""
     below = [rows_below(tally, parts) for tally, parts in zip(state.tallies, part_of_bin, strict=True)]
@@ -77,7 +73,7 @@ def pool_exact(
                 state.wins2[:, m] += wins2
                 state.reliability[:, m] += curves
 
-    run(threads, work)
+    in_threads(threads, work)
 
 
 def load_range(scores: Partitions, part: int, state: State) -> Entries | None:
@@ -162,11 +158,11 @@ def measure_range(state: State, m: int, entries: Entries, below: Int64Array) -> 
     for t, task in enumerate(layout.tasks):
         classes = layout.classes(task)
         negatives = class_counts(below[None], classes, slices, layout.slices.num)[0, 0]
-        wins2[t] = walk(codes, payload, weights, classes, slices, negatives)
+        wins2[t] = count_wins(codes, payload, weights, classes, slices, negatives)
         total = int(state.counts[t, :, 0, ROWS].sum())
         if layout.has_calibration and total:
             lower = int(below[classes < 2].sum())
-            reliability(codes, values, payload, weights, classes, lower, total, curves[t])
+            add_reliability(codes, values, payload, weights, classes, lower, total, curves[t])
     return wins2, curves
 
 

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from learn_rank.arrays import Int64Array, UInt16Array, UInt64Array
 from learn_rank.compiled import njit
-from learn_rank.evaluation.engine.scores import Tally, bin_of, class_counts, decode, score_bits
-from learn_rank.evaluation.engine.steps import Part
+from learn_rank.evaluation.engine.score_bins import Tally, bin_of, class_counts, score_bits
+from learn_rank.evaluation.engine.sorted_scores import decode
 from learn_rank.evaluation.engine.sums import SKETCH_SIZE, State
 from learn_rank.evaluation.engine.user_metrics import (
     ONLY_NEGATIVE,
@@ -26,6 +26,7 @@ from learn_rank.evaluation.engine.user_metrics import (
     SCORED,
     USERS,
 )
+from learn_rank.evaluation.input.part import Part
 from learn_rank.evaluation.input.segments import MAX_SEGMENTS
 from learn_rank.evaluation.options import EvaluateOptions
 
@@ -34,9 +35,9 @@ _MOST = 1 << 48  # rows, users or items: sums of them stay far from the end of i
 
 def check_options(options: EvaluateOptions) -> None:
     """ValueError for an option of another type than its default: JSON holds any."""
-    for one in (options, options.segments):
-        default = asdict(type(one)())
-        for name, value in asdict(one).items():
+    for group in (options, options.segments):
+        default = asdict(type(group)())
+        for name, value in asdict(group).items():
             if name not in ("label", "treatment", "segments") and not _is_like(value, default[name]):
                 raise ValueError(f"option {name} is {value!r}")
     for name, value in (("label", options.label), ("treatment", options.treatment)):
@@ -59,13 +60,13 @@ def check_rules(rules: Any) -> None:
                 raise ValueError(f"{name} of {entity}s is {rules[entity][name]!r}")
 
 
-def check_array(name: str, found: npt.NDArray[Any], like: npt.NDArray[Any]) -> None:
+def check_array(name: str, array: npt.NDArray[Any], like: npt.NDArray[Any]) -> None:
     """ValueError for another shape or type, a negative count or a number that is not finite."""
-    if found.shape != like.shape or found.dtype != like.dtype:
-        raise ValueError(f"{name} is {found.dtype} {list(found.shape)}, expected {like.dtype} {list(like.shape)}")
-    if found.dtype == np.int64 and found.size and not 0 <= found.min() <= found.max() < _MOST:
-        raise ValueError(f"{name} holds a count of {found.min() if found.min() < 0 else found.max()}")
-    if found.dtype == np.float64 and name != "score_range" and not np.isfinite(found).all():
+    if array.shape != like.shape or array.dtype != like.dtype:
+        raise ValueError(f"{name} is {array.dtype} {list(array.shape)}, expected {like.dtype} {list(like.shape)}")
+    if array.dtype == np.int64 and array.size and not 0 <= array.min() <= array.max() < _MOST:
+        raise ValueError(f"{name} holds a count of {array.min() if array.min() < 0 else array.max()}")
+    if array.dtype == np.float64 and name != "score_range" and not np.isfinite(array).all():
         raise ValueError(f"{name} holds numbers that are not finite")
 
 
@@ -110,15 +111,15 @@ def check_state(state: State, part: Part | None) -> None:
         weights=(state.moments[..., :3] >= 0).all() and (state.buckets[..., 0] >= 0).all(),
         user_sketch=len(state.user_sketch) == min(num_users, SKETCH_SIZE),
         item_sketches=len(state.item_sketches) in (0, 1 + len(layout.item_segments)),
-        part=part is None or _is_of_part(state.user_sketch, part),
+        part=part is None or bool(part.holds(state.user_sketch).all()),
     )
     slices = layout.payload_slices()
     for tally in state.tallies:
         rows = tally.counts[tally.used()].sum(axis=0)
-        found = [class_counts(rows[None], layout.classes(task), slices, layout.slices.num) for task in layout.tasks]
+        per_task = [class_counts(rows[None], layout.classes(task), slices, layout.slices.num) for task in layout.tasks]
         _require(
             tally=rows.sum() == state.num_rows
-            and all((np.stack(found)[:, kind, 0] == state.class_totals(kind)).all() for kind in (0, 1))
+            and all((np.stack(per_task)[:, kind, 0] == state.class_totals(kind)).all() for kind in (0, 1))
         )
 
 
@@ -151,13 +152,9 @@ def _is_counted(
     return not left.any()
 
 
-def _is_of_part(hashes: UInt64Array, part: Part) -> bool:
-    return bool(((hashes >> np.uint64(32)) * np.uint64(part.total) >> np.uint64(32) == part.number).all())
-
-
 def _is_like(value: Any, default: Any) -> bool:
     if isinstance(default, list):
-        return isinstance(value, list) and all(type(one) in (int, float) for one in value)
+        return isinstance(value, list) and all(type(number) in (int, float) for number in value)
     return type(value) is type(default) or (type(default) is float and type(value) is int)
 
 

@@ -1,154 +1,24 @@
 """What is kept of the rows: sums of fixed size that add up over disjoint users, in whatever order they were met.
 
-Axes: T tasks (labels), M arms, G user segments, I item segments (position 0 of 1 + I: all rows), S slices, Q payloads,
-B score bins.
+The axes T, M, G, I, S, Q and B are those of layout.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from learn_rank.arrays import Float64Array, Int64Array, UInt64Array
 from learn_rank.errors import InputError
-from learn_rank.evaluation.engine.influence import NUM_INFLUENCE
-from learn_rank.evaluation.engine.scores import Tally, bin_bits
-from learn_rank.evaluation.engine.user_metrics import FIRST_VALUE, NUM_AUC_BINS, NUM_BUCKETS, NUM_COUNTS
-from learn_rank.evaluation.options import GIVEN, EvaluateOptions
+from learn_rank.evaluation.engine.auc_variance import NUM_INFLUENCE
+from learn_rank.evaluation.engine.layout import Layout
+from learn_rank.evaluation.engine.score_bins import Tally
+from learn_rank.evaluation.engine.user_metrics import FIRST_VALUE, NUM_AUC_BINS, NUM_COUNTS
 
 SKETCH_SIZE = 4096  # smallest hashes kept: exact below that many ids, 1.6 % standard error above
-
-
-class Task(NamedTuple):
-    """A label: which column is positive, among the rows where another is (given), or among all (-1)."""
-
-    name: str
-    positive_bit: int
-    given_bit: int
-
-
-class Slices(NamedTuple):
-    """Numbers of the slices: (1 + user segment, or 0 for all) * (1 + I) + (1 + item segment, or 0 for all)."""
-
-    num_users: int  # user segments G
-    num_items: int  # item segments I
-
-    @property
-    def num(self) -> int:
-        return (1 + self.num_users) * (1 + self.num_items)
-
-    def of_cells(self) -> Int64Array:
-        """[G * I, 4] the slices that a row of each cell lies in: all, its item segment, its user segment, both."""
-        user, item = np.divmod(np.arange(self.num_users * self.num_items), self.num_items)
-        width = 1 + self.num_items
-        return np.stack([0 * user, 1 + item, (1 + user) * width, (1 + user) * width + 1 + item], axis=1)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The shape of everything: equal layouts add up."""
-
-    arms: tuple[str, ...]
-    label_columns: tuple[str, ...]
-    tasks: tuple[Task, ...]
-    user_segments: tuple[str, ...]
-    item_segments: tuple[str, ...]
-    value_top: tuple[int, ...]
-    weight: str
-    auc: str
-    has_calibration: bool
-    is_wide: bool  # scores as float64
-    num_buckets: int  # of users, a power of two
-
-    @staticmethod
-    def of(
-        options: EvaluateOptions, *, user_segments: Sequence[str], item_segments: Sequence[str], is_wide: bool
-    ) -> Layout:
-        """The layout of an evaluation; no segments of an entity: one that holds all."""
-        columns = options.label_columns
-        tasks = []
-        for label in options.labels:
-            positive, _, given = label.partition(GIVEN)
-            tasks.append(Task(label, columns.index(positive), columns.index(given) if given else -1))
-        return Layout(
-            arms=tuple(options.arms),
-            label_columns=tuple(columns),
-            tasks=tuple(tasks),
-            user_segments=tuple(user_segments) or ("",),
-            item_segments=tuple(item_segments) or ("",),
-            value_top=tuple(options.value_top) if options.value else (),
-            weight=options.weight,
-            auc=options.auc,
-            has_calibration=options.calibration,
-            is_wide=is_wide or bool(options.value),
-            num_buckets=NUM_BUCKETS if options.bootstrap_samples and len(options.arms) > 1 else 1,
-        )
-
-    @property
-    def slices(self) -> Slices:
-        return Slices(len(self.user_segments), len(self.item_segments))
-
-    @property
-    def num_payloads(self) -> int:
-        return (len(self.user_segments) * len(self.item_segments)) << len(self.label_columns)
-
-    @property
-    def bin_bits(self) -> int:
-        return bin_bits(self.num_payloads)
-
-    @property
-    def item_shift(self) -> int:
-        """Where the item segment's bits start in the flags; they follow those of the labels."""
-        return len(self.label_columns)
-
-    @property
-    def item_mask(self) -> int:
-        return (1 << (len(self.item_segments) - 1).bit_length()) - 1
-
-    @property
-    def user_shift(self) -> int:
-        """Where the user segment's bits start, if rows carry them."""
-        return self.item_shift + self.item_mask.bit_length()
-
-    @property
-    def user_mask(self) -> int:
-        return (1 << (len(self.user_segments) - 1).bit_length()) - 1
-
-    @property
-    def flag_bits(self) -> int:
-        return self.user_shift + self.user_mask.bit_length()
-
-    @property
-    def row_words(self) -> int:
-        """32-bit words of a partitioned row."""
-        return 2 + (1 + self.is_wide) * (len(self.arms) + bool(self.value_top))
-
-    @property
-    def score_words(self) -> int:
-        """32-bit words of an arm's row on its way through the sort by score."""
-        return 3 if self.is_wide else 2
-
-    @property
-    def state_bytes(self) -> int:
-        """Memory of a State's largest part, the buckets."""
-        metrics, segments = FIRST_VALUE + len(self.value_top), len(self.user_segments) * (1 + len(self.item_segments))
-        return 8 * len(self.tasks) * self.num_buckets * metrics * segments * (1 + len(self.arms))
-
-    def classes(self, task: Task) -> npt.NDArray[np.int8]:
-        """[Q] 0 negative, 1 positive, 2 not among the task's rows."""
-        labels = np.arange(self.num_payloads) & ((1 << len(self.label_columns)) - 1)
-        kinds = (labels >> task.positive_bit) & 1
-        if task.given_bit >= 0:
-            kinds = np.where((labels >> task.given_bit) & 1, kinds, 2)
-        return kinds.astype(np.int8)
-
-    def payload_slices(self) -> Int64Array:
-        """[Q, 4] the slices that each payload counts in."""
-        return np.repeat(self.slices.of_cells(), 1 << len(self.label_columns), axis=0)
 
 
 @dataclass
@@ -161,10 +31,11 @@ class State:
     buckets: Float64Array  # [T, buckets, metrics, G, width, 1 + M]: w, then wA per arm
     auc_bins: Int64Array  # [T, M, 50] users by their AUC
     predicted: Float64Array  # [T, M, G, 1 + I] summed scores
-    influence: Float64Array  # [T, 2 M - 1, S, 12] see influence.measure_influence
+    label_moments: Float64Array  # [T, G, 1 + I, 2 + M]: positives^2, positives x rows; positives x log loss per arm
+    influence: Float64Array  # [T, 2 M - 1, S, 12] see auc_variance.measure_influence
     centred: Float64Array  # [T, 2 M - 1, S, 3] the same after `centre`
     tallies: list[Tally]  # M
-    wins2: Int64Array  # [T, M, S] filled by pool.py
+    wins2: Int64Array  # [T, M, S] filled by overall_auc.py
     reliability: Float64Array  # [T, M, bins, 3]
     num_rows: int = 0
     users_per_segment: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))  # [G]
@@ -173,9 +44,8 @@ class State:
     unlisted_items: int = 0
     score_range: Float64Array = field(default_factory=lambda: np.zeros((0, 2)))  # [M, 2] lowest, highest
     user_sketch: UInt64Array = field(default_factory=lambda: np.zeros(0, np.uint64))  # smallest hashes
-    item_sketches: list[UInt64Array] = field(
-        default_factory=list
-    )  # of each item segment, then of items not in the file; [] if not known
+    # of each item segment, then of items not in the file; [] if not known
+    item_sketches: list[UInt64Array] = field(default_factory=list)
 
     @staticmethod
     def zero(layout: Layout, *, num_bins: int, has_tallies: bool = True) -> State:
@@ -191,6 +61,7 @@ class State:
             buckets=np.zeros((T, layout.num_buckets, metrics, G, width, 1 + M)),
             auc_bins=np.zeros((T, M, NUM_AUC_BINS), np.int64),
             predicted=np.zeros((T, M, G, width)),
+            label_moments=np.zeros((T, G, width, 2 + M)),
             influence=np.zeros((T, 2 * M - 1, S, NUM_INFLUENCE)),
             centred=np.zeros((T, 2 * M - 1, S, 3)),
             tallies=[Tally.zero(layout.bin_bits, layout.num_payloads) for _ in range(M * keeps_tally)],
@@ -202,19 +73,18 @@ class State:
         )
 
     def add(self, other: State) -> None:
-        """Adds the state of other users in place; `wins2` and `reliability` are made afterwards, by pool.py."""
+        """Adds the state of other users in place; `wins2` and `reliability` are made afterwards, by overall_auc.py."""
         if self.layout != other.layout:
             raise InputError("states of different evaluations: labels, arms, segments and options must be the same")
         self.add_measured(other)
         for mine, theirs in zip(self.tallies, other.tallies, strict=True):
             mine.add(theirs)
         self.num_rows += other.num_rows
-        self.score_range[:, 0] = np.minimum(self.score_range[:, 0], other.score_range[:, 0])
-        self.score_range[:, 1] = np.maximum(self.score_range[:, 1], other.score_range[:, 1])
+        self.widen_score_range(other.score_range[:, 0], other.score_range[:, 1])
 
     def add_measured(self, other: State) -> None:
         """Adds what measuring partitions of users gives."""
-        for name in ("counts", "moments", "buckets", "auc_bins", "predicted", "influence", "centred"):
+        for name in ("counts", "moments", "buckets", "auc_bins", "predicted", "label_moments", "influence", "centred"):
             getattr(self, name).__iadd__(getattr(other, name))
         self.users_per_segment += other.users_per_segment
         self.unlisted_users += other.unlisted_users
@@ -231,6 +101,16 @@ class State:
         self.centred[..., 1] = ab - B * an - A * bp + A * B * pn
         self.centred[..., 2] = bb - 2 * B * bn + B * B * nn
         self.influence[:] = 0.0
+
+    def widen_score_range(self, low: npt.ArrayLike, high: npt.ArrayLike) -> None:
+        """Makes room for scores of [M] low to [M] high."""
+        self.score_range[:, 0] = np.minimum(self.score_range[:, 0], low)
+        self.score_range[:, 1] = np.maximum(self.score_range[:, 1], high)
+
+    @property
+    def holds_probabilities(self) -> bool:
+        """True if every arm's scores lie in [0, 1]: only then do log loss and calibration mean anything."""
+        return bool((self.score_range[:, 0] >= 0).all() and (self.score_range[:, 1] <= 1).all())
 
     def class_totals(self, kind: int) -> Int64Array:
         """[T, S] positives (1) or negatives (0) of every slice."""

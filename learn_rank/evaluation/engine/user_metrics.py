@@ -2,7 +2,7 @@
 
 For a user with P positives and N negatives, wins2 = sum over pairs of 2 [s_pos > s_neg] + [s_pos == s_neg] and
 AUC = wins2 / (2 P N), the Mann-Whitney statistic with midranks. The functions here see one partition, that is all rows
-of its users, and add what they find to the sums of state.py.
+of its users, and add what they find to the sums of sums.py.
 
 The loops are written for the compiler: unsigned bounds (it vectorises them; signed ones might wrap), whole arrays with
 positions instead of slices (a slice counts references), no array that is assigned anew inside a loop.
@@ -50,6 +50,7 @@ def measure_users(
     buckets: Float64Array,
     auc_bins: Int64Array,
     predicted: Float64Array,
+    label_moments: Float64Array,
 ) -> None:
     """Adds one task's UAUC, WUAUC and log loss of arranged [M, n] scores to the sums of every slice.
 
@@ -86,6 +87,9 @@ def measure_users(
                 for m in range(num_arms):
                     values[m] = loss[m, s] / num_rows
                     predicted[m, segment, s] += sums[m, s]
+                    label_moments[segment, s, 2 + m] += positives * loss[m, s]
+                label_moments[segment, s, 0] += positives * positives
+                label_moments[segment, s, 1] += positives * num_rows
                 _add(moments, buckets, LOG_LOSS, segment, s, bucket, float(num_rows), values)
             if negatives == 0 or positives == 0:
                 counts[segment, s, ONLY_NEGATIVE if positives == 0 else ONLY_POSITIVE] += 1
@@ -169,7 +173,7 @@ def _add(
     weight: float,
     values: Float64Array,
 ) -> None:
-    """Adds a user with its weight and its value under each arm; the layout is that of state.py."""
+    """Adds a user with its weight and its value under each arm; the layout is that of sums.State."""
     squared = weight * weight
     moments[metric, segment, s, 0] += 1.0
     moments[metric, segment, s, 1] += weight

@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from learn_rank.data.source import connect, folder_in
 from learn_rank.errors import InputError
-from learn_rank.evaluation.experiment.exposures import Rows, Source, Sums, open_exposures
+from learn_rank.evaluation.experiment.exposures import open_exposures
 from learn_rank.evaluation.experiment.lift import RatioSums, ratio_lift
+from learn_rank.evaluation.experiment.report import (
+    VALUE_METRICS,
+    ExperimentReport,
+    ExperimentSlice,
+    LiftMetric,
+    OtherVariants,
+    Pair,
+    Revenue,
+    SampleRatio,
+)
+from learn_rank.evaluation.experiment.segment_codes import Source
+from learn_rank.evaluation.experiment.user_sums import Rows, Sums
 from learn_rank.evaluation.options import SegmentOptions
-from learn_rank.evaluation.report.verdict import lift_key
+from learn_rank.evaluation.report.coverage import SegmentRule
+from learn_rank.evaluation.report.json_fields import Fields
 from learn_rank.evaluation.report.wording import p_text, segment_text
-from learn_rank.evaluation.statistics import FEW_USERS, holm
+from learn_rank.evaluation.statistics import FEW_USERS, Interval, holm
 from learn_rank.inputs import InputFiles, find_inputs
 from learn_rank.schema import ITEM_ID, USER_ID
-
-VALUE_METRICS = ("per_exposure", "per_user", "per_enrolled_user")
-SCHEMA_VERSION = 1
-MISMATCH_P_VALUE = 0.001  # the usual bar of a sample ratio check: a false alarm discards an experiment
-METHOD = (
-    "Randomised by user: every variance is taken over users. A metric is a ratio of sums over users (delta method); "
-    "the interval of a lift is made on log(treatment / control) and taken back, so it is not symmetric and never below "
-    "-100 %. Holm's adjustment is made per metric, over the segments of users and items, and over the cells apart."
-)
 
 
 def evaluate_experiment(
@@ -48,8 +53,8 @@ def evaluate_experiment(
     expected_share: float = 0.5,
     memory_limit: str = "2GiB",
     scratch: Path,
-) -> dict[str, Any]:
-    """The content of an experiment report: overall, per user segment, per item segment and per cell of the two.
+) -> ExperimentReport:
+    """The report of an online experiment: overall, per user segment, per item segment and per cell of the two.
 
     exposures: Parquet or CSV (file or folder) or a table, one row per item shown: ids, the variant (compared as
     text), labels of 0 and 1, revenue (value) of 0 or more. Segments: a file or table for `open_segments`, or the name
@@ -83,52 +88,35 @@ def evaluate_experiment(
         sums = rows.moments()
         item_shares = rows.item_shares(items)
         matches = rows.matches(users, items)
-        for found_ids in matches:
-            found_ids.require_any(partial(rows.ids_of_both, found_ids.entity))
-        excluded = rows.excluded()
-    found = _Slices(sums, labels, value, confidence)
-    overall = found.measure(None, None)
-    num_users = sum(overall["num_users"].values())
-    segments = [
-        {
-            "entity": "user",
-            "segment": name,
-            "share": sum(found.num_users(code, None).values()) / num_users,
-            **found.measure(code, None),
-        }
-        for code, name in enumerate(users.names)
-    ]
-    segments += [
-        {"entity": "item", "segment": name, "share": item_shares[code], **found.measure(None, code)}
-        for code, name in enumerate(items.names)
-    ]
-    cells = [
-        {"user_segment": user_name, "item_segment": item_name, **found.measure(user_code, item_code)}
-        for user_code, user_name in enumerate(users.names)
-        for item_code, item_name in enumerate(items.names)
-    ]
-    for family in (segments, cells):
-        _adjust(family, labels, value)
-    sample_ratio = _sample_ratio(overall["num_users"], expected_share)
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "experiment",
-        "variant": variant,
-        "control": control,
-        "treatment": treatment,
-        "labels": labels,
-        "value": value or None,
-        "confidence": confidence,
-        "notes": [text for found_ids in matches for text in found_ids.notes]
-        + _notes(sample_ratio, excluded, overall, segments, cells, labels, value),
-        "method": METHOD,
-        "overall": overall,
-        "segments": segments,
-        "cells": cells,
-        "segment_rules": {"user": users.rule, "item": items.rule},
-        "sample_ratio": sample_ratio,
-        "excluded": excluded,
-    }
+        for matched in matches:
+            matched.require_any(partial(rows.ids_of_both, matched.entity))
+        excluded = OtherVariants(**rows.excluded())
+    slices = _Slices(sums, labels, value, confidence)
+    overall = slices.measure(None, None)
+    segments = slices.segments(users.names, items.names, item_shares)
+    cells = slices.cells(users.names, items.names)
+    sample_ratio = _sample_ratio(overall.num_users, expected_share)
+    return ExperimentReport(
+        variant=variant,
+        control=control,
+        treatment=treatment,
+        labels=tuple(labels),
+        value=value or None,
+        confidence=confidence,
+        notes=(
+            *(text for matched in matches for text in matched.notes),
+            *_notes(sample_ratio, excluded, overall, segments, cells),
+        ),
+        overall=overall,
+        segments=segments,
+        cells=cells,
+        segment_rules={
+            entity: None if rule is None else SegmentRule.from_json(Fields(rule, f"{entity} segments"))
+            for entity, rule in (("user", users.rule), ("item", items.rule))
+        },
+        sample_ratio=sample_ratio,
+        excluded=excluded,
+    )
 
 
 class _Slices(NamedTuple):
@@ -139,50 +127,81 @@ class _Slices(NamedTuple):
     value: str
     confidence: float
 
-    def num_users(self, user_code: int | None, item_code: int | None) -> dict[str, int]:
-        return {role: self._of(role, user_code, item_code).num_users for role in ("control", "treatment")}
+    def segments(
+        self, users: Sequence[str], items: Sequence[str], item_shares: Sequence[float]
+    ) -> tuple[ExperimentSlice, ...]:
+        """Of users, then of items. item_shares: the share of the exposed items in each item segment."""
+        num_users = sum(self._num_users(None, None))
+        parts = [
+            replace(self.measure(code, None), user_segment=name, share=sum(self._num_users(code, None)) / num_users)
+            for code, name in enumerate(users)
+        ]
+        parts += [
+            replace(self.measure(None, code), item_segment=name, share=item_shares[code])
+            for code, name in enumerate(items)
+        ]
+        return _adjusted(parts)
 
-    def measure(self, user_code: int | None, item_code: int | None) -> dict[str, Any]:
+    def cells(self, users: Sequence[str], items: Sequence[str]) -> tuple[ExperimentSlice, ...]:
+        """Every user segment with every item segment."""
+        return _adjusted(
+            [
+                replace(self.measure(user_code, item_code), user_segment=user, item_segment=item)
+                for user_code, user in enumerate(users)
+                for item_code, item in enumerate(items)
+            ]
+        )
+
+    def measure(self, user_code: int | None, item_code: int | None) -> ExperimentSlice:
         """Counts, conversion per label and revenue of a slice; None: all users, all items."""
-        pair = {role: self._of(role, user_code, item_code) for role in ("control", "treatment")}
-        found: dict[str, Any] = {
-            "num_rows": {role: int(sums.x) for role, sums in pair.items()},
-            "num_users": {role: sums.num_users for role, sums in pair.items()},
-            "labels": {},
-            "value": None,
-        }
-        for measure, label in enumerate(self.labels):
-            found["labels"][label] = self._lift({r: s.per_exposure(measure) for r, s in pair.items()}, pair, measure)
+        pair = self._pair(user_code, item_code)
+        revenue = None
         if self.value:
             last = len(self.labels)
-            enrolled = self.num_users(user_code, None)
-            ratios = {
-                "per_exposure": {role: sums.per_exposure(last) for role, sums in pair.items()},
-                "per_user": {role: sums.per_user(last, sums.num_users) for role, sums in pair.items()},
-                "per_enrolled_user": {role: sums.per_user(last, enrolled[role]) for role, sums in pair.items()},
-            }
-            found["value"] = {name: self._lift(ratio, pair, last) for name, ratio in ratios.items()}
-            totals = {role: self._of(role, None, None).measures[last][0] for role in pair}
-            found["value"]["share"] = {
-                role: sums.measures[last][0] / totals[role] if totals[role] else None for role, sums in pair.items()
-            }
-        return found
+            enrolled = self._num_users(user_code, None)
+            totals = [sums.measures[last][0] for sums in self._pair(None, None)]
+            revenue = Revenue(
+                self._lift([sums.per_exposure(last) for sums in pair], pair, last),
+                self._lift([sums.per_user(last, sums.num_users) for sums in pair], pair, last),
+                self._lift(
+                    [sums.per_user(last, num_users) for sums, num_users in zip(pair, enrolled, strict=True)], pair, last
+                ),
+                Pair(
+                    *(
+                        sums.measures[last][0] / total if total else None
+                        for sums, total in zip(pair, totals, strict=True)
+                    )
+                ),
+            )
+        return ExperimentSlice(
+            num_rows=Pair(*(int(sums.x) for sums in pair)),
+            num_users=self._num_users(user_code, item_code),
+            labels={
+                label: self._lift([sums.per_exposure(position) for sums in pair], pair, position)
+                for position, label in enumerate(self.labels)
+            },
+            value=revenue,
+        )
 
-    def _of(self, role: str, user_code: int | None, item_code: int | None) -> Sums:
-        num_measures = len(self.labels) + bool(self.value)
-        return self.sums.get((role, user_code, item_code), Sums(0, 0.0, 0.0, ((0.0, 0.0, 0.0, 0),) * num_measures))
+    def _pair(self, user_code: int | None, item_code: int | None) -> Pair[Sums]:
+        nothing = Sums(0, 0.0, 0.0, ((0.0, 0.0, 0.0, 0),) * (len(self.labels) + bool(self.value)))
+        return Pair(*(self.sums.get((role, user_code, item_code), nothing) for role in Pair._fields))
 
-    def _lift(self, ratios: dict[str, RatioSums], pair: dict[str, Sums], measure: int) -> dict[str, Any]:
-        lift = ratio_lift(ratios["control"], ratios["treatment"], self.confidence)
-        return {
-            "control": lift.control,
-            "treatment": lift.treatment,
-            "delta": lift.delta,
-            "lift_pct": None if lift.lift is None else 100 * lift.lift,
-            lift_key(self.confidence): None if lift.low is None else [100 * lift.low, 100 * (lift.high or 0)],
-            "p_value": lift.p_value,
-            "num_users_above_zero": {role: sums.measures[measure][3] for role, sums in pair.items()},
-        }
+    def _num_users(self, user_code: int | None, item_code: int | None) -> Pair[int]:
+        return Pair(*(sums.num_users for sums in self._pair(user_code, item_code)))
+
+    def _lift(self, ratios: Sequence[RatioSums], pair: Pair[Sums], measure: int) -> LiftMetric:
+        control, treatment = ratios
+        lift = ratio_lift(control, treatment, self.confidence)
+        return LiftMetric(
+            control=lift.control,
+            treatment=lift.treatment,
+            delta=lift.delta,
+            lift_pct=None if lift.lift is None else 100 * lift.lift,
+            interval_pct=None if lift.low is None else Interval(100 * lift.low, 100 * (lift.high or 0)),
+            p_value=lift.p_value,
+            num_users_above_zero=Pair(*(sums.measures[measure][3] for sums in pair)),
+        )
 
 
 def _check_options(
@@ -200,50 +219,61 @@ def _check_options(
         raise InputError(f"experiment: expected_share is {expected_share}, expected above 0 and below 1, such as 0.5")
 
 
-def _adjust(family: list[dict[str, Any]], labels: list[str], value: str) -> None:
-    """Adds p_value_holm to every metric: a metric is tested once per slice of the family."""
-    if not family:
-        return
-    metrics = [[found["labels"][label] for found in family] for label in labels]
-    metrics += [[found["value"][name] for found in family] for name in VALUE_METRICS if value]
-    for tests in metrics:
-        for test, adjusted in zip(tests, holm([test["p_value"] for test in tests]), strict=True):
-            test["p_value_holm"] = adjusted
+def _adjusted(slices: Sequence[ExperimentSlice]) -> tuple[ExperimentSlice, ...]:
+    """The slices with Holm's p-values: a metric is tested once per slice."""
+    labels, values = [dict(part.labels) for part in slices], [part.value for part in slices]
+    for label in labels[0] if labels else ():
+        for of_slice, metric in zip(labels, _with_holm([of_slice[label] for of_slice in labels]), strict=True):
+            of_slice[label] = metric
+    for name in VALUE_METRICS if slices and slices[0].value else ():
+        adjusted = _with_holm([getattr(value, name) for value in values])
+        values = [
+            value and replace(value, **{name: metric})  # type: ignore[arg-type]
+            for value, metric in zip(values, adjusted, strict=True)
+        ]
+    return tuple(
+        replace(part, labels=of_slice, value=value)
+        for part, of_slice, value in zip(slices, labels, values, strict=True)
+    )
 
 
-def _sample_ratio(num_users: dict[str, int], expected_share: float) -> dict[str, Any]:
+def _with_holm(tests: Sequence[LiftMetric]) -> list[LiftMetric]:
+    adjusted = holm([test.p_value for test in tests])
+    return [replace(test, p_value_holm=p_value) for test, p_value in zip(tests, adjusted, strict=True)]
+
+
+def _sample_ratio(num_users: Pair[int], expected_share: float) -> SampleRatio:
     """Chi-square test, one degree of freedom, of the number of users per variant against the planned split."""
-    total = sum(num_users.values())
+    total = sum(num_users)
     expected = total * expected_share
-    chi_square = (num_users["treatment"] - expected) ** 2 * (1 / expected + 1 / (total - expected))
-    return {"users": num_users, "expected_share": expected_share, "p_value": math.erfc(math.sqrt(chi_square / 2))}
+    chi_square = (num_users.treatment - expected) ** 2 * (1 / expected + 1 / (total - expected))
+    return SampleRatio(num_users, expected_share, math.erfc(math.sqrt(chi_square / 2)))
 
 
 def _notes(
-    sample_ratio: dict[str, Any],
-    excluded: dict[str, Any],
-    overall: dict[str, Any],
-    segments: list[dict[str, Any]],
-    cells: list[dict[str, Any]],
-    labels: list[str],
-    value: str,
+    ratio: SampleRatio,
+    excluded: OtherVariants,
+    overall: ExperimentSlice,
+    segments: Sequence[ExperimentSlice],
+    cells: Sequence[ExperimentSlice],
 ) -> list[str]:
     notes = []
-    if sample_ratio["p_value"] < MISMATCH_P_VALUE:
-        users = sample_ratio["users"]
+    if ratio.is_mismatch:
         notes.append(
-            f"Sample ratio mismatch: {users['control']:,} users in control and {users['treatment']:,} in treatment, "
-            f"where treatment was to get {100 * sample_ratio['expected_share']:g} % (p "
-            f"{p_text(sample_ratio['p_value'])}). Find the cause first: no number below can be trusted until then."
+            f"Sample ratio mismatch: {ratio.users.control:,} users in control and {ratio.users.treatment:,} in "
+            f"treatment, where treatment was to get {100 * ratio.expected_share:g} % (p {p_text(ratio.p_value)}). Find "
+            "the cause first: no number below can be trusted until then."
         )
-    if excluded["num_users_in_other_variants_too"]:
+    if excluded.num_users_in_other_variants_too:
         notes.append(
-            f"{excluded['num_users_in_other_variants_too']:,} users were in another variant too; only their rows of "
+            f"{excluded.num_users_in_other_variants_too:,} users were in another variant too; only their rows of "
             "control or treatment are counted."
         )
-    few = ["overall"] if _is_rough(overall, labels, value) else []
-    few += [f"{s['entity']}s {segment_text(s['segment'])}" for s in segments if _is_rough(s, labels, value)]
-    num_cells = sum(_is_rough(cell, labels, value) for cell in cells)
+    few = ["overall"] if _is_rough(overall) else []
+    for part in segments:
+        if _is_rough(part):
+            few.append(f"{'users' if part.item_segment is None else 'items'} {segment_text(part.segment)}")
+    num_cells = sum(_is_rough(cell) for cell in cells)
     few += [f"{num_cells} cell{'s' if num_cells > 1 else ''} of the two"] if num_cells else []
     if few:
         notes.append(
@@ -253,8 +283,6 @@ def _notes(
     return notes
 
 
-def _is_rough(found: dict[str, Any], labels: list[str], value: str) -> bool:
-    metrics = [found["labels"][label] for label in labels] + ([found["value"]["per_user"]] if value else [])
-    return any(
-        metric["p_value"] is not None and min(metric["num_users_above_zero"].values()) < FEW_USERS for metric in metrics
-    )
+def _is_rough(part: ExperimentSlice) -> bool:
+    metrics = [*part.labels.values(), *([part.value.per_user] if part.value else [])]
+    return any(metric.p_value is not None and min(metric.num_users_above_zero) < FEW_USERS for metric in metrics)

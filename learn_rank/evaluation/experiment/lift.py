@@ -58,13 +58,13 @@ def ratio_lift(control: RatioSums, treatment: RatioSums, confidence: float) -> L
         return Lift(before, after)
     if before == 0:
         return Lift(before, after, after)
-    found = Lift(before, after, after - before, after / before - 1)
+    lift = Lift(before, after, after - before, after / before - 1)
     variances = control.log_variance(), treatment.log_variance()
     if variances[0] is None or variances[1] is None or sum(variances) == 0:  # type: ignore[arg-type]
-        return found
+        return lift
     log_ratio, spread = math.log(after / before), math.sqrt(variances[0] + variances[1])
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * spread
-    return found._replace(
+    return lift._replace(
         low=math.expm1(log_ratio - half),
         high=math.expm1(log_ratio + half),
         p_value=math.erfc(abs(log_ratio) / spread / math.sqrt(2)),

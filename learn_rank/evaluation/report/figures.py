@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from markupsafe import Markup
 
-from learn_rank.evaluation.report.readings import Reading, Table
+from learn_rank.evaluation.calibration import Calibration
+from learn_rank.evaluation.report.coverage import Distribution
+from learn_rank.evaluation.report.table_rows import Entry, Table
 from learn_rank.evaluation.report.wording import MINUS
 
 _MOST_TICKS = 6
@@ -38,17 +40,17 @@ class Axis(NamedTuple):
 def forest_axis(table: Table) -> Axis:
     """Holds the reference, all estimates of slices with enough users, and intervals of usual width whole."""
     rows = [row for row in table.rows if row.is_steady] or list(table.rows)
-    readings = [reading for row in rows for reading in (*row.readings, *(row.controls or ()))]
-    halves = [(reading.bounds[1] - reading.bounds[0]) / 2 for reading in readings if reading.bounds]
+    entries = [entry for row in rows for entry in (*row.entries, *(row.controls or ()))]
+    halves = [entry.interval.width / 2 for entry in entries if entry.interval]
     reach = _WIDE * median(halves) if halves else 0.0
     reference = _reference(table)
     ends = [] if reference is None else [reference]
-    for reading in readings:
-        if reading.estimate is not None:
-            low, high = reading.bounds or (reading.estimate, reading.estimate)
-            ends += [max(low, reading.estimate - reach), min(high, reading.estimate + reach)]
-    for reading in table.rows[0].readings:
-        ends += reading.bounds or ()
+    for entry in entries:
+        if entry.estimate is not None:
+            low, high = entry.interval or (entry.estimate, entry.estimate)
+            ends += [max(low, entry.estimate - reach), min(high, entry.estimate + reach)]
+    for entry in table.rows[0].entries:
+        ends += entry.interval or ()
     ends = ends or [0.0]
     margin = 0.06 * (max(ends) - min(ends)) or (1.0 if table.unit else 0.05)
     return _axis(min(ends) - margin, max(ends) + margin, is_signed=bool(table.unit))
@@ -61,7 +63,7 @@ def forest_strip(table: Table, axis: Axis, position: int, column: int) -> Markup
     parts = [_grid(axis, _reference(table))]
     if row.controls is not None:
         parts.append(_mark(row.controls[column], axis, height - 9.5, is_control=True))
-    parts.append(_mark(row.readings[column], axis, 12, is_control=False))
+    parts.append(_mark(row.entries[column], axis, 12, is_control=False))
     return Markup(f'<svg class="strip" width="100%" height="{height}">{"".join(parts)}</svg>')
 
 
@@ -70,16 +72,20 @@ def axis_strip(axis: Axis, *, is_signed: bool) -> Markup:
     return Markup(f'<svg class="axis" width="100%" height="18">{_tick_texts(axis, is_signed=is_signed)}</svg>')
 
 
-def distribution_plot(distribution: dict[str, Any], means: dict[str, float | None]) -> Markup | None:
+def distribution_plot(distribution: Distribution, means: dict[str, float | None]) -> Markup | None:
     """Share of scored users by their AUC, as steps, with the mean of each ranker; None without a scored user."""
-    edges, counts = distribution["edges"], distribution["num_users"]
-    shares = {role: [100 * n / sum(found) for n in found] for role, found in counts.items() if sum(found)}
+    edges = distribution.edges
+    shares = {
+        role: [100 * count / sum(counts) for count in counts]
+        for role, counts in distribution.num_users.items()
+        if sum(counts)
+    }
     if not shares:
         return None
-    x, y = _axis(0.0, 1.0), _axis(0.0, 1.05 * max(max(found) for found in shares.values()))
+    x, y = _axis(0.0, 1.0), _axis(0.0, 1.05 * max(max(of_role) for of_role in shares.values()))
     parts = []
-    for role, found in shares.items():
-        corners = [(edge, share) for at, share in enumerate(found) for edge in edges[at : at + 2]]
+    for role, of_role in shares.items():
+        corners = [(edge, share) for at, share in enumerate(of_role) for edge in edges[at : at + 2]]
         parts.append(_line([(edges[0], 0.0), *corners, (edges[-1], 0.0)], x, y, role))
     for role, mean in means.items():
         if mean is not None:
@@ -87,12 +93,12 @@ def distribution_plot(distribution: dict[str, Any], means: dict[str, float | Non
     return _plot(x, y, "".join(parts))
 
 
-def is_stretched(calibration: dict[str, Any]) -> bool:
+def is_stretched(calibration: Calibration) -> bool:
     """Whether the reliability plot has square-root axes."""
-    return _top(calibration) > _STRETCH_ABOVE * (calibration["base_rate"] or 0.0)
+    return _top(calibration) > _STRETCH_ABOVE * (calibration.base_rate or 0.0)
 
 
-def reliability_plot(calibration: dict[str, Any]) -> Markup:
+def reliability_plot(calibration: Calibration) -> Markup:
     """Observed rate over mean prediction per equal-mass bin; on the diagonal the probabilities mean what they say."""
     top = max(1.05 * _top(calibration), _LEAST_TOP)
     scale: Callable[[float], float] = math.sqrt if is_stretched(calibration) else float
@@ -100,10 +106,8 @@ def reliability_plot(calibration: dict[str, Any]) -> Markup:
     if scale is math.sqrt:
         axis = Axis(0.0, scale(top), *_root_ticks(top))
     parts = ['<line class="diagonal" x1="0" y1="100%" x2="100%" y2="0"/>']
-    for role, curve in calibration["reliability"].items():
-        points = [
-            (scale(p), scale(rate)) for p, rate in zip(curve["mean_predicted"], curve["observed_rate"], strict=True)
-        ]
+    for role, curve in calibration.reliability.items():
+        points = [(scale(p), scale(rate)) for p, rate in zip(curve.mean_predicted, curve.observed_rate, strict=True)]
         parts.append(_line(points, axis, axis, role))
         parts += [
             f'<circle class="{role}" cx="{axis.place(p)}%" cy="{round(100 - axis.place(rate), 3)}%" r="3"/>'
@@ -133,9 +137,9 @@ def range_plot(
     return _plot(x, y, "".join(parts))
 
 
-def _top(calibration: dict[str, Any]) -> float:
-    curves = calibration["reliability"].values()
-    return max(value for curve in curves for value in (*curve["mean_predicted"], *curve["observed_rate"]))
+def _top(calibration: Calibration) -> float:
+    curves = calibration.reliability.values()
+    return max(value for curve in curves for value in (*curve.mean_predicted, *curve.observed_rate))
 
 
 def _reference(table: Table) -> float | None:
@@ -177,19 +181,19 @@ def _vertical(name: str, place: float) -> str:
     return f'<line class="{name}" x1="{place}%" x2="{place}%" y1="0" y2="100%"/>'
 
 
-def _mark(reading: Reading, axis: Axis, height: float, *, is_control: bool) -> str:
+def _mark(entry: Entry, axis: Axis, height: float, *, is_control: bool) -> str:
     """One estimate with its interval; nothing if there is no estimate."""
-    if reading.estimate is None:
+    if entry.estimate is None:
         return ""
-    low, high = reading.bounds or (reading.estimate, reading.estimate)
-    name = "control" if is_control else reading.outcome
+    low, high = entry.interval or (entry.estimate, entry.estimate)
+    name = "control" if is_control else entry.outcome
     parts = [f'<line class="bar" x1="{axis.place(low)}%" x2="{axis.place(high)}%" y1="{height}" y2="{height}"/>']
     for is_cut, edge, tip in ((low < axis.low, 0, 5), (high > axis.high, 100, -5)):
         if is_cut:
             arrow = f'<path d="M{tip} -4 L0 0 L{tip} 4Z"/>'
             parts.append(f'<svg x="{edge}%" y="{height}" overflow="visible">{arrow}</svg>')
-    if axis.low <= reading.estimate <= axis.high:
-        place, is_filled = axis.place(reading.estimate), reading.outcome in ("up", "down", "level")
+    if axis.low <= entry.estimate <= axis.high:
+        place, is_filled = axis.place(entry.estimate), entry.outcome in ("up", "down", "level")
         filled = "filled" if is_filled else "hollow"
         if is_control:
             square = f'class="{filled}" x="{place}%" y="{height - 2.5}" width="5" height="5"'

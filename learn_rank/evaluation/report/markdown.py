@@ -2,90 +2,48 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from learn_rank.evaluation.report.page import CALIBRATION, Section
-from learn_rank.evaluation.report.readings import Heat, Reading, Row, Table
+from learn_rank.evaluation.report.marks import Marked, table_text
+from learn_rank.evaluation.report.metrics import in_sentence
+from learn_rank.evaluation.report.page import CalibrationTable, Coverage, Page, Section
+from learn_rank.evaluation.report.table_rows import Entry, Heat, Table
 from learn_rank.evaluation.report.wording import MISSING, Wording, share_text
-from learn_rank.printable import printable
-
-_SIGNS = re.compile(
-    r"""[\\|*`$\[\]~]               # code, emphasis, links, images, tables, formulas
-    | <(?=[A-Za-z/!?])            # a tag
-    | &(?=\#?\w+;)                # a character by its name
-    | (?<![^\W_])_ | _(?![^\W_])  # emphasis, but within a word
-    | :(?=//) | (?<=www)\.        # addresses, which GitHub makes links of
-    | ^[#>] | ^-(?=[-\s]) | ^(?:\+|\d+[.)])(?=\s|$)  # a heading, a quotation, a list""",
-    re.VERBOSE | re.IGNORECASE,
-)
-_MENTION = re.compile(r"(?<!\w)@(?=\w)|@(?=[\w-]*\.\w)")  # GitHub links @name and mail addresses, escaped or not
 
 
-class Marked(str):
-    """Text that is Markdown already."""
-
-
-def plain(text: Any) -> str:
-    """Text that neither Markdown nor a table of it takes for markup, in one line.
-
-    >>> plain("conv|click <b> [x](http://x)")
-    'conv\\\\|click \\\\<b> \\\\[x\\\\](http\\\\://x)'
-    """
-    if isinstance(text, Marked):
-        return text
-    line = printable(" ".join(str(text).split()))
-    return _MENTION.sub("`@`", _SIGNS.sub(_escaped, line))
-
-
-def _escaped(found: re.Match[str]) -> str:
-    return f"{found.group()[:-1]}\\{found.group()[-1]}"
-
-
-def code(text: Any) -> str:
-    """Text as a piece of code, whatever backticks it holds."""
-    line = printable(" ".join(str(text).split()))
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
-    pad = " " if line.startswith("`") or line.endswith("`") else ""
-    return f"{fence}{pad}{line}{pad}{fence}"
-
-
-def tables(found: dict[str, Any]) -> dict[str, str]:
+def tables(page: Page) -> dict[str, str]:
     """The tables of a page by name; empty where there is nothing to show."""
-    first, comparisons = found["first"], found["comparisons"]
+    first = page.first
+    has_segments = first.ranking.has_segments
     return {
-        "overall": _overall(first, found["report"], found["wording"]),
-        "comparisons": _comparisons(comparisons, found["sections"]) if comparisons else "",
-        "segments": _by_slice(first.ranking, "users scored") if first.ranking.has_segments else "",
+        "overall": _overall(first, page.wording),
+        "comparisons": _comparisons(page.comparisons, page.sections) if page.comparisons else "",
+        "segments": _by_slice(first.ranking, "users scored") if has_segments else "",
         "value": _by_slice(first.value, "users") if first.value and first.value.has_segments else "",
-        "cells": _cells(found["heat"]) if found["heat"] else "",
-        "calibration": _calibration(found) if found["calibration"] else "",
-        "coverage": _coverage(found) if first.ranking.has_segments else "",
+        "cells": _cells(page.heat) if page.heat else "",
+        "calibration": _calibration(page.calibration, is_pair=page.has_treatment) if page.calibration else "",
+        "coverage": _coverage(page.coverage) if has_segments else "",
     }
 
 
-def table_text(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table of Markdown; cells are escaped, but for those that are Markdown already."""
-    rows = [[plain(cell) for cell in header], ["---"] * len(header)]
-    rows += [[plain(cell) for cell in line] for line in lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _overall(first: Section, report: dict[str, Any], wording: Wording) -> str:
-    named = [(title, column, first.ranking) for column, title in enumerate(first.ranking.titles)]
+def _overall(first: Section, wording: Wording) -> str:
+    comparison = first.comparison
+    setup, control = comparison.setup, comparison.control
+    columns = [(title, column, first.ranking) for column, title in enumerate(first.ranking.titles)]
     if first.value:
-        named += [(f"{report['value']} in {t}", column, first.value) for column, t in enumerate(first.value.titles)]
-    if report["treatment"] is None:
-        header = ["metric", f"{report['baseline']} ({wording.percent} interval)"]
-        return table_text(header, ([title, table.rows[0].readings[column].text] for title, column, table in named))
-    header = ["metric", f"{report['baseline']} → {report['treatment']}"]
+        columns += [
+            (f"{setup.value} in {title}", column, first.value) for column, title in enumerate(first.value.titles)
+        ]
+    if comparison.treatment is None:
+        header = ["metric", f"{setup.baseline} ({wording.percent} interval)"]
+        return table_text(header, ([title, table.rows[0].entries[column].text] for title, column, table in columns))
+    header = ["metric", f"{setup.baseline} → {comparison.treatment}"]
     header += [f"difference, pp ({wording.percent} interval)", "p"]
-    header += [f"control {report['control']['arm']}, pp"] if report["control"] else []
+    header += [f"control {control.arm}, pp"] if control else []
     lines = []
-    for title, column, table in named:
-        reading, controls = table.rows[0].readings[column], table.rows[0].controls
-        line = [title, reading.change or MISSING, _stressed(reading), reading.p]
+    for title, column, table in columns:
+        entry, controls = table.rows[0].entries[column], table.rows[0].controls
+        line = [title, entry.change or MISSING, _stressed(entry), entry.p]
         lines.append(line + ([controls[column].text] if controls else []))
     return table_text(header, lines)
 
@@ -93,7 +51,7 @@ def _overall(first: Section, report: dict[str, Any], wording: Wording) -> str:
 def _comparisons(table: Table, sections: Sequence[Section]) -> str:
     header = ["comparison", "users scored", *(_with_unit(title, table) for title in table.titles)]
     lines = [
-        [f"{row.group}: {row.name}", f"{row.num_users:,}", *(_stressed(reading) for reading in row.readings)]
+        [f"{row.group}: {row.name}", f"{row.num_users:,}", *(_stressed(entry) for entry in row.entries)]
         for row in table.rows
     ]
     if not table.unit:
@@ -109,9 +67,9 @@ def _by_slice(table: Table, users: str) -> str:
     header += [f"control, {table.titles[0]}"] * table.has_controls
     lines = []
     for row in table.rows:
-        line = [_name(row), *[row.rule] * table.has_rules, f"{row.num_users:,}"]
-        for reading in row.readings:
-            line += [_stressed(reading), *[reading.holm if row.group else ""] * table.is_adjusted]
+        line = [row.full_name, *[row.rule] * table.has_rules, f"{row.num_users:,}"]
+        for entry in row.entries:
+            line += [_stressed(entry), *[entry.holm if row.group else ""] * table.is_adjusted]
         lines.append(line + [row.controls[0].text if row.controls else ""] * table.has_controls)
     return table_text(header, lines)
 
@@ -119,27 +77,30 @@ def _by_slice(table: Table, users: str) -> str:
 def _cells(heat: Heat) -> str:
     header = ["", *(f"{name} items" for name in heat.columns)]
     return table_text(
-        header, ([f"{name} users", *(_stressed(tile.reading) for tile in tiles)] for name, tiles in heat.rows)
+        header, ([f"{name} users", *(_stressed(tile.entry) for tile in tiles)] for name, tiles in heat.rows)
     )
 
 
-def _calibration(found: dict[str, Any]) -> str:
-    rows, is_pair = found["calibration"], found["report"]["treatment"] is not None
-    names = [(name, title) for name, title in CALIBRATION if name in rows[0].values]
-    header = ["segment", *(title for _, title in names), *["log loss, difference", "p"] * is_pair]
+def _calibration(table: CalibrationTable, *, is_pair: bool) -> str:
+    header = ["segment", *(spec.title for spec in table.columns)]
+    compared = [position for position, spec in enumerate(table.columns) if is_pair and spec.has_interval]
+    for position in compared:
+        header += [f"{in_sentence(table.columns[position].title)}, difference", "p", *["p (Holm)"] * table.is_adjusted]
     lines = []
-    for row in rows:
-        pairs = [row.values.get(name, ("", "")) for name, _ in names]
-        texts = [" → ".join(pair) if is_pair and pair[0] else pair[0] for pair in pairs]
-        lines.append([_name(row), *texts, *[row.loss_change, row.p] * is_pair])
+    for row in table.rows:
+        pairs = [[cell.baseline, cell.treatment] for cell in row.cells]
+        line = [" → ".join(pair) if is_pair and pair[0] else pair[0] for pair in pairs]
+        for change in (row.cells[position].change or Entry() for position in compared):
+            line += [_stressed(change), change.p, *[change.holm if row.group else ""] * table.is_adjusted]
+        lines.append([row.full_name, *line])
     return table_text(header, lines)
 
 
-def _coverage(found: dict[str, Any]) -> str:
+def _coverage(rows: Sequence[Coverage]) -> str:
     header = ["segment", "share of users or items", "rows", "share of rows", "users scored", "of the users there"]
     lines = [
         [
-            _name(row),
+            row.full_name,
             share_text(row.share) if row.group else "",
             f"{row.num_rows:,}",
             share_text(row.share_rows),
@@ -147,18 +108,14 @@ def _coverage(found: dict[str, Any]) -> str:
             share_text(row.share_scored),
             share_text(row.share_rows_scored),
         ]
-        for row in found["coverage"]
+        for row in rows
     ]
     return table_text([*header, "of the rows there"], lines)
 
 
-def _stressed(reading: Reading) -> str:
-    return Marked(f"**{reading.text}**") if reading.stands else reading.text
+def _stressed(entry: Entry) -> str:
+    return Marked(f"**{entry.text}**") if entry.stands else entry.text
 
 
 def _with_unit(title: str, table: Table) -> str:
     return f"{title}, {table.unit}" if table.unit else title
-
-
-def _name(row: Row | Any) -> str:
-    return f"{row.group.split(' ')[0]}s: {row.name}" if row.group else str(row.name)

@@ -1,4 +1,4 @@
-"""What may be claimed? Plain sentences from the numbers of a report.
+"""What may be claimed? Plain sentences from the numbers of a comparison.
 
 Overall, the interval of UAUC decides. In segments and cells, many of which are looked at, it is the p-value after
 Holm's adjustment: an interval that leaves out zero is not enough there.
@@ -6,10 +6,14 @@ Holm's adjustment: an interval that leaves out zero is not enough there.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
+from learn_rank.evaluation.report.comparison import Comparison, Control
+from learn_rank.evaluation.report.metrics import RANKING
+from learn_rank.evaluation.report.slices import Metric, Slice
 from learn_rank.evaluation.report.wording import Wording, listed, segment_text, share_text, slice_text
-from learn_rank.evaluation.statistics import FEW_USERS, RANKING_METRICS, interval_key
+from learn_rank.evaluation.statistics import FEW_USERS, Interval
 
 CHECK_TOLERANCE = 0.25  # of the width of an interval against its bootstrap
 _CHECK_SAMPLES = 200  # fewer bootstrap samples stray this far by chance
@@ -31,76 +35,78 @@ class Standing(NamedTuple):
     label: str
 
 
-def outcome(metric: dict[str, Any], key: str) -> str:
-    """Which side of zero the interval lies on; a metric where less is better is for the caller to turn round."""
-    bounds = metric.get(key)
-    if bounds is None:
+def outcome(interval: Interval | None) -> str:
+    """Which side of zero an interval lies on; a metric where less is better is for the caller to turn round."""
+    if interval is None:
         return "none"
-    low, high = bounds
-    return "up" if low > 0 else "down" if high < 0 else "unclear"
+    return "up" if interval.low > 0 else "down" if interval.high < 0 else "unclear"
 
 
-def adjusted_outcome(metric: dict[str, Any], confidence: float, estimate: str = "delta_pp") -> str:
-    """Which side of zero a metric of a segment or cell is on after Holm's adjustment; never a side without one."""
-    if metric.get("p_value") is None:
+def holm_outcome(
+    estimate: float | None, p_value: float | None, p_value_holm: float | None, *, confidence: float
+) -> str:
+    """Which side of zero a test of many is on after Holm's adjustment; never a side without one."""
+    if p_value is None or estimate is None:
         return "none"
-    adjusted = metric.get("p_value_holm")
-    if adjusted is None or adjusted >= round(1 - confidence, 12):  # 1 - 0.95 is a little above 0.05
+    if p_value_holm is None or p_value_holm >= round(1 - confidence, 12):  # 1 - 0.95 is a little above 0.05
         return "unclear"
-    return "up" if metric[estimate] > 0 else "down"
+    return "up" if estimate > 0 else "down"
 
 
-def comparisons(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """One report per label and treatment, the one at the top first."""
-    return [report, *({**report, **block, "further": []} for block in report["further"])]
+def adjusted_outcome(metric: Metric, confidence: float) -> str:
+    """`holm_outcome` of a metric of a segment or cell."""
+    return holm_outcome(metric.delta, metric.p_value, metric.p_value_holm, confidence=confidence)
 
 
-def standing(report: dict[str, Any]) -> Standing:
+def standing(comparison: Comparison) -> Standing:
     """Verdict and control in one label."""
-    if report["treatment"] is None:
+    if comparison.treatment is None:
         return Standing("none", "One ranker, nothing to compare")
-    wording = Wording.of(report)
-    side = outcome(report["overall"]["uauc"], wording.key)
+    side = outcome(comparison.overall.uauc.interval)
     if side != "up":
         return Standing(side, {"down": "A loss", "unclear": "Unclear", "none": "Nothing to judge by"}[side])
-    if report["control"] is None:
+    if comparison.control is None:
         return Standing("up", "A lift")
     return {
         "clean": Standing("up", "A lift, and the control has none"),
         "lifts": Standing("doubt", "A lift, but the control lifts too"),
         "wide": Standing("doubt", "A lift, but the control cannot confirm it"),
         "none": Standing("doubt", "A lift, but the control cannot confirm it"),
-    }[_judge_control(report, wording)]
+    }[_judge_control(comparison, comparison.control)]
 
 
-def claims(report: dict[str, Any], *, with_segments: bool = True) -> list[Claim]:
+def claims(comparison: Comparison, *, with_segments: bool = True) -> list[Claim]:
     """The verdict on the treatment first, then the control's, what speaks against it, and the lift by segment."""
-    wording = Wording.of(report)
-    if report["treatment"] is None:
-        return [_alone(report, wording), *_coverage(report)]
-    found = [_verdict(report, wording), *_control(report, wording), *_dissent(report, wording), *_coverage(report)]
+    wording = Wording.of(comparison)
+    if comparison.treatment is None:
+        return [_alone(comparison, wording), *_coverage(comparison)]
+    made = [
+        _verdict(comparison, wording),
+        *_control(comparison, wording),
+        *_dissent(comparison, wording),
+        *_coverage(comparison),
+    ]
     if with_segments:
-        found += [claim for entity in ("user", "item") for claim in _by_segment(report, wording, entity)]
-    return found
+        made += [claim for entity in ("user", "item") for claim in _by_segment(comparison, wording, entity)]
+    return made
 
 
-def check_notes(report: dict[str, Any]) -> list[str]:
+def check_notes(comparison: Comparison) -> list[str]:
     """A note where the bootstrap and the closed form disagree on how wide an interval is."""
-    if report["options"].get("bootstrap_samples", 0) < _CHECK_SAMPLES:
+    if comparison.setup.bootstrap_samples < _CHECK_SAMPLES:
         return []
-    key = Wording.of(report).key
     apart = []
-    for found in [report["overall"], *report["segments"]]:
-        if found["num_users_scored"] < FEW_USERS:
+    for part in comparison.slices:
+        if part.num_users_scored < FEW_USERS:
             continue  # has a note of its own
-        tests = [(name.upper(), found[name]) for name in RANKING_METRICS if name in found]
-        tests += [(f"top {metric['k']}", metric) for metric in found.get("value", [])]
-        for name, metric in tests:
-            closed, drawn = metric.get(key), metric.get(f"bootstrap_{key}")
-            if closed and drawn and closed[1] > closed[0]:
-                ratio = (drawn[1] - drawn[0]) / (closed[1] - closed[0])
+        tests = [(spec.title, part.metrics[spec.key]) for spec in RANKING if spec.key in part.metrics]
+        tests += [(f"top {k}", metric) for k, metric in part.value.items()]
+        for title, metric in tests:
+            closed, drawn = metric.interval, metric.bootstrap
+            if closed and drawn and closed.width > 0:
+                ratio = drawn.width / closed.width
                 if abs(ratio - 1) > CHECK_TOLERANCE:
-                    apart.append(f"{slice_text(found)} {name} ({ratio:.2f} times as wide)")
+                    apart.append(f"{slice_text(part)} {title} ({ratio:.2f} times as wide)")
     if not apart:
         return []
     return [
@@ -109,161 +115,116 @@ def check_notes(report: dict[str, Any]) -> list[str]:
     ]
 
 
-def num_tests(family: list[dict[str, Any]]) -> int:
-    """How many p-values of a family of slices Holm's adjustment went over."""
-    return sum(found.get(name, {}).get("p_value") is not None for found in family for name in RANKING_METRICS)
-
-
-def experiment_metrics(report: dict[str, Any]) -> list[tuple[str, tuple[str, str]]]:
-    """Titles and places of what an online experiment randomised: its labels, and revenue per enrolled user."""
-    metrics = [(label, ("labels", label)) for label in report["labels"]]
-    return metrics + [(f"{report['value']} per enrolled user", ("value", "per_enrolled_user"))] * bool(report["value"])
-
-
-def experiment_claims(report: dict[str, Any]) -> list[Claim]:
-    """One per metric that an online experiment randomised."""
-    found = []
-    for title, (kind, name) in experiment_metrics(report):
-        metric = report["overall"][kind][name]
-        side = outcome(metric, lift_key(report["confidence"]))
-        if side == "none":
-            found.append(Claim(side, f"No lift of {title} can be claimed: there is no interval."))
-            continue
-        low, high = metric[lift_key(report["confidence"])]
-        said = f"{100 * report['confidence']:g} % interval {low:+.2f} to {high:+.2f}"
-        lift, arm, control = f"{metric['lift_pct']:+.2f} %", report["treatment"], report["control"]
-        sentence = {
-            "up": f"{arm} lifts {title} by {lift} over {control} ({said}).",
-            "down": f"{arm} lowers {title}: {lift} against {control} ({said}).",
-            "unclear": f"No lift of {title} can be claimed: the interval holds zero ({lift}, {said}).",
-        }[side]
-        found.append(Claim(side, sentence))
-    return found
-
-
-def experiment_standing(report: dict[str, Any], *, is_mismatch: bool) -> Standing:
-    """All metrics of an online experiment in one label. is_mismatch: the variants got unplanned shares of the users."""
-    sides = [claim.outcome for claim in experiment_claims(report)]
-    if is_mismatch:
-        return Standing("doubt", "Sample ratio mismatch: nothing below can be trusted yet")
-    if "down" in sides:
-        return Standing("doubt", "Mixed: a lift and a loss") if "up" in sides else Standing("down", "A loss")
-    if set(sides) == {"up"}:
-        return Standing("up", "A lift")
-    if "up" in sides:
-        return Standing("unclear", f"A lift of {sides.count('up')} of {len(sides)} metrics")
-    return Standing("unclear", "Unclear")
-
-
-def lift_key(confidence: float) -> str:
-    """Key of a lift's interval in percent: ci95_pct at 0.95."""
-    return interval_key(confidence).replace("_pp", "_pct")
-
-
-def _alone(report: dict[str, Any], wording: Wording) -> Claim:
-    metric, num_users = report["overall"]["uauc"], report["overall"]["num_users_scored"]
-    if metric["baseline"] is None:
-        return Claim("none", f"{report['baseline']} has no UAUC: no user has both classes.")
-    bounds = metric.get(wording.level_key)
-    said = f" ({wording.percent} interval {wording.level(bounds[0])} to {wording.level(bounds[1])})" if bounds else ""
-    return Claim(
-        "none",
-        f"{report['baseline']} has a UAUC of {wording.level(metric['baseline'])}{said} over {num_users:,} users.",
+def num_tests(slices: Sequence[Slice]) -> int:
+    """How many p-values of ranking metrics Holm's adjustment went over, in all segments or all cells."""
+    return sum(
+        part.metrics[spec.key].p_value is not None for part in slices for spec in RANKING if spec.key in part.metrics
     )
 
 
-def _verdict(report: dict[str, Any], wording: Wording) -> Claim:
-    metric, num_users = report["overall"]["uauc"], report["overall"]["num_users_scored"]
-    side = outcome(metric, wording.key)
-    arm, baseline = report["treatment"], report["baseline"]
-    if side == "none":
+def _alone(comparison: Comparison, wording: Wording) -> Claim:
+    baseline, metric = comparison.setup.baseline, comparison.overall.uauc
+    if metric.baseline is None:
+        return Claim("none", f"{baseline} has no UAUC: no user has both classes.")
+    said, interval = "", metric.baseline_interval
+    if interval:
+        said = f" ({wording.percent} interval {wording.level(interval.low)} to {wording.level(interval.high)})"
+    return Claim(
+        "none",
+        f"{baseline} has a UAUC of {wording.level(metric.baseline)}{said} over "
+        f"{comparison.overall.num_users_scored:,} users.",
+    )
+
+
+def _verdict(comparison: Comparison, wording: Wording) -> Claim:
+    metric, num_users = comparison.overall.uauc, comparison.overall.num_users_scored
+    side = outcome(metric.interval)
+    arm, baseline = comparison.treatment, comparison.setup.baseline
+    if side == "none" or metric.delta is None:
         return Claim(side, f"No lift can be claimed: {num_users} users with both classes give no interval for UAUC.")
-    delta, bounds = f"{wording.points(metric['delta_pp'])} pp", wording.with_bounds(metric)
+    delta, interval = f"{wording.points(metric.delta)} pp", wording.with_bounds(metric)
     if side == "up":
-        return Claim(side, f"{arm} lifts UAUC by {delta} over {baseline} ({bounds}).")
+        return Claim(side, f"{arm} lifts UAUC by {delta} over {baseline} ({interval}).")
     if side == "down":
-        return Claim(side, f"{arm} lowers UAUC: {delta} against {baseline} ({bounds}).")
-    return Claim(side, f"No lift can be claimed: the interval of UAUC holds zero ({delta}, {bounds}).")
+        return Claim(side, f"{arm} lowers UAUC: {delta} against {baseline} ({interval}).")
+    return Claim(side, f"No lift can be claimed: the interval of UAUC holds zero ({delta}, {interval}).")
 
 
-def _judge_control(report: dict[str, Any], wording: Wording) -> str:
+def _judge_control(comparison: Comparison, control: Control) -> str:
     """'lifts', 'wide' (holds zero and the treatment's lift), 'clean', or 'none' without an interval."""
-    metric = report["control"]["overall"]["uauc"]
-    side = outcome(metric, wording.key)
-    if side in ("none", "up"):
-        return "lifts" if side == "up" else "none"
-    lift = report["overall"]["uauc"]["delta_pp"]
-    return "wide" if side == "unclear" and lift is not None and 0 < lift <= metric[wording.key][1] else "clean"
+    interval, lift = control.overall.uauc.interval, comparison.overall.uauc.delta
+    side = outcome(interval)
+    if interval is None or side == "up":
+        return "none" if interval is None else "lifts"
+    return "wide" if side == "unclear" and lift is not None and 0 < lift <= interval.high else "clean"
 
 
-def _control(report: dict[str, Any], wording: Wording) -> list[Claim]:
-    if report["control"] is None:
-        if outcome(report["overall"]["uauc"], wording.key) != "up":
+def _control(comparison: Comparison, wording: Wording) -> list[Claim]:
+    control, lift = comparison.control, comparison.overall.uauc
+    if control is None:
+        if outcome(lift.interval) != "up":
             return []
         return [Claim("none", "No control arm: a leak or added capacity is not ruled out as the cause.")]
-    metric = report["control"]["overall"]["uauc"]
-    judged = _judge_control(report, wording)
-    if judged == "none":
+    metric = control.overall.uauc
+    judged = _judge_control(comparison, control)
+    if judged == "none" or metric.delta is None:
         return [Claim("none", "The shuffled control has no interval.")]
-    start = f"The shuffled control shows {wording.points(metric['delta_pp'])} pp ({wording.with_bounds(metric)})"
-    lift = report["overall"]["uauc"]["delta_pp"]
+    start = f"The shuffled control shows {wording.points(metric.delta)} pp ({wording.with_bounds(metric)})"
     end = {
         "lifts": "part of any lift comes without meaning; look for a leak or for added capacity.",
-        "wide": f"it holds zero, but is too wide to rule out the treatment's {wording.points(lift or 0.0)} pp.",
+        "wide": f"it holds zero, but is too wide to rule out the treatment's {wording.points(lift.delta or 0.0)} pp.",
         "clean": "no lift without meaning.",
     }[judged]
-    return [Claim(outcome(metric, wording.key), f"{start}: {end}")]
+    return [Claim(outcome(metric.interval), f"{start}: {end}")]
 
 
-def _dissent(report: dict[str, Any], wording: Wording) -> list[Claim]:
+def _dissent(comparison: Comparison, wording: Wording) -> list[Claim]:
     """Metrics that move against UAUC."""
-    overall = report["overall"]
-    side = outcome(overall["uauc"], wording.key)
-    found = []
-    for name in RANKING_METRICS[1:]:
-        other = outcome(overall[name], wording.key) if name in overall else "none"
+    metrics = comparison.overall.metrics
+    side = outcome(comparison.overall.uauc.interval)
+    against = []
+    for spec in RANKING[1:]:
+        other = outcome(metrics[spec.key].interval) if spec.key in metrics else "none"
         if {side, other} == {"up", "down"} or (other == "down" and side == "unclear"):
             verb = "falls" if other == "down" else "rises"
-            found.append(Claim(other, f"{name.upper()} {verb}: {wording.difference(overall[name])} pp."))
-    log_loss = overall.get("log_loss", {})
-    bounds = log_loss.get(wording.plain_key)
-    if bounds and bounds[0] > 0:
-        said = f"{log_loss['delta']:+.5f} ({wording.percent} interval {bounds[0]:+.5f} to {bounds[1]:+.5f})"
-        found.append(Claim("down", f"Its probabilities are worse: log loss {said}."))
-    return found
+            against.append(Claim(other, f"{spec.title} {verb}: {wording.difference(metrics[spec.key])} pp."))
+    loss = metrics.get("log_loss")
+    if loss is not None and loss.delta is not None and outcome(loss.interval) == "up":
+        said = f"{wording.change(loss.delta, loss.unit)} ({wording.with_bounds(loss)})"
+        against.append(Claim("down", f"Its probabilities are worse: log loss {said}."))
+    return against
 
 
-def _coverage(report: dict[str, Any]) -> list[Claim]:
+def _coverage(comparison: Comparison) -> list[Claim]:
     """A caution where UAUC leaves out most users."""
-    scored, num_users = report["overall"]["num_users_scored"], report["overall"]["num_users"]
+    scored, num_users = comparison.overall.num_users_scored, comparison.overall.num_users
     if not scored or scored >= _LOW_SHARE * num_users:
         return []
     return [Claim("none", f"UAUC and WUAUC speak of the {share_text(scored / num_users)} of users with both classes.")]
 
 
-def _by_segment(report: dict[str, Any], wording: Wording, entity: str) -> list[Claim]:
-    segments = [found for found in report["segments"] if found["entity"] == entity]
-    if all(found["uauc"]["delta_pp"] is None for found in segments):
+def _by_segment(comparison: Comparison, wording: Wording, entity: str) -> list[Claim]:
+    segments = [part for part in comparison.segments if part.entity == entity]
+    if all(part.uauc.delta is None for part in segments):
         return []
     if len(segments) <= _LISTED_SEGMENTS:
-        parts = [_segment_part(found, wording) for found in segments]
+        parts = [_segment_part(part, wording) for part in segments]
         return [Claim("none", f"UAUC by {entity} segment: {', '.join(parts)}.")]
-    by_side: dict[str, list[dict[str, Any]]] = {"up": [], "down": [], "unclear": [], "none": []}
-    for found in segments:
-        by_side[adjusted_outcome(found["uauc"], wording.confidence)].append(found)
-    up, down = (sorted(by_side[side], key=lambda found: -abs(found["uauc"]["delta_pp"])) for side in ("up", "down"))
+    by_side: dict[str, list[Slice]] = {"up": [], "down": [], "unclear": [], "none": []}
+    for part in segments:
+        by_side[adjusted_outcome(part.uauc, wording.confidence)].append(part)
+    up, down = (sorted(by_side[side], key=lambda part: -abs(part.uauc.delta or 0.0)) for side in ("up", "down"))
     said = f"up in {len(up)} of {len(segments)}" + (f" (most: {_segment_part(up[0], wording)})" if up else "")
-    said += f", down in {listed([_segment_part(found, wording) for found in down])}" if down else ", down in none"
-    said += f", unclear in {len(by_side['unclear'])}" + (
-        f", no interval in {len(by_side['none'])}" if by_side["none"] else ""
-    )
+    said += f", down in {listed([_segment_part(part, wording) for part in down])}" if down else ", down in none"
+    said += f", unclear in {len(by_side['unclear'])}"
+    said += f", no interval in {len(by_side['none'])}" if by_side["none"] else ""
     return [Claim("none", f"UAUC by {entity} segment: {said}.")]
 
 
-def _segment_part(found: dict[str, Any], wording: Wording) -> str:
-    metric, name = found["uauc"], segment_text(found["segment"])
-    if metric["delta_pp"] is None:
+def _segment_part(part: Slice, wording: Wording) -> str:
+    delta, name = part.uauc.delta, segment_text(part.segment)
+    if delta is None:
         return f"{name} no user to score"
-    side = adjusted_outcome(metric, wording.confidence)
+    side = adjusted_outcome(part.uauc, wording.confidence)
     doubt = {"unclear": " (unclear)", "none": " (no interval)"}.get(side, "")
-    return f"{name} {wording.points(metric['delta_pp'])} pp{doubt}"
+    return f"{name} {wording.points(delta)} pp{doubt}"

@@ -3,53 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 from learn_rank.evaluation.options import GIVEN, SEGMENTS
-from learn_rank.evaluation.statistics import interval_key
+from learn_rank.evaluation.report.comparison import Comparison
+from learn_rank.evaluation.report.coverage import SegmentRule
+from learn_rank.evaluation.report.slices import Metric
 
 MISSING = "-"
 MINUS = "\N{MINUS SIGN}"  # as wide as a plus, for HTML
 _EXACT_BELOW = 10_000_000
+_LOSS_DECIMALS = 5
 
 
 class Wording(NamedTuple):
-    """Keys and precision of one report."""
+    """How precisely the numbers of a comparison are written."""
 
     confidence: float
     decimals: int  # of percentage points; levels, such as a UAUC of 0.6231, get two more
 
     @classmethod
-    def of(cls, report: dict[str, Any]) -> Wording:
+    def of(cls, comparison: Comparison) -> Wording:
         """Two decimals, and more where the interval of UAUC is so narrow that two would hide it."""
-        key = interval_key(report["confidence"])
-        metric = report["overall"]["uauc"]
-        bounds = metric.get(key) or [100 * bound for bound in metric.get(_level_key(key)) or []]
-        half = (bounds[1] - bounds[0]) / 2 if bounds else 0.0
-        return cls(report["confidence"], 2 if half == 0 or half >= 0.05 else 3 if half >= 0.005 else 4)
-
-    @property
-    def key(self) -> str:
-        """Of intervals in percentage points: ci95_pp."""
-        return interval_key(self.confidence)
-
-    @property
-    def level_key(self) -> str:
-        """Of intervals of one ranker's level: baseline_ci95."""
-        return _level_key(self.key)
-
-    @property
-    def plain_key(self) -> str:
-        """Of intervals in the metric's own unit: ci95."""
-        return self.key.removesuffix("_pp")
+        uauc = comparison.overall.uauc
+        interval = uauc.interval or (uauc.baseline_interval and uauc.baseline_interval.scaled(100))
+        half = interval.width / 2 if interval else 0.0
+        return cls(comparison.setup.confidence, 2 if half == 0 or half >= 0.05 else 3 if half >= 0.005 else 4)
 
     @property
     def percent(self) -> str:
-        return f"{100 * self.confidence:g} %"
+        return percent_text(self.confidence)
 
     @property
     def alpha(self) -> str:
-        return f"{1 - self.confidence:.2g}"
+        return alpha_text(self.confidence)
 
     def level(self, value: float | None) -> str:
         return MISSING if value is None else f"{value:.{self.decimals + 2}f}"
@@ -57,20 +44,44 @@ class Wording(NamedTuple):
     def points(self, value: float) -> str:
         return f"{value:+.{self.decimals}f}"
 
-    def difference(self, metric: dict[str, Any]) -> str:
-        """'+1.62 (+1.43 to +1.80)', in percentage points."""
-        if metric["delta_pp"] is None:
+    def change(self, value: float, unit: str) -> str:
+        """A difference in its unit: percentage points, or, of log losses, five decimals."""
+        return self.points(value) if unit == "pp" else f"{value:+.{_LOSS_DECIMALS}f}"
+
+    def difference(self, metric: Metric) -> str:
+        """'+1.62 (+1.43 to +1.80)', in the metric's unit."""
+        if metric.delta is None:
             return MISSING
-        return f"{self.points(metric['delta_pp'])} ({self.bounds(metric) or 'no interval'})"
+        return f"{self.change(metric.delta, metric.unit)} ({self.bounds(metric) or 'no interval'})"
 
-    def bounds(self, metric: dict[str, Any]) -> str:
-        """'+1.43 to +1.80', in percentage points; empty without an interval."""
-        bounds = metric.get(self.key)
-        return f"{self.points(bounds[0])} to {self.points(bounds[1])}" if bounds else ""
+    def bounds(self, metric: Metric) -> str:
+        """'+1.43 to +1.80', in the metric's unit; empty without an interval."""
+        if metric.interval is None:
+            return ""
+        return " to ".join(self.change(bound, metric.unit) for bound in metric.interval)
 
-    def with_bounds(self, metric: dict[str, Any]) -> str:
-        """'95 % interval +1.43 to +1.80', in percentage points."""
+    def with_bounds(self, metric: Metric) -> str:
+        """'95 % interval +1.43 to +1.80', in the metric's unit."""
         return f"{self.percent} interval {self.bounds(metric)}"
+
+
+class Place(Protocol):
+    """A slice of an evaluation or of an experiment."""
+
+    @property
+    def user_segment(self) -> str | None: ...
+    @property
+    def item_segment(self) -> str | None: ...
+
+
+def percent_text(confidence: float) -> str:
+    """'95 %'."""
+    return f"{100 * confidence:g} %"
+
+
+def alpha_text(confidence: float) -> str:
+    """'0.05', below which a p-value counts at a confidence of 0.95."""
+    return f"{1 - confidence:.2g}"
 
 
 def p_text(p_value: float | None) -> str:
@@ -84,7 +95,7 @@ def share_text(share: float | None) -> str:
 
 
 def count_text(count: int) -> str:
-    """Exact below ten millions.
+    """Exact below ten million, then three digits and M or G (10^9).
 
     >>> count_text(9_876_543), count_text(12_345_678), count_text(1_234_567_890)
     ('9,876,543', '12.3 M', '1.23 G')
@@ -101,19 +112,20 @@ def segment_text(segment: str) -> str:
     return segment.replace("_", "-") if segment in SEGMENTS else segment
 
 
-def slice_text(found: dict[str, Any]) -> str:
+def slice_text(place: Place) -> str:
     """'Users: cold-start' of a segment, 'cold-start users, others items' of a cell, else 'Overall'."""
-    if "entity" in found:
-        return f"{found['entity'].capitalize()}s: {segment_text(found['segment'])}"
-    if "user_segment" in found:
-        return f"{segment_text(found['user_segment'])} users, {segment_text(found['item_segment'])} items"
-    return "Overall"
+    user, item = place.user_segment, place.item_segment
+    if user is not None and item is not None:
+        return f"{segment_text(user)} users, {segment_text(item)} items"
+    if user is None and item is None:
+        return "Overall"
+    return f"Items: {segment_text(item or '')}" if user is None else f"Users: {segment_text(user)}"
 
 
-def rule_text(rule: dict[str, Any], segment: str) -> str:
+def rule_text(rule: SegmentRule | None, segment: str) -> str:
     """'6 to 50', the interactions that put an id into the segment; empty where the data named it."""
-    low, high = rule["cold_start_max"], rule["long_tail_max"]
-    if low is None or segment not in SEGMENTS:
+    low, high = (None, None) if rule is None else (rule.cold_start_max, rule.long_tail_max)
+    if low is None or high is None or segment not in SEGMENTS:
         return ""
     return {
         "cold_start": "none" if low < 0 else f"0 to {low}" if low else "0",
@@ -132,7 +144,3 @@ def listed(names: Sequence[str], most: int = 5) -> str:
     """'a, b and 3 more'."""
     shown = ", ".join(names[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
-
-
-def _level_key(key: str) -> str:
-    return f"baseline_{key.removesuffix('_pp')}"

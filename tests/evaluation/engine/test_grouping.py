@@ -12,14 +12,14 @@ from learn_rank.evaluation.engine.grouping import (
     segments_in_rows,
     segments_in_table,
 )
-from learn_rank.evaluation.engine.partition import partition_rows
+from learn_rank.evaluation.engine.packed_rows import pack_words
 from learn_rank.hashing import hash_int64
 
 
 def _rows(users, flags, scores, *, bits):
     """(rows, starts) of int64 users, ordered by partition."""
     columns = [np.asarray(scores, np.float32)]
-    return partition_rows(hash_int64(np.asarray(users)), np.asarray(flags, np.uint32), columns, bits=bits)
+    return pack_words(hash_int64(np.asarray(users)), np.asarray(flags, np.uint32), columns, bits=bits)
 
 
 @pytest.mark.parametrize("num_users", [1, 700, 9000])  # 700 and 9,000 outgrow the first table
@@ -66,13 +66,13 @@ def test_segments_of_users_come_from_their_rows_and_must_agree():
 def test_segments_of_users_come_from_a_table_that_holds_each_once():
     rows, _ = _rows([7, 8, 9], [0] * 3, [0] * 3, bits=3)
     hashes = group_users(rows, 3)[1]
-    table, _ = partition_rows(hash_int64(np.array([9, 5, 7, 5])), np.array([3, 1, 2, 1], np.uint32), [], bits=3)
+    table, _ = pack_words(hash_int64(np.array([9, 5, 7, 5])), np.array([3, 1, 2, 1], np.uint32), [], bits=3)
     segments, twice, num_unlisted = segments_in_table(hashes, table, 3, 6)
     found = dict(zip(hashes.tolist(), segments.tolist(), strict=True))
     assert found == {_rest(7, 3): 2, _rest(8, 3): 6, _rest(9, 3): 3}  # user 8 is not in the table
     assert (twice, num_unlisted) == (-1, 1)  # user 5 is there twice, but has no rows
 
-    table, _ = partition_rows(hash_int64(np.array([9, 7, 7])), np.array([3, 2, 2], np.uint32), [], bits=3)
+    table, _ = pack_words(hash_int64(np.array([9, 7, 7])), np.array([3, 2, 2], np.uint32), [], bits=3)
     assert hashes[segments_in_table(hashes, table, 3, 0)[1]] == _rest(7, 3)
 
 

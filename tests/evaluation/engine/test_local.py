@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,12 @@ import pytest
 
 from learn_rank.errors import InputError
 from learn_rank.evaluation import EvaluateOptions, evaluate
-from learn_rank.evaluation.engine import local as engine
-from learn_rank.evaluation.engine import partition
-from learn_rank.evaluation.engine import sums as state
-from learn_rank.evaluation.engine.local import in_threads, make_plan, run
-from learn_rank.evaluation.engine.steps import Part
-from learn_rank.evaluation.evaluate import open_inputs
+from learn_rank.evaluation.engine import local, partitions, plan
+from learn_rank.evaluation.engine.layout import Layout
+from learn_rank.evaluation.engine.local import run
+from learn_rank.evaluation.engine.plan import make_plan
+from learn_rank.evaluation.input.inputs import open_inputs
+from learn_rank.evaluation.input.part import Part
 
 IN_MEMORY = ("engine", "inputs", "options")  # of a report: how it was made, not what was found
 
@@ -47,7 +48,9 @@ def log(generated) -> pa.Table:
 
 
 def _found(predictions, **changed):
-    report = evaluate(predictions, user_segments="user_kind", item_segments="item_kind", options=_options(**changed))
+    report = evaluate(
+        predictions, user_segments="user_kind", item_segments="item_kind", options=_options(**changed)
+    ).to_json()
     return {name: value for name, value in report.items() if name not in IN_MEMORY}
 
 
@@ -88,21 +91,21 @@ def test_the_number_of_threads_does_not_matter(log, expected, threads):
 
 
 def test_the_number_of_partitions_ranges_and_batches_does_not_matter(log, expected, monkeypatch):
-    monkeypatch.setattr(engine, "_PARTITION_ROWS", 16)  # 2^11 partitions
-    monkeypatch.setattr(engine, "_SCORE_PART_ROWS", 100)
-    monkeypatch.setattr(engine, "_MIN_BATCH", 1000)
-    monkeypatch.setattr(engine, "_MAX_BATCH", 1000)
+    monkeypatch.setattr(plan, "_PARTITION_ROWS", 16)  # 2^11 partitions
+    monkeypatch.setattr(plan, "_SCORE_RANGE_ROWS", 100)
+    monkeypatch.setattr(plan, "_MIN_BATCH", 1000)
+    monkeypatch.setattr(plan, "_MAX_BATCH", 1000)
     inputs = open_inputs(log, user_segments="user_kind", item_segments="item_kind", options=_options())
-    plan = make_plan(inputs)
-    assert plan.bits >= 10
-    assert plan.num_score_parts > 100
-    assert len(inputs.source.units(plan.batch_rows)) > 10
+    made = make_plan(inputs, Layout.of_inputs(inputs))
+    assert made.bits >= 10
+    assert made.num_score_ranges > 100
+    assert len(inputs.predictions.units(made.batch_rows)) > 10
     _assert_same(_found(log), expected)
 
 
 def test_the_same_run_gives_the_same_bits_whichever_thread_was_first(log, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "_MIN_BATCH", 500)
-    monkeypatch.setattr(engine, "_MAX_BATCH", 500)
+    monkeypatch.setattr(plan, "_MIN_BATCH", 500)
+    monkeypatch.setattr(plan, "_MAX_BATCH", 500)
     pq.write_table(log, tmp_path / "log.parquet", row_group_size=400)
     first, *others = (json.dumps(_found(tmp_path / "log.parquet", threads=4)) for _ in range(5))
     assert others == [first] * 4
@@ -110,10 +113,10 @@ def test_the_same_run_gives_the_same_bits_whichever_thread_was_first(log, tmp_pa
 
 def _spill(monkeypatch):
     """Makes 1 MiB the memory that a run may use."""
-    monkeypatch.setattr(engine, "_LEAST_BYTES", 1)
-    monkeypatch.setattr(state.Layout, "state_bytes", 0)
-    monkeypatch.setattr(engine, "_MIN_BATCH", 1000)
-    monkeypatch.setattr(engine, "_MAX_BATCH", 2000)
+    monkeypatch.setattr(plan, "_LEAST_BYTES", 1)
+    monkeypatch.setattr(Layout, "state_bytes", 0)
+    monkeypatch.setattr(plan, "_MIN_BATCH", 1000)
+    monkeypatch.setattr(plan, "_MAX_BATCH", 2000)
 
 
 @pytest.mark.parametrize("auc", ["exact", "histogram", "off"])
@@ -121,8 +124,8 @@ def test_memory_and_disk_give_the_same_report(log, expected, auc, tmp_path, monk
     in_memory = expected if auc == "exact" else _found(log, auc=auc)
     _spill(monkeypatch)
     options = _options(auc=auc, memory_limit="1MiB", spill_dir=str(tmp_path))
-    report = evaluate(log, user_segments="user_kind", item_segments="item_kind", options=options)
-    layout = open_inputs(log, user_segments="user_kind", item_segments="item_kind", options=options).layout
+    report = evaluate(log, user_segments="user_kind", item_segments="item_kind", options=options).to_json()
+    layout = Layout.of_inputs(open_inputs(log, user_segments="user_kind", item_segments="item_kind", options=options))
     score_bytes = 2 * 4 * layout.score_words if auc == "exact" else 0
     assert report["engine"]["spill_bytes"] == log.num_rows * (4 * layout.row_words + score_bytes)
     _assert_same({name: report[name] for name in in_memory}, in_memory)
@@ -131,9 +134,9 @@ def test_memory_and_disk_give_the_same_report(log, expected, auc, tmp_path, monk
 
 def test_segments_of_files_are_spilled_and_found_too(log, generated, tmp_path, monkeypatch):
     segments = {"user_segments": generated.user_counts, "item_segments": generated.item_counts}
-    in_memory = evaluate(log, **segments, options=_options())
+    in_memory = evaluate(log, **segments, options=_options()).to_json()
     _spill(monkeypatch)
-    spilled = evaluate(log, **segments, options=_options(memory_limit="1MiB", spill_dir=str(tmp_path)))
+    spilled = evaluate(log, **segments, options=_options(memory_limit="1MiB", spill_dir=str(tmp_path))).to_json()
     assert spilled["engine"]["spill_bytes"] > in_memory["engine"]["spill_bytes"] == 0
     for name in in_memory.keys() - set(IN_MEMORY):
         _assert_same(spilled[name], in_memory[name], name)
@@ -175,8 +178,7 @@ def test_parts_see_each_user_once(log):
     inputs = open_inputs(log, user_segments=None, item_segments=None, options=_options(auc="off"))
     num_rows, num_users, sketches = 0, 0, []
     for number in range(4):
-        inputs.part = Part(number, 4)
-        state, _ = run(inputs)
+        state, _ = run(replace(inputs, part=Part(number, 4)))
         num_rows += state.num_rows
         num_users += int(state.users_per_segment.sum())
         sketches.append(set(state.user_sketch.tolist()))
@@ -187,24 +189,14 @@ def test_parts_see_each_user_once(log):
 # ---- what happens to failures --------------------------------------------------------------------------------------
 
 
-def test_the_first_failure_stops_the_other_threads_and_is_raised():
-    def work(thread, stop):
-        if thread == 2:
-            raise InputError("thread 2")
-        stop.wait()  # for ever, if nobody stops it
-
-    with pytest.raises(InputError, match="thread 2"):
-        in_threads(4, work)
-
-
 def _open_files(folder):
-    found = []
+    names = []
     for descriptor in os.listdir("/proc/self/fd"):
         try:
-            found.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+            names.append(os.readlink(f"/proc/self/fd/{descriptor}"))
         except OSError:  # the listing's own
             continue
-    return [name for name in found if name.startswith(str(folder))]
+    return [name for name in names if name.startswith(str(folder))]
 
 
 def test_after_a_failure_nothing_of_the_spill_is_left(log, tmp_path, monkeypatch):
@@ -212,13 +204,13 @@ def test_after_a_failure_nothing_of_the_spill_is_left(log, tmp_path, monkeypatch
     scores = log["learn"].to_numpy().copy()
     scores[-3] = np.nan
     spilled = []
-    append = partition.Partitions.append
+    append = partitions.Partitions.append
 
     def noted(self, *args, **options):
         append(self, *args, **options)
         spilled.append(self.spill_bytes)
 
-    monkeypatch.setattr(partition.Partitions, "append", noted)
+    monkeypatch.setattr(partitions.Partitions, "append", noted)
     bad = log.set_column(log.column_names.index("learn"), "learn", pa.array(scores))
     with pytest.raises(InputError, match=f"column 'learn', row {log.num_rows - 3} is NaN"):
         _found(bad, memory_limit="1MiB", spill_dir=str(tmp_path), threads=1)
@@ -232,13 +224,12 @@ import signal, sys
 from pathlib import Path
 import numpy as np
 from learn_rank.evaluation import EvaluateOptions, evaluate
-from learn_rank.evaluation.engine import local as engine
-engine._LEAST_BYTES, engine._MIN_BATCH, engine._MAX_BATCH = 1, 1000, 1000
-tally = engine._tally
+from learn_rank.evaluation.engine import local, plan
+plan._LEAST_BYTES, plan._MIN_BATCH, plan._MAX_BATCH = 1, 1000, 1000
 def paused(*args):
     print("spilled", flush=True)
     signal.pause()
-engine._tally = paused
+local._tally = paused
 rng = np.random.default_rng(0)
 log = {"user_id": rng.integers(0, 999, 99999), "click": rng.random(99999) < 0.5, "a": rng.random(99999)}
 evaluate(log, options=EvaluateOptions("click", "a", memory_limit="1MiB", spill_dir=sys.argv[1]))
@@ -250,7 +241,7 @@ def test_a_killed_process_leaves_no_spill_file(tmp_path):
         assert process.stdout is not None
         assert process.stdout.readline().strip() == "spilled"
         descriptors = Path(f"/proc/{process.pid}/fd").iterdir()
-        open_files = [(str(one.readlink()), one.stat().st_size) for one in descriptors]
+        open_files = [(str(file.readlink()), file.stat().st_size) for file in descriptors]
         spilled = [(name, size) for name, size in open_files if name.startswith(str(tmp_path))]
         assert all(name.endswith("(deleted)") for name, _ in spilled)
         assert max(size for _, size in spilled) == 99_999 * 16  # a key of 8 bytes and a float64 for each row
@@ -262,9 +253,9 @@ def test_a_killed_process_leaves_no_spill_file(tmp_path):
 
 def test_a_disk_too_small_is_refused_before_anything_is_read(log, tmp_path, monkeypatch):
     _spill(monkeypatch)
-    full = partition.shutil._ntuple_diskusage(10**12, 10**12 - 10**6, 10**6)
-    monkeypatch.setattr(partition.shutil, "disk_usage", lambda _: full)
-    monkeypatch.setattr(engine, "_read", None)
+    full = partitions.shutil._ntuple_diskusage(10**12, 10**12 - 10**6, 10**6)
+    monkeypatch.setattr(partitions.shutil, "disk_usage", lambda _: full)
+    monkeypatch.setattr(local, "_read", None)
     with pytest.raises(InputError, match=r"sorting [\d,]+ rows by user needs .* raise memory_limit"):
         _found(log, memory_limit="1MiB", spill_dir=str(tmp_path))
 

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from learn_rank.evaluation import EvaluateOptions, evaluate
-from learn_rank.evaluation.engine import local as engine
-from learn_rank.evaluation.engine import overall_auc as pool
+from learn_rank.evaluation.engine import overall_auc, plan
 from learn_rank.evaluation.engine.overall_auc import count_equal, join_entries, range_of_bins, rows_below
-from learn_rank.evaluation.engine.scores import Tally, count_bins, score_bits
+from learn_rank.evaluation.engine.score_bins import Tally, count_bins, score_bits
 
 METRICS = ("baseline", "treatment", "delta_pp")
 
@@ -26,7 +25,7 @@ def _log(seed, num_rows, score):
 
 def _slices(log, auc):
     options = EvaluateOptions("click", "a", "b", auc=auc, bootstrap_samples=0, threads=2)
-    report = evaluate(log, item_segments="segment", options=options)
+    report = evaluate(log, item_segments="segment", options=options).to_json()
     return [report["overall"], *report["segments"]]
 
 
@@ -42,9 +41,9 @@ def _repeated(rng, size):
 def test_the_number_of_score_ranges_and_counting_in_pieces_change_nothing(scores, monkeypatch):
     log = _log(0, 6000, scores)
     whole = _slices(log, "exact")
-    monkeypatch.setattr(engine, "_SCORE_PART_ROWS", 100)  # 60 ranges
+    monkeypatch.setattr(plan, "_SCORE_RANGE_ROWS", 100)  # 60 ranges
     ranges = _slices(log, "exact")
-    monkeypatch.setattr(pool, "_MANY_ROWS", 30)  # so that every range is counted in pieces
+    monkeypatch.setattr(overall_auc, "_MANY_ROWS", 30)  # so that every range is counted in pieces
     pieces = _slices(log, "exact")
     for one, two, three in zip(whole, ranges, pieces, strict=True):
         assert one["auc"] == two["auc"] == three["auc"]
@@ -76,7 +75,7 @@ def test_scores_apart_from_each_other_have_the_same_auc_in_bins():
 
 def test_the_bound_of_two_scores_in_one_bin_is_a_half():
     log = {"user_id": [1, 2], "click": [1, 0], "a": [0.5 + 1e-9, 0.5]}
-    auc = evaluate(log, options=EvaluateOptions("click", "a", auc="histogram"))["overall"]["auc"]
+    auc = evaluate(log, options=EvaluateOptions("click", "a", auc="histogram")).to_json()["overall"]["auc"]
     assert (auc["baseline"], auc["error_bound_pp"]) == (0.5, 50.0)
 
 
@@ -107,7 +106,7 @@ def test_equal_scores_and_payloads_become_one_entry_however_they_are_cut():
 
 
 def test_ranges_rise_with_the_bins_hold_about_equal_rows_and_know_what_lies_below(monkeypatch):
-    monkeypatch.setattr(pool, "_RANGE_ROWS", 1000)
+    monkeypatch.setattr(overall_auc, "_RANGE_ROWS", 1000)
     rng = np.random.default_rng(7)
     payload = rng.integers(0, 2, 50_000).astype(np.uint16)
     tally = Tally.zero(20, 2)
@@ -127,10 +126,10 @@ def test_a_range_that_one_score_fills_is_counted_in_pieces(monkeypatch):
     rng = np.random.default_rng(0)
     codes = np.sort(rng.integers(0, 5, 1000)).astype(np.uint32)
     payload = rng.integers(0, 4, 1000).astype(np.uint16)
-    whole = pool.sorted_entries(codes, payload)
-    monkeypatch.setattr(pool, "_MANY_ROWS", 64)
+    whole = overall_auc.sorted_entries(codes, payload)
+    monkeypatch.setattr(overall_auc, "_MANY_ROWS", 64)
     pieces = [(codes[:300], payload[:300]), (codes[300:], payload[300:])]
-    counted = pool.entries_of(pieces)
+    counted = overall_auc.entries_of(pieces)
     assert len(counted.codes) < len(codes) / 5
     assert counted.weights.sum() == 1000
     for one in (whole, counted):

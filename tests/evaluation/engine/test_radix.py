@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from learn_rank.evaluation.engine.radix import score_codes, sorted_codes
-from learn_rank.evaluation.engine.scores import decode
+from learn_rank.evaluation.engine.sorted_scores import decode
 
 WIDTHS = {np.float32: 32, np.float64: 64}
 

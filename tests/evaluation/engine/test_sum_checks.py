@@ -13,9 +13,11 @@ import pytest
 from learn_rank.artifact import Manifest
 from learn_rank.errors import InputError
 from learn_rank.evaluation.engine.local import run
-from learn_rank.evaluation.engine.merge import STAGE, merge_states, save_state
-from learn_rank.evaluation.engine.steps import Part
-from learn_rank.evaluation.evaluate import make_report, open_inputs, segment_rules
+from learn_rank.evaluation.engine.merge_states import merge_states
+from learn_rank.evaluation.engine.state_folder import STAGE, save_state
+from learn_rank.evaluation.evaluate import make_report, segment_rules
+from learn_rank.evaluation.input.inputs import open_inputs
+from learn_rank.evaluation.input.part import Part
 from learn_rank.evaluation.options import EvaluateOptions
 from learn_rank.publish import publish
 
@@ -103,7 +105,7 @@ def with_value(at: int, value: Any) -> Callable[[Any], Any]:
 
 def test_a_whole_state_is_reported(state_files: Path, tmp_path: Path, few_generated: Any) -> None:
     state, first, sources = merge_states([published(state_files, tmp_path / "s", lambda work: None)])
-    report = make_report(state, first.options, rules=first.rules, sources=sources)
+    report = make_report(state, first.options, rules=first.rules, sources=sources).to_json()
     assert report["overall"]["num_rows"] == few_generated.predictions.num_rows
     assert sources == {"s": {"predictions": "x"}}
 

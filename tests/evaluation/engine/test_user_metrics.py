@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from learn_rank.evaluation import EvaluateOptions, evaluate
-from learn_rank.evaluation.engine import sums as state
+from learn_rank.evaluation.engine import layout
 
 SEGMENTS = ("cold_start", "long_tail", "others")
 METRICS = ("uauc", "wuauc", "auc")
@@ -120,7 +120,7 @@ def _check_slice(found, rows, block, weight, where):
 def test_every_slice_arm_and_label_of_seventy_logs_matches_exact_arithmetic(dtype, has_text_ids, monkeypatch):
     for seed in range(70):
         if seed == 10:  # wider bins of scores do not change an exact AUC, and make a run several times faster
-            monkeypatch.setattr(state, "bin_bits", lambda _: 12)
+            monkeypatch.setattr(layout, "bin_bits", lambda _: 12)
         log, segments, user_segment, item_segment = _random_log(seed, dtype, has_text_ids)
         weight, treatments = ("impressions", "clicks")[seed % 2], (["b", "c"], ["b"])[seed // 2 % 2]
         labels = ["click", "conversion", "conversion|click"]
@@ -130,7 +130,7 @@ def test_every_slice_arm_and_label_of_seventy_logs_matches_exact_arithmetic(dtyp
         else:
             log |= {"user_segment": user_segment, "item_segment": item_segment}
             named = {"user_segments": "user_segment", "item_segments": "item_segment"}
-        report = evaluate(log, **named, options=options)
+        report = evaluate(log, **named, options=options).to_json()
 
         rows = [dict(zip(log, row, strict=True)) for row in zip(*(log[c].tolist() for c in log), strict=True)]
         for row, user, item in zip(rows, user_segment.tolist(), item_segment.tolist(), strict=True):
@@ -174,7 +174,7 @@ def test_a_giant_user_whose_pairs_are_counted_by_sorting_matches_exact_arithmeti
         "b": rng.normal(size=num_rows).round(2).astype(dtype),
     }
     items = pa.table({"item_id": [0, 1], "segment": ["cold_start", "others"]})
-    report = evaluate(log, item_segments=items, options=EvaluateOptions("click", "a", "b"))
+    report = evaluate(log, item_segments=items, options=EvaluateOptions("click", "a", "b")).to_json()
     rows = [dict(zip(log, row, strict=True)) for row in zip(*(log[c].tolist() for c in log), strict=True)]
     _check_slice(report["overall"], rows, report, "impressions", "overall")
     for found in report["segments"]:
@@ -184,7 +184,7 @@ def test_a_giant_user_whose_pairs_are_counted_by_sorting_matches_exact_arithmeti
 
 def test_scores_of_float64_that_float32_would_tie_stay_apart():
     log = {"user_id": [1, 1], "click": [1, 0], "a": np.array([0.5 + 1e-12, 0.5]), "b": np.array([0.5, 0.5 + 1e-12])}
-    overall = evaluate(log, options=EvaluateOptions("click", "a", "b"))["overall"]
+    overall = evaluate(log, options=EvaluateOptions("click", "a", "b")).to_json()["overall"]
     for name in METRICS:
         assert (overall[name]["baseline"], overall[name]["treatment"]) == (1.0, 0.0)
 
@@ -192,7 +192,7 @@ def test_scores_of_float64_that_float32_would_tie_stay_apart():
 def test_one_arm_of_float64_keeps_the_ties_of_another_of_float32():
     scores = np.array([0.1, 0.1, 0.3], np.float32)
     log = {"user_id": [1, 1, 1], "click": [1, 0, 0], "a": scores, "b": np.array([0.1, 0.1 - 1e-15, 0.3])}
-    overall = evaluate(log, options=EvaluateOptions("click", "a", "b"))["overall"]
+    overall = evaluate(log, options=EvaluateOptions("click", "a", "b")).to_json()["overall"]
     assert (overall["uauc"]["baseline"], overall["uauc"]["treatment"]) == (0.25, 0.5)
 
 
@@ -206,7 +206,7 @@ def test_comparing_and_sorting_count_the_same_pairs_on_both_sides_of_the_switch(
     items = rng.choice(["x", "y", "z"], num_rows)
     log = {"user_id": np.zeros(num_rows, int), "click": labels, "a": scores, "item": items}
     options = EvaluateOptions("click", "a", auc="off", bootstrap_samples=0)
-    report = evaluate(log, item_segments="item", options=options)
+    report = evaluate(log, item_segments="item", options=options).to_json()
     for found, kept in [
         (report["overall"], np.ones(num_rows, bool)),
         *((s, items == s["segment"]) for s in report["segments"]),
@@ -237,7 +237,7 @@ def test_revenue_in_the_top_k_is_the_mean_over_all_orders_of_the_ties():
     rows = [rows[i] for i in rng.permutation(len(rows))]
     log = dict(zip(("user_id", "click", "a", "b", "price", "item"), map(list, zip(*rows, strict=True)), strict=True))
     options = EvaluateOptions("click", "a", "b", value="price", value_top=[1, 2, 5], bootstrap_samples=0)
-    report = evaluate(log, item_segments="item", options=options)
+    report = evaluate(log, item_segments="item", options=options).to_json()
     slices = [(report["overall"], rows), *((s, [r for r in rows if r[5] == s["segment"]]) for s in report["segments"])]
     for found, kept in slices:
         of_user = [[row for row in kept if row[0] == user] for user in range(num_users)]
@@ -257,13 +257,15 @@ def test_users_without_revenue_are_left_out_of_it():
         "price": [0.0, 4.0, 0.0, 0.0],
     }  # fmt: skip
     options = EvaluateOptions("click", "a", "b", value="price", value_top=[1])
-    overall = evaluate(log, options=options)["overall"]
+    overall = evaluate(log, options=options).to_json()["overall"]
     (metric,) = overall["value"]
     assert (metric["k"], metric["baseline"], metric["treatment"], overall["value_total"]) == (1, 0.0, 1.0, 4.0)
 
 
 def test_revenue_is_shown_once_for_it_does_not_depend_on_the_label():
     log = {"user_id": [1, 1], "click": [1, 0], "buy": [1, 0], "a": [0.9, 0.1], "price": [2, 1]}
-    report = evaluate(log, options=EvaluateOptions(["buy|click", "click", "buy"], "a", value="price", value_top=[1]))
+    report = evaluate(
+        log, options=EvaluateOptions(["buy|click", "click", "buy"], "a", value="price", value_top=[1])
+    ).to_json()
     overall = [report["overall"], *(block["overall"] for block in report["further"])]
     assert [slice_.get("value_total") for slice_ in overall] == [None, 3.0, None]

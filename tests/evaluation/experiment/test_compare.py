@@ -20,7 +20,7 @@ ROLES = ("control", "treatment")
 def run(tmp_path):
     def evaluate(exposures, **given) -> dict[str, Any]:
         options = {"variant": "arm", "control": "old", "treatment": "learn", "labels": ["click"], **given}
-        report = evaluate_experiment(exposures, scratch=tmp_path / "scratch", **options)
+        report = evaluate_experiment(exposures, scratch=tmp_path / "scratch", **options).to_json()
         assert not (tmp_path / "scratch").exists()
         return report
 

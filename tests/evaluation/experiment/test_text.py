@@ -7,17 +7,25 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from learn_rank.evaluation.experiment.compare import evaluate_experiment
-from learn_rank.evaluation.experiment.text import experiment_markdown, format_experiment
+from learn_rank.evaluation.experiment import ExperimentReport, evaluate_experiment, text
 
 LONG = "a_kind_of_item_whose_name_is_longer_than_any_table_has_room_for_|_*"
+
+
+def format_experiment(report: dict[str, Any]) -> str:
+    """Of a report that is given, and changed by tests, as its JSON."""
+    return text.format_experiment(ExperimentReport.from_json(report))
+
+
+def experiment_markdown(report: dict[str, Any]) -> str:
+    return text.experiment_markdown(ExperimentReport.from_json(report))
 
 
 @pytest.fixture
 def run(tmp_path):
     def evaluate(exposures: pa.Table, **given) -> dict[str, Any]:
         options = {"variant": "arm", "control": "old", "treatment": "learn", "labels": ["click", "buy"], **given}
-        return evaluate_experiment(exposures, scratch=tmp_path / "scratch", **options)
+        return evaluate_experiment(exposures, scratch=tmp_path / "scratch", **options).to_json()
 
     return evaluate
 
@@ -77,26 +85,26 @@ def test_a_star_in_a_segment_needs_the_adjusted_p_value(run, log):
 
 def test_notes_are_wrapped_above_the_tables(run, log):
     report = run(log.slice(0, 60), expected_share=0.01)
-    text = format_experiment(report)
-    assert "Note: Sample ratio mismatch" in text
-    assert max(len(line) for line in text.split("\n")) < 100
+    written = format_experiment(report)
+    assert "Note: Sample ratio mismatch" in written
+    assert max(len(line) for line in written.split("\n")) < 100
 
 
 def test_markdown_holds_every_metric_of_every_slice_and_the_method(run, log):
-    text = experiment_markdown(_whole(log, run))
-    rows = [line for line in text.split("\n") if line.startswith("| ") and not line.startswith(("| slice", "| ---"))]
+    written = experiment_markdown(_whole(log, run))
+    rows = [line for line in written.split("\n") if line.startswith("| ") and not line.startswith(("| slice", "| ---"))]
     assert len(rows) == 5 * (1 + 5 + 6)
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {11}
-    assert "never below -100 %" in text
-    assert "0 rows of other variants" in text
-    assert "% of revenue)" in text
+    assert "never below -100 %" in written
+    assert "0 rows of other variants" in written
+    assert "% of revenue)" in written
 
 
 def test_text_of_an_experiment_without_numbers_says_so(run):
     report = run(
         pa.table({"user_id": [1, 2], "arm": ["old", "learn"], "click": [0, 1]}), labels=["click"]
     )  # control never clicked
-    text = format_experiment(report)
-    assert "No lift of click can be claimed: there is no interval." in text
-    assert re.search(r"^Overall +2 +0 +1 +- +$", text, re.MULTILINE)
+    written = format_experiment(report)
+    assert "No lift of click can be claimed: there is no interval." in written
+    assert re.search(r"^Overall +2 +0 +1 +- +$", written, re.MULTILINE)
     assert "| Overall |" in experiment_markdown(report)

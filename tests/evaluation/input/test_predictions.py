@@ -37,7 +37,7 @@ def _folder(path, *tables, **options):
 
 
 def _evaluate(predictions, options=OPTIONS):
-    return evaluate(predictions, options=options)
+    return evaluate(predictions, options=options).to_json()
 
 
 def _values(predictions, options=OPTIONS):
@@ -411,7 +411,7 @@ def test_any_table_is_evaluated_exactly_or_refused_with_a_bad_row(drawn):
     bad |= {("a", i): row[2] for i, row in enumerate(rows) if row[2] is None or row[2] != row[2]}
     options = EvaluateOptions("click", "a", bootstrap_samples=0, auc="off", threads=1)
     try:
-        found = evaluate(table, options=options)["overall"]
+        found = evaluate(table, options=options).to_json()["overall"]
     except InputError as error:
         message = str(error)
     else:
@@ -438,9 +438,9 @@ def test_a_column_of_the_folders_may_be_a_segment_and_a_pattern_names_them_all(t
         pq.write_table(_table(user_id=ids), tmp_path / "s[1]" / f"tier={tier}" / "part.parquet")
         pq.write_table(_table(user_id=ids), tmp_path / "s[1]" / f"tier={tier}" / "_temporary" / "part.parquet")
     in_file = pa.concat_tables([_table(user_id=ids).append_column("tier", [[t] * 6]) for t, ids in users.items()])
-    expected = evaluate(in_file, user_segments="tier", options=OPTIONS)
+    expected = evaluate(in_file, user_segments="tier", options=OPTIONS).to_json()
     for name in ("s[1]", "s[1]/tier=*", "s[1]/*/part.p*"):
-        found = evaluate(tmp_path / name, user_segments="tier", options=OPTIONS)
+        found = evaluate(tmp_path / name, user_segments="tier", options=OPTIONS).to_json()
         assert found["segments"] == expected["segments"]
         assert [segment["segment"] for segment in found["segments"] if segment["entity"] == "user"] == ["a", "b"]
     with pytest.raises(InputError, match="no such column in the predictions"):

@@ -9,14 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from learn_rank.evaluation import EvaluateOptions, evaluate, write_report
-from learn_rank.evaluation.experiment.compare import evaluate_experiment
-from learn_rank.evaluation.experiment.text import format_experiment
+from learn_rank.evaluation import EvaluateOptions, Report, evaluate
+from learn_rank.evaluation.experiment import ExperimentReport, evaluate_experiment
+from learn_rank.evaluation.experiment import format_experiment as format_experiment_report
+from learn_rank.evaluation.experiment import write_experiment as write_experiment_report
+from learn_rank.evaluation.experiment.verdict import experiment_claims, experiment_standing
+from learn_rank.evaluation.report import verdict, write
+from learn_rank.evaluation.report.coverage import Distribution
 from learn_rank.evaluation.report.figures import distribution_plot, forest_axis, forest_strip
-from learn_rank.evaluation.report.page import page
-from learn_rank.evaluation.report.readings import Reading, Row, Table
-from learn_rank.evaluation.report.verdict import check_notes, claims, experiment_claims, experiment_standing, standing
-from learn_rank.evaluation.report.write import format_levels, format_table, write_experiment
+from learn_rank.evaluation.report.page import Page
+from learn_rank.evaluation.report.table_rows import Entry, Row, Table
+from learn_rank.evaluation.statistics import Interval
 
 VOID_TAGS = {"meta", "br"}
 EVIL = "a<b>|$x$"
@@ -40,6 +43,43 @@ class _Tags(HTMLParser):
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag, f"</{tag}> in line {self.getpos()[0]}"
+
+
+def page(report):
+    """The page of a report that is given, and changed by tests, as its JSON."""
+    return Page.of(Report.from_json(report))
+
+
+def claims(report, **options):
+    return verdict.claims(Report.from_json(report).comparisons[0], **options)
+
+
+def standing(report):
+    return verdict.standing(Report.from_json(report).comparisons[0])
+
+
+def check_notes(report):
+    return verdict.check_notes(Report.from_json(report).comparisons[0])
+
+
+def write_report(report, directory):
+    write.write_report(Report.from_json(report), directory)
+
+
+def format_table(report):
+    return write.format_table(Report.from_json(report))
+
+
+def format_levels(report):
+    return write.format_levels(Report.from_json(report))
+
+
+def format_experiment(report):
+    return format_experiment_report(ExperimentReport.from_json(report))
+
+
+def write_experiment(report, directory):
+    write_experiment_report(ExperimentReport.from_json(report), directory)
 
 
 def _write(report, directory):
@@ -114,7 +154,7 @@ def rich(small):
         options=EvaluateOptions(
             ["click", "conversion", "conversion|click"], "baseline", ["learn", "mixed"], "shuffled", value="revenue"
         ),
-    )
+    ).to_json()
 
 
 def test_three_files_are_written_and_the_json_is_the_report(written, report):
@@ -254,7 +294,7 @@ def test_a_bootstrap_that_disagrees_by_a_quarter_is_noted(report):
     changed["segments"][1]["wuauc"]["bootstrap_ci95_pp"] = [middle - 1.3 * half, middle + 1.3 * half]
     assert len(check_notes(changed)) == 1
     assert "Users: long-tail WUAUC (1.30 times as wide)" in check_notes(changed)[0]
-    assert check_notes(changed)[0] in page(changed)["notes"]
+    assert check_notes(changed)[0] in page(changed).notes
     changed["segments"][1]["wuauc"]["bootstrap_ci95_pp"] = [middle - 1.2 * half, middle + 1.2 * half]
     assert check_notes(changed) == []
 
@@ -278,8 +318,10 @@ def test_narrow_intervals_get_the_decimals_they_need(report):
 def test_the_terminal_table_is_aligned_and_narrow(report):
     lines = format_table(report).split("\n")
     table = [line for line in lines if line.startswith(("segment", "Overall", "Users", "Items"))]
-    assert len(table) == 8
-    assert len({len(line) for line in table}) == 1
+    assert len(table) == 8 + 8
+    for part, title in ((table[:8], "UAUC pp"), (table[8:], "log loss")):
+        assert title in part[0]
+        assert len({len(line) for line in part}) == 1
     assert max(len(line) for line in lines) < 100
     assert lines[0] == claims(report)[0].sentence
 
@@ -301,14 +343,14 @@ def test_every_further_comparison_has_its_verdict_and_numbers(rich, tmp_path):
     _check_markdown(markdown)
     assert len(rich["further"]) == 5
     found = page(rich)
-    for section in found["sections"][1:]:
+    for section in found.sections[1:]:
         assert html.count(f"<h3>{section.title}</h3>") == 1
         assert section.claims[0].sentence in html.replace("\N{MINUS SIGN}", "-")
-        assert section.ranking.rows[0].readings[0].text in html.replace("\N{MINUS SIGN}", "-")
+        assert section.ranking.rows[0].entries[0].text in html.replace("\N{MINUS SIGN}", "-")
     assert "<h2>All comparisons</h2>" in html
     assert markdown.count("| conversion among rows with click: mixed |") == 1
     # revenue does not depend on the label: once for each treatment
-    assert [section.value is not None for section in found["sections"]] == [True, True, False, False, False, False]
+    assert [section.value is not None for section in found.sections] == [True, True, False, False, False, False]
 
 
 def test_revenue_of_segments_is_claimed_only_if_adjusted(rich, tmp_path):
@@ -350,7 +392,7 @@ def test_every_pair_of_options_can_be_written(small, tmp_path, segments, treatme
             control="shuffled" if treatment else "",
             **{"label": "click", "bootstrap_samples": 20, **more},
         ),
-    )
+    ).to_json()
     html, markdown = _write(found, tmp_path)
     _check_html(html)
     _check_markdown(markdown)
@@ -373,7 +415,7 @@ def test_reports_of_almost_nothing_and_of_logits_can_be_written(generated, tmp_p
             user_segments=generated.user_counts.slice(0, 0),
             item_segments=generated.item_counts.slice(0, 0),
             options=EvaluateOptions("click", "baseline", treatment),
-        )
+        ).to_json()
         html, markdown = _write(found, tmp_path)
         _check_html(html)
         _check_markdown(markdown)
@@ -385,7 +427,7 @@ def test_reports_of_almost_nothing_and_of_logits_can_be_written(generated, tmp_p
 @pytest.mark.parametrize("label", [0, 1])
 def test_reports_of_scores_that_say_nothing_can_be_written(tmp_path, score, label):
     rows = {"user": np.arange(60) % 6, "click": np.arange(60) % 7 // 6 * label, "a": np.full(60, score)}
-    found = evaluate(rows, options=EvaluateOptions("click", "a", user_id="user", bootstrap_samples=0))
+    found = evaluate(rows, options=EvaluateOptions("click", "a", user_id="user", bootstrap_samples=0)).to_json()
     html, markdown = _write(found, tmp_path)
     _check_html(html)
     _check_markdown(markdown)
@@ -405,7 +447,7 @@ def test_names_from_the_data_cannot_break_the_page(small, tmp_path):
         user_segments="seg",
         options=EvaluateOptions("click", EVIL, "l<i>|$", "shuffled"),
         facts={"<em>": "<s>", "notes": ["<q>|"]},
-    )
+    ).to_json()
     html, markdown = _write(found, tmp_path)
     _check_html(html)
     _check_markdown(markdown)
@@ -444,7 +486,7 @@ def test_no_name_of_an_evaluation_is_obeyed(small, tmp_path):
         item_segments="item \x1b[1m",
         options=EvaluateOptions(NASTY["click"], NASTY["baseline"], [NASTY["learn"], "mixed"], NASTY["shuffled"]),
         facts={"**[x](http://evil.example)**": "\x1b[31m", "notes": ["# heading\n\x1b[2J[x](http://evil.example)"]},
-    )
+    ).to_json()
     html, markdown = _write(found, tmp_path)
     _check_html(html.replace("http://", ""))
     _check_markdown(markdown)
@@ -472,17 +514,17 @@ def test_no_name_of_an_experiment_is_obeyed(tmp_path):
         value="money \x1b[1m",
         user_segments="tier",
         scratch=tmp_path / "scratch",
-    )
+    ).to_json()
     write_experiment(report, tmp_path)
     _check_texts(tmp_path, format_experiment(report))
 
 
-def _row(name, *readings, num_users=100):
-    return Row(name, "", "", 1000, num_users, tuple(readings))
+def _row(name, *entries, num_users=100):
+    return Row(name, "", "", 1000, num_users, entries)
 
 
 def _lift(estimate, low, high, outcome="up"):
-    return Reading(estimate, (low, high), outcome, f"{estimate:+}")
+    return Entry(estimate, Interval(low, high), outcome, f"{estimate:+}")
 
 
 def test_a_forest_puts_marks_where_the_numbers_are():
@@ -508,9 +550,9 @@ def test_a_wide_interval_of_few_users_does_not_squeeze_the_others():
 
 
 def test_a_distribution_without_users_is_no_picture():
-    edges = [0.0, 0.5, 1.0]
-    assert distribution_plot({"edges": edges, "num_users": {"baseline": [0, 0]}}, {"baseline": None}) is None
-    plot = distribution_plot({"edges": edges, "num_users": {"baseline": [1, 3]}}, {"baseline": 0.75})
+    edges = (0.0, 0.5, 1.0)
+    assert distribution_plot(Distribution(edges, {"baseline": [0, 0]}), {"baseline": None}) is None
+    plot = distribution_plot(Distribution(edges, {"baseline": [1, 3]}), {"baseline": 0.75})
     assert '<line class="mean baseline" x1="75.0%"' in plot
     steps = re.search(r'points="([^"]+)"', plot)[1].split()
     assert [step.split(",")[0] for step in steps] == ["0", "0", "50", "50", "100", "100"]
@@ -539,7 +581,7 @@ def exposures():
 
 def _experiment(exposures, tmp_path, **given):
     options = {"variant": "arm", "control": "old", "treatment": "learn", "labels": ["click", "order"]} | given
-    return evaluate_experiment(exposures, scratch=tmp_path / "scratch", **options)
+    return evaluate_experiment(exposures, scratch=tmp_path / "scratch", **options).to_json()
 
 
 def test_an_experiment_is_written_as_three_files_with_the_verdicts_of_the_terminal(exposures, tmp_path):
@@ -549,7 +591,7 @@ def test_an_experiment_is_written_as_three_files_with_the_verdicts_of_the_termin
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == found
     html = (tmp_path / "out" / "report.html").read_text()
     _check_html(html)
-    sentences = [claim.sentence for claim in experiment_claims(found)]
+    sentences = [claim.sentence for claim in experiment_claims(ExperimentReport.from_json(found))]
     assert " ".join(format_experiment(found).split()).startswith(" ".join(sentences))
     text = html.replace("\N{MINUS SIGN}", "-")
     assert all(sentence in text for sentence in sentences)
@@ -596,4 +638,4 @@ def test_the_metrics_of_an_experiment_make_one_label(exposures, tmp_path, bounds
     found = _experiment(exposures, tmp_path)
     for label, interval in zip(["click", "order"], bounds, strict=True):
         found["overall"]["labels"][label]["ci95_pct"] = interval
-    assert tuple(experiment_standing(found, is_mismatch=False)) == standing
+    assert tuple(experiment_standing(ExperimentReport.from_json(found))) == standing
