@@ -45,19 +45,19 @@ def frame(spark: Any, table: pa.Table, path: Path) -> Any:
     return spark.read.parquet(str(path))
 
 
-def same(one: Any, other: Any, where: str) -> None:
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            same(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, list):
-        assert len(one) == len(other), where
-        for position, (a, b) in enumerate(zip(one, other, strict=True)):
+def same(wanted: Any, actual: Any, where: str) -> None:
+    if isinstance(wanted, dict):
+        assert wanted.keys() == actual.keys(), where
+        for key in wanted:
+            same(wanted[key], actual[key], f"{where}.{key}")
+    elif isinstance(wanted, list):
+        assert len(wanted) == len(actual), where
+        for position, (a, b) in enumerate(zip(wanted, actual, strict=True)):
             same(a, b, f"{where}[{position}]")
-    elif isinstance(one, float):
-        assert other == pytest.approx(one, rel=1e-9, abs=1e-12), where
+    elif isinstance(wanted, float):
+        assert actual == pytest.approx(wanted, rel=1e-9, abs=1e-12), where
     else:
-        assert one == other, where
+        assert wanted == actual, where
 
 
 PARTS = ("overall", "segments", "cells", "control", "calibration", "distribution", "excluded", "segment_rules", "notes")
@@ -75,7 +75,7 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 def test_the_report_equals_the_local_one(spark: Any, generated: Any, tmp_path: Path) -> None:
     from learn_rank.evaluation.spark import evaluate_on_spark
 
-    found = evaluate_on_spark(
+    report = evaluate_on_spark(
         frame(spark, generated.predictions, tmp_path / "predictions.parquet"),
         user_segments=frame(spark, generated.user_counts, tmp_path / "users.parquet"),
         item_segments=frame(spark, generated.item_counts, tmp_path / "items.parquet"),
@@ -89,7 +89,7 @@ def test_the_report_equals_the_local_one(spark: Any, generated: Any, tmp_path: P
         options=OPTIONS,
     ).to_json()
     for key in PARTS:
-        same(local[key], found[key], key)
+        same(local[key], report[key], key)
 
 
 def test_string_ids_double_scores_and_a_segment_column_too(spark: Any, generated: Any, tmp_path: Path) -> None:
@@ -101,12 +101,12 @@ def test_string_ids_double_scores_and_a_segment_column_too(spark: Any, generated
     columns = {name: table[name].cast(pa.float64()) for name in ("baseline", "learn")}
     strings = pa.table({"user_id": users, "click": table["click"], "parity": segments, **columns})
     options = EvaluateOptions(label="click", baseline="baseline", treatment="learn", auc="histogram")
-    found = evaluate_on_spark(
+    report = evaluate_on_spark(
         frame(spark, strings, tmp_path / "strings.parquet"), user_segments="parity", options=options
     ).to_json()
     local = evaluate(strings, user_segments="parity", options=options).to_json()
     for key in PARTS:
-        same(local[key], found[key], key)
+        same(local[key], report[key], key)
 
 
 def test_bad_input_is_one_line_here_too(spark: Any, generated: Any, tmp_path: Path) -> None:

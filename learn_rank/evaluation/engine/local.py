@@ -22,7 +22,7 @@ from learn_rank.arrays import UInt16Array
 from learn_rank.errors import InputError
 from learn_rank.evaluation.engine.auc_variance import task_placements
 from learn_rank.evaluation.engine.layout import Layout
-from learn_rank.evaluation.engine.overall_auc import load_range, pool_exact, pool_tallies
+from learn_rank.evaluation.engine.overall_auc import fill_from_sorted_scores, fill_from_tallies, load_range
 from learn_rank.evaluation.engine.packed_rows import pack, pack_words, whole_hashes
 from learn_rank.evaluation.engine.partition_sums import measure_partition, tally_scores
 from learn_rank.evaluation.engine.partitions import Partitions
@@ -80,9 +80,11 @@ def run(inputs: EvaluationInputs, *, save_scores: Path | None = None) -> tuple[S
             for m, arm in enumerate(ranges):
                 write_scores(arm, state, save_scores, m)
         elif is_exact:
-            pool_exact(state, range_of_bin, lambda m, part: load_range(ranges[m], part, state), threads=plan.threads)
+            fill_from_sorted_scores(
+                state, range_of_bin, lambda m, part: load_range(ranges[m], part, state), threads=plan.threads
+            )
         elif layout.auc == "histogram":
-            pool_tallies(state)
+            fill_from_tallies(state)
     return state, {"threads": plan.threads, "spill_bytes": spilled}
 
 

@@ -11,7 +11,14 @@ import numpy as np
 
 from learn_rank.arrays import Int64Array, UInt16Array
 from learn_rank.errors import InputError
-from learn_rank.evaluation.engine.overall_auc import Codes, Entries, entries_of, pool_exact, pool_tallies, range_of_bins
+from learn_rank.evaluation.engine.overall_auc import (
+    Codes,
+    Entries,
+    entries_of,
+    fill_from_sorted_scores,
+    fill_from_tallies,
+    range_of_bins,
+)
 from learn_rank.evaluation.engine.plan import num_threads
 from learn_rank.evaluation.engine.segment_coverage import segment_coverage
 from learn_rank.evaluation.engine.state_folder import SavedState, load_state
@@ -52,9 +59,9 @@ def merge_states(directories: Sequence[Path]) -> tuple[State, SavedState, dict[s
                 return None
             return entries_of([_scores_of(part, m, bins) for part in saved])
 
-        pool_exact(state, ranges, load, threads=num_threads(first.options))
+        fill_from_sorted_scores(state, ranges, load, threads=num_threads(first.options))
     elif state.layout.auc == "histogram":
-        pool_tallies(state)
+        fill_from_tallies(state)
     return state, first, {part.directory.name: part.sources for part in saved}
 
 

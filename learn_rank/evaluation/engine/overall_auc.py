@@ -49,7 +49,7 @@ class Entries(NamedTuple):
                 yield np.repeat(self.codes[at : at + 1], count), np.repeat(self.payload[at : at + 1], count)
 
 
-def pool_exact(
+def fill_from_sorted_scores(
     state: State,
     part_of_bin: Sequence[UInt16Array],
     load: Callable[[int, int], Entries | None],
@@ -135,7 +135,7 @@ def count_equal(codes: Codes, payload: UInt16Array) -> Entries:
     return Entries(codes[first], decode(codes[first]), payload[first], weights)
 
 
-def pool_tallies(state: State) -> None:
+def fill_from_tallies(state: State) -> None:
     """Fills wins2 and reliability from the tallies: scores of one bin count as tied."""
     bits = state.layout.bin_bits
     for m, tally in enumerate(state.tallies):

@@ -22,8 +22,8 @@ from learn_rank.errors import InputError
 from learn_rank.evaluation.engine.auc_variance import task_placements
 from learn_rank.evaluation.engine.layout import Layout
 from learn_rank.evaluation.engine.overall_auc import (
+    fill_from_tallies,
     measure_range,
-    pool_tallies,
     range_of_bins,
     rows_below,
     sorted_entries,
@@ -67,9 +67,9 @@ def run_on_spark(spark_inputs: SparkInputs, *, num_partitions: int | None) -> tu
                 getattr(state, name).__iadd__(arrays[name])
         state.centre()
         if layout.auc == "exact":
-            _pool(packed, inputs, state)
+            _fill_overall_auc(packed, inputs, state)
         elif layout.auc == "histogram":
-            pool_tallies(state)
+            fill_from_tallies(state)
     finally:
         packed.unpersist()
     _count_ids(spark_inputs, state)
@@ -169,7 +169,7 @@ def _measure(inputs: EvaluationInputs, layout: Layout, score_range: Any, placeme
     return work
 
 
-def _pool(packed: DataFrame, inputs: EvaluationInputs, state: State) -> None:
+def _fill_overall_auc(packed: DataFrame, inputs: EvaluationInputs, state: State) -> None:
     """Wins over all pairs: each score range on one worker."""
     layout, num_bins = state.layout, state.reliability.shape[2]
     ranges = [range_of_bins(tally) for tally in state.tallies]

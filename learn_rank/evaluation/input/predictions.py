@@ -129,9 +129,9 @@ def open_predictions(
         if predictions.num_rows == 0:
             raise InputError("predictions: no rows; nothing to evaluate")
         types = {name: predictions.schema.field(name).type for name in wanted}
-        piece = Piece(None, (), 0, predictions.num_rows)
+        table = predictions.select(list(wanted))
         return PredictionSource(
-            "predictions", wanted, types, predictions.num_rows, (piece,), predictions.select(list(wanted))
+            "predictions", wanted, types, table.num_rows, (Piece(None, (), 0, table.num_rows),), table
         )
     files = find_inputs(predictions, may_be_pattern=True, kinds=(PARQUET,))
     types = {}

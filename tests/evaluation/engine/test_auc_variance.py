@@ -35,15 +35,15 @@ def _log(seed, num_users, *, mean_rows=8, decimals=None):
 
 def _placements(labels, scores):
     """For each row the share of the other class that it is ranked right against, ties one half."""
-    found = np.empty(len(labels))
+    shares = np.empty(len(labels))
     positives, negatives = np.sort(scores[labels]), np.sort(scores[~labels])
 
     def share(of, among, side):
         return np.searchsorted(among, of, side=side) / len(among)
 
-    found[labels] = (share(scores[labels], negatives, "left") + share(scores[labels], negatives, "right")) / 2
-    found[~labels] = 1 - (share(scores[~labels], positives, "left") + share(scores[~labels], positives, "right")) / 2
-    return found
+    shares[labels] = (share(scores[labels], negatives, "left") + share(scores[labels], negatives, "right")) / 2
+    shares[~labels] = 1 - (share(scores[~labels], positives, "left") + share(scores[~labels], positives, "right")) / 2
+    return shares
 
 
 def _influence(users, labels, scores):
@@ -78,10 +78,10 @@ def test_placements_by_hand():
     tally = Tally.zero(3, 2)
     for at, counts in ((1, [1, 1]), (3, [2, 0]), (4, [0, 1])):
         tally.counts[at], tally.is_used[at] = counts, 1
-    found = placement_table(tally, np.array([0, 1], np.int8), np.array([[0, 1, 2, 3]] * 2), 4)
-    of_negative, of_positive = found.places[:, 0, 0] + 0.5, found.places[:, 1, 0] + 0.5
-    assert of_positive[found.bins[[1, 4]]] == pytest.approx([0.5 / 3, 1])  # share of 3 negatives that it beats
-    assert of_negative[found.bins[[1, 3]]] == pytest.approx([1.5 / 2, 1 / 2])  # share of 2 positives that beat it
+    table = placement_table(tally, np.array([0, 1], np.int8), np.array([[0, 1, 2, 3]] * 2), 4)
+    of_negative, of_positive = table.places[:, 0, 0] + 0.5, table.places[:, 1, 0] + 0.5
+    assert of_positive[table.bins[[1, 4]]] == pytest.approx([0.5 / 3, 1])  # share of 3 negatives that it beats
+    assert of_negative[table.bins[[1, 3]]] == pytest.approx([1.5 / 2, 1 / 2])  # share of 2 positives that beat it
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -89,15 +89,15 @@ def test_every_slice_has_the_clustered_delong_interval_of_plain_numpy(seed):
     log = _log(seed, 150)
     report = _report(log)
     slices = [(report["overall"], np.ones(len(log["click"]), bool))]
-    for found in report["segments"]:
-        slices.append((found, log["segment" if found["entity"] == "user" else "item"] == found["segment"]))
+    for slice_ in report["segments"]:
+        slices.append((slice_, log["segment" if slice_["entity"] == "user" else "item"] == slice_["segment"]))
     for cell in report["cells"]:
         slices.append((cell, (log["segment"] == cell["user_segment"]) & (log["item"] == cell["item_segment"])))
     assert len(slices) == 1 + 5 + 6
-    for found, kept in slices:
+    for slice_, kept in slices:
         delta, standard_error = _clustered(log, kept)
-        assert found["auc"]["delta_pp"] == pytest.approx(delta, abs=1e-9)
-        assert _standard_error(found["auc"]) == pytest.approx(standard_error, rel=1e-9)
+        assert slice_["auc"]["delta_pp"] == pytest.approx(delta, abs=1e-9)
+        assert _standard_error(slice_["auc"]) == pytest.approx(standard_error, rel=1e-9)
 
 
 def test_an_arm_alone_has_the_clustered_interval_of_its_level():
@@ -136,16 +136,16 @@ def test_more_bins_than_references_change_the_interval_by_less_than_a_thousandth
 def test_scores_turned_round_with_their_labels_have_the_same_interval():
     log = _log(6, 100)
     turned = log | {"click": ~log["click"], "a": 1 / log["a"], "b": 1 / log["b"]}
-    one, two = (_report(one)["overall"]["auc"] for one in (log, turned))
-    assert two["delta_pp"] == pytest.approx(one["delta_pp"], abs=1e-9)
-    assert two["ci95_pp"] == pytest.approx(one["ci95_pp"], abs=1e-9)
+    forward, turned_round = (_report(forward)["overall"]["auc"] for forward in (log, turned))
+    assert turned_round["delta_pp"] == pytest.approx(forward["delta_pp"], abs=1e-9)
+    assert turned_round["ci95_pp"] == pytest.approx(forward["ci95_pp"], abs=1e-9)
 
 
 def test_rows_of_a_user_are_not_taken_as_independent():
     log = _log(7, 150)
     doubled = {name: np.repeat(column, 2) for name, column in log.items()}  # each row twice: nothing was learnt
-    one, two = (_standard_error(_report(one)["overall"]["auc"]) for one in (log, doubled))
-    assert two == pytest.approx(one, rel=1e-9)
+    once, twice = (_standard_error(_report(once)["overall"]["auc"]) for once in (log, doubled))
+    assert twice == pytest.approx(once, rel=1e-9)
 
 
 def test_bins_of_scores_count_minus_zero_as_zero():

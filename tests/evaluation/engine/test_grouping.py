@@ -26,7 +26,7 @@ def _rows(users, flags, scores, *, bits):
 def test_users_are_numbered_as_they_come_and_keep_their_hash(num_users):
     users = np.random.default_rng(0).integers(0, num_users, 12_000)
     rows, starts = _rows(users, np.arange(len(users)) % 8, np.arange(len(users)), bits=3)
-    found = set()
+    seen_users = set()
     for p in range(8):
         part = rows[starts[p] : starts[p + 1]]
         local, rest = group_users(part, 3)
@@ -37,8 +37,8 @@ def test_users_are_numbered_as_they_come_and_keep_their_hash(num_users):
         assert [of_user[user] for user in own.tolist()] == local.tolist()
         whole = (rest[local] | np.uint64(p << 61)).tolist()
         assert whole == hash_int64(own).tolist()
-        found |= set(of_user)
-    assert found == set(users.tolist())
+        seen_users |= set(of_user)
+    assert seen_users == set(users.tolist())
 
 
 def test_a_partition_without_rows_has_no_users():
@@ -55,8 +55,8 @@ def test_segments_of_users_come_from_their_rows_and_must_agree():
     rows, _ = _rows([7, 8, 7, 9], [0b010, 0b100, 0b011, 0b000], [0] * 4, bits=3)  # bit 0 is a label
     local, hashes = group_users(rows, 3)
     segments, twice = segments_in_rows(rows, local, 3, 1, 3)
-    found = dict(zip(hashes.tolist(), segments.tolist(), strict=True))
-    assert (found, twice) == ({_rest(7, 3): 1, _rest(8, 3): 2, _rest(9, 3): 0}, -1)
+    segment_of = dict(zip(hashes.tolist(), segments.tolist(), strict=True))
+    assert (segment_of, twice) == ({_rest(7, 3): 1, _rest(8, 3): 2, _rest(9, 3): 0}, -1)
 
     rows, _ = _rows([7, 8, 7, 9], [0b010, 0b100, 0b110, 0b000], [0] * 4, bits=3)
     local, hashes = group_users(rows, 3)
@@ -68,8 +68,8 @@ def test_segments_of_users_come_from_a_table_that_holds_each_once():
     hashes = group_users(rows, 3)[1]
     table, _ = pack_words(hash_int64(np.array([9, 5, 7, 5])), np.array([3, 1, 2, 1], np.uint32), [], bits=3)
     segments, twice, num_unlisted = segments_in_table(hashes, table, 3, 6)
-    found = dict(zip(hashes.tolist(), segments.tolist(), strict=True))
-    assert found == {_rest(7, 3): 2, _rest(8, 3): 6, _rest(9, 3): 3}  # user 8 is not in the table
+    segment_of = dict(zip(hashes.tolist(), segments.tolist(), strict=True))
+    assert segment_of == {_rest(7, 3): 2, _rest(8, 3): 6, _rest(9, 3): 3}  # user 8 is not in the table
     assert (twice, num_unlisted) == (-1, 1)  # user 5 is there twice, but has no rows
 
     table, _ = pack_words(hash_int64(np.array([9, 7, 7])), np.array([3, 2, 2], np.uint32), [], bits=3)

@@ -59,21 +59,21 @@ def expected(log):
     return _found(log)
 
 
-def _assert_same(found, expected, where="report"):
+def _assert_same(actual, expected, where="report"):
     """Equal structures; floats up to rounding: sums are added in another order."""
-    assert type(found) is type(expected), where
+    assert type(actual) is type(expected), where
     if isinstance(expected, dict):
-        assert found.keys() == expected.keys(), where
+        assert actual.keys() == expected.keys(), where
         for key in expected:
-            _assert_same(found[key], expected[key], f"{where}.{key}")
+            _assert_same(actual[key], expected[key], f"{where}.{key}")
     elif isinstance(expected, list):
-        assert len(found) == len(expected), where
-        for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+        assert len(actual) == len(expected), where
+        for i, (a, b) in enumerate(zip(actual, expected, strict=True)):
             _assert_same(a, b, f"{where}[{i}]")
     elif isinstance(expected, float):
-        assert found == pytest.approx(expected, rel=1e-12, abs=1e-11 if "pp" in where else 1e-12), where
+        assert actual == pytest.approx(expected, rel=1e-12, abs=1e-11 if "pp" in where else 1e-12), where
     else:
-        assert found == expected, where
+        assert actual == expected, where
 
 
 # ---- laws ----------------------------------------------------------------------------------------------------------
@@ -167,11 +167,11 @@ def test_text_and_dictionaries_give_the_same_report_as_numbers(log, expected):
     # another hash puts users into other buckets of the bootstrap, and nothing else changes
     for kind in (pa.string(), pa.large_string()):
         text = changed(lambda column, kind=kind: column.cast(kind), "user_id")
-        found = _found(text)
-        one, other = found["overall"], expected["overall"]
+        report = _found(text)
+        overall, expected_overall = report["overall"], expected["overall"]
         for name in ("uauc", "wuauc", "auc"):
-            metric = {key: value for key, value in other[name].items() if not key.startswith("bootstrap")}
-            _assert_same({key: one[name][key] for key in metric}, metric)
+            metric = {key: value for key, value in expected_overall[name].items() if not key.startswith("bootstrap")}
+            _assert_same({key: overall[name][key] for key in metric}, metric)
 
 
 def test_parts_see_each_user_once(log):

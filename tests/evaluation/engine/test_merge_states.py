@@ -40,21 +40,21 @@ def save(generated: Any, folder: Path, part: Part | None, options: EvaluateOptio
     return folder
 
 
-def same(one: Any, other: Any, where: str = "") -> None:
+def same(actual: Any, wanted: Any, where: str = "") -> None:
     """Asserts equality to 1e-9, but for the interval of the pooled AUC and what follows from it."""
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
+    if isinstance(actual, dict):
+        assert actual.keys() == wanted.keys(), where
+        for key in actual:
             if not (where.endswith("auc") and not where.endswith("uauc") and ("ci95" in key or "p_value" in key)):
-                same(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, list):
-        assert len(one) == len(other), where
-        for position, (a, b) in enumerate(zip(one, other, strict=True)):
+                same(actual[key], wanted[key], f"{where}.{key}")
+    elif isinstance(actual, list):
+        assert len(actual) == len(wanted), where
+        for position, (a, b) in enumerate(zip(actual, wanted, strict=True)):
             same(a, b, f"{where}[{position}]")
-    elif isinstance(one, float) and not where.endswith("p_value_holm"):
-        assert other == pytest.approx(one, rel=1e-9, abs=1e-12), where
+    elif isinstance(actual, float) and not where.endswith("p_value_holm"):
+        assert wanted == pytest.approx(actual, rel=1e-9, abs=1e-12), where
     elif not where.endswith("p_value_holm"):
-        assert one == other, where
+        assert actual == wanted, where
 
 
 @pytest.mark.parametrize("auc", ["exact", "histogram", "off"])

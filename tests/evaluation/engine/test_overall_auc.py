@@ -45,12 +45,12 @@ def test_the_number_of_score_ranges_and_counting_in_pieces_change_nothing(scores
     ranges = _slices(log, "exact")
     monkeypatch.setattr(overall_auc, "_MANY_ROWS", 30)  # so that every range is counted in pieces
     pieces = _slices(log, "exact")
-    for one, two, three in zip(whole, ranges, pieces, strict=True):
-        assert one["auc"] == two["auc"] == three["auc"]
+    for by_whole, by_ranges, by_pieces in zip(whole, ranges, pieces, strict=True):
+        assert by_whole["auc"] == by_ranges["auc"] == by_pieces["auc"]
         for name in ("baseline", "treatment"):
-            if "ece" in one:
-                assert two["ece"][name] == pytest.approx(one["ece"][name], abs=1e-12)
-                assert three["ece"][name] == pytest.approx(one["ece"][name], abs=1e-12)
+            if "ece" in by_whole:
+                assert by_ranges["ece"][name] == pytest.approx(by_whole["ece"][name], abs=1e-12)
+                assert by_pieces["ece"][name] == pytest.approx(by_whole["ece"][name], abs=1e-12)
 
 
 def test_the_histogram_is_within_its_bound_and_the_bound_is_small():
@@ -132,7 +132,7 @@ def test_a_range_that_one_score_fills_is_counted_in_pieces(monkeypatch):
     counted = overall_auc.entries_of(pieces)
     assert len(counted.codes) < len(codes) / 5
     assert counted.weights.sum() == 1000
-    for one in (whole, counted):
-        back = [np.concatenate(parts) for parts in zip(*one.rows(), strict=True)]
+    for entries in (whole, counted):
+        back = [np.concatenate(parts) for parts in zip(*entries.rows(), strict=True)]
         assert (np.bincount(back[0] * 4 + back[1]) == np.bincount(codes * 4 + payload)).all()
         assert (np.diff(back[0].astype(int)) >= 0).all()

@@ -66,11 +66,11 @@ def test_one_batch_alone_and_none_at_all_are_loaded_too():
 
 def _open_files(folder):
     """What this process has open below a folder; '(deleted)' marks files without a name."""
-    found = []
+    names = []
     for link in Path("/proc/self/fd").iterdir():
         with suppress(OSError):  # the listing's own
-            found.append(str(link.readlink()))
-    return [name for name in found if name.startswith(str(folder))]
+            names.append(str(link.readlink()))
+    return [name for name in names if name.startswith(str(folder))]
 
 
 def test_a_spill_file_has_no_name_and_is_gone_when_it_is_closed(tmp_path):
@@ -113,5 +113,5 @@ try:
 except InputError as error:
     print(error)
 """
-    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert "the spill file stopped at 0.0 GB (File too large); free some disk" in found.stdout
+    finished = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "the spill file stopped at 0.0 GB (File too large); free some disk" in finished.stdout

@@ -50,8 +50,13 @@ def test_tallies_of_parts_add_up():
 
 def test_a_payload_names_the_user_segment_the_item_segment_and_the_labels():
     flags = np.array([0b01_10, 0b10_01], np.uint32)  # two label bits, then two bits of the item segment
-    found = payloads(
-        flags, np.array([1, 0], np.int32), np.array([4, 2], np.uint8),
-        num_labels=2, item_shift=2, item_mask=3, num_items=3,
-    )  # fmt: skip
-    assert found.tolist() == [((2 * 3 + 1) << 2) + 0b10, ((4 * 3 + 2) << 2) + 0b01]
+    payload = payloads(
+        flags,
+        np.array([1, 0], np.int32),
+        np.array([4, 2], np.uint8),
+        num_labels=2,
+        item_shift=2,
+        item_mask=3,
+        num_items=3,
+    )
+    assert payload.tolist() == [((2 * 3 + 1) << 2) + 0b10, ((4 * 3 + 2) << 2) + 0b01]

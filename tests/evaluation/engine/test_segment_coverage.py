@@ -77,12 +77,12 @@ def test_items_of_another_log_are_refused() -> None:
 
 
 def test_almost_no_match_is_said_at_the_top_of_every_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = evaluate(log_of(200), user_segments=users_of([3, 4, *range(500, 900)]), options=OPTIONS)
+    report = evaluate(log_of(200), user_segments=users_of([3, 4, *range(500, 900)]), options=OPTIONS)
     said = "Only 2 of 200 users are in the file of user segments: is it the file of this log?"
-    assert mismatch(found.to_json()) == [said]
+    assert mismatch(report.to_json()) == [said]
     assert f"learn-rank: {said}" in capsys.readouterr().err
-    write_report(found, tmp_path)
-    for text in (format_table(found).replace("\n", " "), (tmp_path / "report.md").read_text()):
+    write_report(report, tmp_path)
+    for text in (format_table(report).replace("\n", " "), (tmp_path / "report.md").read_text()):
         assert said in text
     assert said in (tmp_path / "report.html").read_text()
 
@@ -93,16 +93,16 @@ def test_almost_no_match_is_said_at_the_top_of_every_report(tmp_path: Path, caps
     ids=["nine in ten are new", "a twentieth is known", "too few to tell", "an empty file"],
 )
 def test_a_log_of_mostly_new_users_is_evaluated(num_users: int, listed: range) -> None:
-    found = evaluate(log_of(num_users), user_segments=users_of(listed), options=OPTIONS).to_json()
+    report = evaluate(log_of(num_users), user_segments=users_of(listed), options=OPTIONS).to_json()
     num_new = num_users - len(set(listed) & set(range(num_users)))
-    assert found["segment_rules"]["user"]["num_without_history"] == num_new
-    assert bool(mismatch(found)) == (num_users == 30)  # nobody is known
+    assert report["segment_rules"]["user"]["num_without_history"] == num_new
+    assert bool(mismatch(report)) == (num_users == 30)  # nobody is known
 
 
 def test_where_the_segments_are_of_the_same_log_everybody_may_be_new() -> None:
-    found = evaluate(log_of(30), user_segments=users_of(range(100, 130)), options=OPTIONS, is_own_log=True).to_json()
-    assert not mismatch(found)
-    assert found["segments"][0]["num_users"] == 30
+    report = evaluate(log_of(30), user_segments=users_of(range(100, 130)), options=OPTIONS, is_own_log=True).to_json()
+    assert not mismatch(report)
+    assert report["segments"][0]["num_users"] == 30
 
 
 def test_parts_are_judged_together(tmp_path: Path) -> None:

@@ -72,13 +72,13 @@ def test_an_entry_that_stands_for_several_rows_counts_as_those_rows():
     codes = np.sort(rng.integers(0, 6, 40)).astype(np.uint32)
     payload, weights = rng.integers(0, 3, 40).astype(np.uint16), rng.integers(1, 5, 40)
     below, lower, total = np.array([9, 0, 1, 2]), 11, 11 + int(weights[payload < 2].sum())
-    found = []
+    results = []
     for c, p, w in ((codes, payload, weights), (np.repeat(codes, weights), np.repeat(payload, weights), NO_WEIGHTS)):
         sums = np.zeros((7, 3))
         add_reliability(c, c / 8, p, w, CLASSES, lower, total, sums)
-        found.append((count_wins(c, p, w, CLASSES, SLICES, below).tolist(), sums))
-    assert found[0][0] == found[1][0]
-    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-14)
+        results.append((count_wins(c, p, w, CLASSES, SLICES, below).tolist(), sums))
+    assert results[0][0] == results[1][0]
+    np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-14)
 
 
 def test_equal_scores_share_the_bin_of_the_rows_below_them():

@@ -9,7 +9,7 @@ from learn_rank.errors import InputError
 from learn_rank.evaluation import EvaluateOptions
 from learn_rank.evaluation.engine.layout import Layout
 from learn_rank.evaluation.engine.local import run
-from learn_rank.evaluation.engine.overall_auc import pool_tallies
+from learn_rank.evaluation.engine.overall_auc import fill_from_tallies
 from learn_rank.evaluation.engine.sums import SKETCH_SIZE, State, estimate_distinct, over_users, sketch
 from learn_rank.evaluation.evaluate import make_report
 from learn_rank.evaluation.input.inputs import EvaluationInputs, open_inputs
@@ -27,9 +27,9 @@ def test_all_users_come_before_the_segments_of_users():
 
 
 def test_states_of_different_evaluations_do_not_add_up():
-    one, other = (State.zero(_layout(labels=label), num_bins=5) for label in ("l", "m"))
+    first, second = (State.zero(_layout(labels=label), num_bins=5) for label in ("l", "m"))
     with pytest.raises(InputError, match="states of different evaluations"):
-        one.add(other)
+        first.add(second)
 
 
 def test_centred_moments_are_the_squares_around_the_mean_placement():
@@ -87,7 +87,7 @@ def test_states_of_disjoint_users_add_up_to_the_whole(opened):
     merged = State.zero(Layout.of_inputs(opened), num_bins=20)
     for part in parts[::-1]:
         merged.add(part)
-    pool_tallies(merged)
+    fill_from_tallies(merged)
     for name in ("counts", "auc_bins", "users_per_segment", "wins2"):
         assert (getattr(merged, name) == getattr(whole, name)).all(), name
     for name in ("moments", "buckets", "predicted", "reliability"):
@@ -97,8 +97,12 @@ def test_states_of_disjoint_users_add_up_to_the_whole(opened):
     assert merged.score_range.tolist() == whole.score_range.tolist()
     assert merged.user_sketch.tolist() == whole.user_sketch.tolist()
 
-    one, other = _report(whole, opened.options), _report(merged, opened.options)
-    for a, b in zip([one["overall"], *one["segments"]], [other["overall"], *other["segments"]], strict=True):
+    whole_report, merged_report = _report(whole, opened.options), _report(merged, opened.options)
+    for a, b in zip(
+        [whole_report["overall"], *whole_report["segments"]],
+        [merged_report["overall"], *merged_report["segments"]],
+        strict=True,
+    ):
         for metric in ("uauc", "wuauc"):
             for key in ("ci95_pp", "bootstrap_ci95_pp", "p_value"):
                 assert a[metric][key] == pytest.approx(b[metric][key], abs=1e-9)

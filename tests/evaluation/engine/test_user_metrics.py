@@ -34,7 +34,7 @@ def _slice_oracle(log, label, arms, weight):
     by_user = defaultdict(list)
     for row in log:
         by_user[row["user_id"]].append(row)
-    found = {
+    numbers = {
         "num_rows": len(log),
         "num_positives": sum(row[positive] for row in log),
         "num_users": len(by_user),
@@ -46,10 +46,10 @@ def _slice_oracle(log, label, arms, weight):
     for rows in by_user.values():
         num_positives = sum(row[positive] for row in rows)
         if 0 < num_positives < len(rows):
-            found["num_users_scored"] += 1
+            numbers["num_users_scored"] += 1
         else:
-            found["num_rows_one_class"] += len(rows)
-            found["num_users_only_positives" if num_positives else "num_users_only_negatives"] += 1
+            numbers["num_rows_one_class"] += len(rows)
+            numbers["num_users_only_positives" if num_positives else "num_users_only_negatives"] += 1
     for arm in arms:
         values, weights = [], []
         for rows in by_user.values():
@@ -57,12 +57,12 @@ def _slice_oracle(log, label, arms, weight):
             if auc is not None:
                 values.append(auc)
                 weights.append(sum(row[positive] for row in rows) if weight == "clicks" else len(rows))
-        found["uauc", arm] = sum(values) / len(values) if values else None
-        found["wuauc", arm] = (
+        numbers["uauc", arm] = sum(values) / len(values) if values else None
+        numbers["wuauc", arm] = (
             sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights) if values else None
         )
-        found["auc", arm] = _auc([(row[positive], row[arm]) for row in log])
-    return found
+        numbers["auc", arm] = _auc([(row[positive], row[arm]) for row in log])
+    return numbers
 
 
 def _random_log(seed, dtype, has_text_ids):
@@ -92,26 +92,26 @@ def _random_log(seed, dtype, has_text_ids):
     return log, segments, user_names[users], item_names[items]
 
 
-def _check_slice(found, rows, block, weight, where):
+def _check_slice(slice_, rows, block, weight, where):
     """Compares a slice of a report's block with the oracle of its rows; returns the latter."""
     arms = ("a", block["treatment"])
     expected = _slice_oracle(rows, block["label"], arms, weight)
-    num_rows_overall, where = block["overall"]["num_rows"], (where, block["label"], arms, found)
+    num_rows_overall, where = block["overall"]["num_rows"], (where, block["label"], arms, slice_)
     for name in ("num_rows", "num_positives", "num_users", "num_users_scored"):
-        assert found[name] == expected[name], (where, name)
+        assert slice_[name] == expected[name], (where, name)
     num_rows = expected["num_rows"]
-    assert found["share_rows"] == (num_rows / num_rows_overall if num_rows_overall else None), where
+    assert slice_["share_rows"] == (num_rows / num_rows_overall if num_rows_overall else None), where
     scored = None if num_rows == 0 else pytest.approx(1 - expected["num_rows_one_class"] / num_rows, abs=1e-15)
-    assert found["share_rows_scored"] == scored, where
+    assert slice_["share_rows_scored"] == scored, where
     for name in METRICS:
-        values = [found[name]["baseline"], found[name]["treatment"]]
+        values = [slice_[name]["baseline"], slice_[name]["treatment"]]
         exact = [expected[name, arm] for arm in arms]
         for value, wanted in zip(values, exact, strict=True):
             assert value == (None if wanted is None else pytest.approx(float(wanted), abs=1e-13)), (where, name)
         if None in exact:
-            assert found[name]["delta_pp"] is None, (where, name)
+            assert slice_[name]["delta_pp"] is None, (where, name)
         else:
-            assert found[name]["delta_pp"] == pytest.approx(float(100 * (exact[1] - exact[0])), abs=1e-11), where
+            assert slice_[name]["delta_pp"] == pytest.approx(float(100 * (exact[1] - exact[0])), abs=1e-11), where
     return expected
 
 
@@ -143,20 +143,20 @@ def test_every_slice_arm_and_label_of_seventy_logs_matches_exact_arithmetic(dtyp
             overall = _check_slice(block["overall"], rows, block, weight, seed)
             assert block["excluded"].pop("num_users_one_class") == overall["num_users"] - overall["num_users_scored"]
             assert block["excluded"] == {name: overall[name] for name in block["excluded"]}
-            for found in block["segments"]:
-                kept = [row for row in rows if row[found["entity"]] == found["segment"]]
-                _check_slice(found, kept, block, weight, seed)
-            for found in block["cells"]:
-                cell = (found["user_segment"], found["item_segment"])
-                _check_slice(found, [row for row in rows if (row["user"], row["item"]) == cell], block, weight, seed)
+            for slice_ in block["segments"]:
+                kept = [row for row in rows if row[slice_["entity"]] == slice_["segment"]]
+                _check_slice(slice_, kept, block, weight, seed)
+            for slice_ in block["cells"]:
+                cell = (slice_["user_segment"], slice_["item_segment"])
+                _check_slice(slice_, [row for row in rows if (row["user"], row["item"]) == cell], block, weight, seed)
         num_users = len({row["user_id"] for row in rows})
-        for found in report["segments"]:
-            column = f"{found['entity']}_id"
-            ids = {row[column] for row in rows if row[found["entity"]] == found["segment"]}
-            if found["entity"] == "user":
-                assert found["share"] == len(ids) / num_users
+        for slice_ in report["segments"]:
+            column = f"{slice_['entity']}_id"
+            ids = {row[column] for row in rows if row[slice_["entity"]] == slice_["segment"]}
+            if slice_["entity"] == "user":
+                assert slice_["share"] == len(ids) / num_users
             else:  # items of a column are not told apart
-                assert found["share"] == (len(ids) / len({row[column] for row in rows}) if seed % 3 else None)
+                assert slice_["share"] == (len(ids) / len({row[column] for row in rows}) if seed % 3 else None)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -177,9 +177,9 @@ def test_a_giant_user_whose_pairs_are_counted_by_sorting_matches_exact_arithmeti
     report = evaluate(log, item_segments=items, options=EvaluateOptions("click", "a", "b")).to_json()
     rows = [dict(zip(log, row, strict=True)) for row in zip(*(log[c].tolist() for c in log), strict=True)]
     _check_slice(report["overall"], rows, report, "impressions", "overall")
-    for found in report["segments"]:
-        kept = [row for row in rows if SEGMENTS[2 * row["item_id"]] == found["segment"]]
-        _check_slice(found, kept, report, "impressions", "item")
+    for slice_ in report["segments"]:
+        kept = [row for row in rows if SEGMENTS[2 * row["item_id"]] == slice_["segment"]]
+        _check_slice(slice_, kept, report, "impressions", "item")
 
 
 def test_scores_of_float64_that_float32_would_tie_stay_apart():
@@ -207,13 +207,13 @@ def test_comparing_and_sorting_count_the_same_pairs_on_both_sides_of_the_switch(
     log = {"user_id": np.zeros(num_rows, int), "click": labels, "a": scores, "item": items}
     options = EvaluateOptions("click", "a", auc="off", bootstrap_samples=0)
     report = evaluate(log, item_segments="item", options=options).to_json()
-    for found, kept in [
+    for slice_, kept in [
         (report["overall"], np.ones(num_rows, bool)),
         *((s, items == s["segment"]) for s in report["segments"]),
     ]:
         positives, negatives = scores[kept & labels][:, None], scores[kept & ~labels]
         expected = ((positives > negatives) + 0.5 * (positives == negatives)).mean()
-        assert found["uauc"]["baseline"] == pytest.approx(expected, abs=1e-14)
+        assert slice_["uauc"]["baseline"] == pytest.approx(expected, abs=1e-14)
 
 
 # ---- revenue in the top k ------------------------------------------------------------------------------------------
@@ -239,11 +239,11 @@ def test_revenue_in_the_top_k_is_the_mean_over_all_orders_of_the_ties():
     options = EvaluateOptions("click", "a", "b", value="price", value_top=[1, 2, 5], bootstrap_samples=0)
     report = evaluate(log, item_segments="item", options=options).to_json()
     slices = [(report["overall"], rows), *((s, [r for r in rows if r[5] == s["segment"]]) for s in report["segments"])]
-    for found, kept in slices:
+    for slice_, kept in slices:
         of_user = [[row for row in kept if row[0] == user] for user in range(num_users)]
         total = sum(row[4] for row in kept)
-        assert found["value_total"] == total > 0
-        for metric in found["value"]:
+        assert slice_["value_total"] == total > 0
+        for metric in slice_["value"]:
             for role, column in (("baseline", 2), ("treatment", 3)):
                 got = sum(
                     _captured([row[column] for row in own], [row[4] for row in own], metric["k"]) for own in of_user
@@ -253,9 +253,12 @@ def test_revenue_in_the_top_k_is_the_mean_over_all_orders_of_the_ties():
 
 def test_users_without_revenue_are_left_out_of_it():
     log = {
-        "user_id": [1, 1, 2, 2], "click": [1, 0, 1, 0], "a": [0.9, 0.1, 0.2, 0.3], "b": [0.1, 0.9, 0.3, 0.2],
+        "user_id": [1, 1, 2, 2],
+        "click": [1, 0, 1, 0],
+        "a": [0.9, 0.1, 0.2, 0.3],
+        "b": [0.1, 0.9, 0.3, 0.2],
         "price": [0.0, 4.0, 0.0, 0.0],
-    }  # fmt: skip
+    }
     options = EvaluateOptions("click", "a", "b", value="price", value_top=[1])
     overall = evaluate(log, options=options).to_json()["overall"]
     (metric,) = overall["value"]

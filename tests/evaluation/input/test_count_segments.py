@@ -20,9 +20,9 @@ OPTIONS = SegmentOptions()
 def _read(source: SegmentSource) -> dict:
     """id -> segment name of everything the source holds."""
     return {
-        one: source.names[code]
+        id_: source.names[code]
         for ids, codes in source.batches()
-        for one, code in zip(ids.to_pylist(), codes, strict=True)
+        for id_, code in zip(ids.to_pylist(), codes, strict=True)
     }
 
 

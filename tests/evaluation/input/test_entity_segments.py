@@ -89,18 +89,18 @@ def test_segments_of_a_file_and_of_a_column_are_the_same():
         _items(["r", "q", "p", "z"], ["small", "small", "big", "big"]),
     )
     names = {"new", "old", "big", "small"}
-    for one, other in zip(
+    for of_file, of_column in zip(
         by_column["segments"], [s for s in by_file["segments"] if s["segment"] in names], strict=True
     ):
-        assert {k: one[k] for k in one if k != "share"} == {k: other[k] for k in other if k != "share"}
+        assert {k: of_file[k] for k in of_file if k != "share"} == {k: of_column[k] for k in of_column if k != "share"}
     shares = {s["segment"]: s["share"] for s in by_file["segments"]}
     assert shares == {"new": 2 / 3, "old": 1 / 3, "big": 1 / 3, "small": 2 / 3, "unlisted": 0}
     assert {s["segment"]: s["share"] for s in by_column["segments"]} == {
         "new": 2 / 3,
         "old": 1 / 3,
-        "big": None,
+        "big": None,  # items of a column are not told apart
         "small": None,
-    }  # fmt: skip  items of a column are not told apart
+    }
 
 
 def test_ids_that_a_file_does_not_hold_are_counted_once():
@@ -115,9 +115,12 @@ def test_ids_that_a_file_of_other_names_does_not_hold_are_a_segment_of_their_own
     report = _evaluate(_users([1, 2], ["alpha", "beta"]), _items(["q"], ["alpha"]))
     rows = {(s["entity"], s["segment"]): s["num_rows"] for s in report["segments"]}
     assert rows == {
-        ("user", "alpha"): 2, ("user", "beta"): 2, ("user", "unlisted"): 1,
-        ("item", "alpha"): 2, ("item", "unlisted"): 3,
-    }  # fmt: skip
+        ("user", "alpha"): 2,
+        ("user", "beta"): 2,
+        ("user", "unlisted"): 1,
+        ("item", "alpha"): 2,
+        ("item", "unlisted"): 3,
+    }
 
 
 def test_a_file_of_counts_without_rows_makes_everyone_cold_start():
@@ -127,8 +130,10 @@ def test_a_file_of_counts_without_rows_makes_everyone_cold_start():
 
 
 def test_dictionaries_give_the_same_report_as_plain_columns():
-    encoded = pa.table({name: LOG[name].dictionary_encode() if name in ("user_id", "item_id", "user_kind", "item_kind")
-                        else LOG[name] for name in LOG.column_names})  # fmt: skip
+    columns = {name: LOG[name] for name in LOG.column_names}
+    for name in ("user_id", "item_id", "user_kind", "item_kind"):
+        columns[name] = columns[name].dictionary_encode()
+    encoded = pa.table(columns)
     assert _evaluate("user_kind", "item_kind", encoded)["segments"] == _evaluate("user_kind", "item_kind")["segments"]
     items = _items(["r", "q", "p"], ["small", "small", "big"])
     items_encoded = pa.table({name: items[name].dictionary_encode() for name in items.column_names})

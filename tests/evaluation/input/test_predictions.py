@@ -111,12 +111,12 @@ def test_a_table_a_mapping_a_file_and_a_folder_of_small_row_groups_give_the_same
     options = EvaluateOptions("click", "a", "b", threads=2)
     expected, _ = _values(log, options)
     for predictions in (table, chunked, tmp_path / "one.parquet", str(tmp_path / "one.parquet"), folder):
-        found, _ = _values(predictions, options)
+        overall, _ = _values(predictions, options)
         for metric in ("uauc", "wuauc", "auc"):
-            assert found[metric]["ci95_pp"] == pytest.approx(expected[metric]["ci95_pp"], abs=1e-10)
-            assert found[metric]["baseline"] == pytest.approx(expected[metric]["baseline"], abs=1e-12)
-        assert found["ece"]["treatment"] == pytest.approx(expected["ece"]["treatment"], abs=1e-12)
-        assert found["num_rows"] == num_rows
+            assert overall[metric]["ci95_pp"] == pytest.approx(expected[metric]["ci95_pp"], abs=1e-10)
+            assert overall[metric]["baseline"] == pytest.approx(expected[metric]["baseline"], abs=1e-12)
+        assert overall["ece"]["treatment"] == pytest.approx(expected["ece"]["treatment"], abs=1e-12)
+        assert overall["num_rows"] == num_rows
 
 
 @pytest.mark.parametrize(
@@ -150,10 +150,9 @@ def test_columns_that_are_not_needed_are_not_looked_at(tmp_path):
 def test_revenue_may_be_whole_decimal_or_beyond_the_integers_of_a_double():
     options = EvaluateOptions("click", "a", "b", value="price", value_top=[1], bootstrap_samples=0)
     prices = pa.array([3, 0, 5, 1, 2**55 + 1, 0])
-    found = [_evaluate(_table(price=kind), options)["overall"]["value_total"] for kind in (
-        prices, prices.cast(pa.float64(), safe=False), prices.cast(pa.decimal128(22, 2))
-    )]  # fmt: skip
-    assert found == [2.0**55 + 9] * 3
+    columns = [prices, prices.cast(pa.float64(), safe=False), prices.cast(pa.decimal128(22, 2))]
+    totals = [_evaluate(_table(price=column), options)["overall"]["value_total"] for column in columns]
+    assert totals == [2.0**55 + 9] * 3
 
 
 def test_a_unit_joins_small_row_groups_and_stops_at_the_batch(tmp_path):
@@ -411,15 +410,15 @@ def test_any_table_is_evaluated_exactly_or_refused_with_a_bad_row(drawn):
     bad |= {("a", i): row[2] for i, row in enumerate(rows) if row[2] is None or row[2] != row[2]}
     options = EvaluateOptions("click", "a", bootstrap_samples=0, auc="off", threads=1)
     try:
-        found = evaluate(table, options=options).to_json()["overall"]
+        overall = evaluate(table, options=options).to_json()["overall"]
     except InputError as error:
         message = str(error)
     else:
         assert not bad
         exact = _uauc(rows)
-        assert found["num_rows"] == len(rows)
-        assert found["num_users"] == len({row[0] for row in rows})
-        assert found["uauc"]["baseline"] == (None if exact is None else pytest.approx(float(exact), abs=1e-14))
+        assert overall["num_rows"] == len(rows)
+        assert overall["num_users"] == len({row[0] for row in rows})
+        assert overall["uauc"]["baseline"] == (None if exact is None else pytest.approx(float(exact), abs=1e-14))
         return
     if rows:
         named = [f"'{column}', row {i} is {'null' if value is None else ''}" for (column, i), value in bad.items()]
@@ -440,9 +439,9 @@ def test_a_column_of_the_folders_may_be_a_segment_and_a_pattern_names_them_all(t
     in_file = pa.concat_tables([_table(user_id=ids).append_column("tier", [[t] * 6]) for t, ids in users.items()])
     expected = evaluate(in_file, user_segments="tier", options=OPTIONS).to_json()
     for name in ("s[1]", "s[1]/tier=*", "s[1]/*/part.p*"):
-        found = evaluate(tmp_path / name, user_segments="tier", options=OPTIONS).to_json()
-        assert found["segments"] == expected["segments"]
-        assert [segment["segment"] for segment in found["segments"] if segment["entity"] == "user"] == ["a", "b"]
+        report = evaluate(tmp_path / name, user_segments="tier", options=OPTIONS).to_json()
+        assert report["segments"] == expected["segments"]
+        assert [segment["segment"] for segment in report["segments"] if segment["entity"] == "user"] == ["a", "b"]
     with pytest.raises(InputError, match="no such column in the predictions"):
         evaluate(tmp_path / "s[1]" / "tier=a", user_segments="tier", options=OPTIONS)
 

@@ -24,9 +24,9 @@ def _named(segments: dict, column: str = "user_id") -> pa.Table:
 def _read(source: SegmentSource) -> dict:
     """id -> segment name of everything the source holds."""
     return {
-        one: source.names[code]
+        id_: source.names[code]
         for ids, codes in source.batches()
-        for one, code in zip(ids.to_pylist(), codes, strict=True)
+        for id_, code in zip(ids.to_pylist(), codes, strict=True)
     }
 
 
