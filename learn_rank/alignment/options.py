@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from learn_rank.alignment.checks import check_choice, check_positive, check_rate
 from learn_rank.alignment.objectives import find_objective
 from learn_rank.alignment.objectives.all_action import AllActionOptions
 from learn_rank.alignment.objectives.catalogue import CatalogueOptions
 from learn_rank.errors import InputError
-from learn_rank.options import check_seed
+from learn_rank.options import Check, check_seed
 from learn_rank.schema import EMBEDDING_DIM
 from learn_rank.times import iso_milliseconds
 
@@ -70,9 +69,10 @@ class TowerOptions:
 
     def check_towers(self) -> None:
         """InputError for a size that no tower can have."""
-        check_choice(self, "inputs", ("content", "id", "content_and_id"))
-        check_positive(self, "width", "num_layers", "num_heads", "embedding_dim", "id_dim", "lora_rank", "lora_alpha")
-        check_rate(self, "dropout", "id_dropout", "lora_dropout")
+        check = Check(self, "align.")
+        check.is_one_of("inputs", ("content", "id", "content_and_id"))
+        check.at_least(1, "width", "num_layers", "num_heads", "embedding_dim", "id_dim", "lora_rank", "lora_alpha")
+        check.below_one("dropout", "id_dropout", "lora_dropout")
         if self.width % self.num_heads:
             raise InputError(f"align.width {self.width} is not a multiple of align.num_heads {self.num_heads}")
 
@@ -124,9 +124,10 @@ class AlignOptions(CatalogueOptions, AllActionOptions, TowerOptions):
     def __post_init__(self) -> None:
         objective = find_objective(self.objective)
         self.check_towers()
-        check_choice(self, "item_tower", ("a", "b", "c"))
-        check_choice(self, "select_by", ("auto", "uauc", "recall@10", "ndcg@10", "mrr"))
-        check_positive(self, "max_history", "batch_size", "patience", "num_user_samples", "checkpoint_seconds")
+        check = Check(self, "align.")
+        check.is_one_of("item_tower", ("a", "b", "c"))
+        check.is_one_of("select_by", ("auto", "uauc", "recall@10", "ndcg@10", "mrr"))
+        check.at_least(1, "max_history", "batch_size", "patience", "num_user_samples", "checkpoint_seconds")
         self.check_catalogue()
         self._check_training()
         if self.inputs != "content" and self.item_tower == "c":

@@ -124,6 +124,7 @@ def _help(name: str) -> str:
         "",
         f"reads    {command.reads_text}",
         f"writes   {command.writes_text}",
+        f"code     learn_rank.{command.code}",
         f"example  {command.example}",
         "",
         "options",

@@ -49,7 +49,7 @@ class Estimate(NamedTuple):
 
 
 def compare_means(moments: Float64Array, arm: int, confidence: float) -> Estimate:
-    """Weighted means of the first arm and of another over users, from the 6 M moments of one slice (see state.State).
+    """Weighted means of the first arm and of another over users, from the 6 M moments of one slice (see sums.State).
 
     Delta = sum w D / sum w with its delta-method (ratio) variance over users:
     n / (n - 1) * sum w^2 (D - delta)^2 / (sum w)^2. D is taken per user before it is squared, so that the variance of
@@ -76,8 +76,8 @@ def compare_auc(
     """AUC over all pairs of rows of the first arm and another, with the user-clustered interval of their difference.
 
     wins2 of the two arms, or of one alone (the interval is then that of its level). centred [3]: squared influence on
-    what is compared, see influence.py. Plain DeLong takes the rows of a user as independent; its intervals of a level
-    are too narrow.
+    what is compared, see auc_variance.py. Plain DeLong takes the rows of a user as independent; its intervals of a
+    level are too narrow.
     """
     if positives == 0 or negatives == 0:
         return Estimate(None)

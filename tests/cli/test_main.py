@@ -50,6 +50,12 @@ def test_each_commands_help_says_what_it_reads_and_writes_with_an_example(
         assert word in text
 
 
+def test_help_names_a_module_of_the_package_to_read_first() -> None:
+    for command in COMMANDS.values():
+        path = PACKAGE / command.code.replace(".", "/")
+        assert (path / "__init__.py").is_file() or path.with_suffix(".py").is_file(), command.code
+
+
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "evaluate"])
 def test_each_commands_example_is_accepted(command: str) -> None:
     words = COMMANDS[command].example.removeprefix(f"learn-rank {command}").split()

@@ -18,7 +18,7 @@ METRICS = ("uauc", "wuauc", "auc", "log_loss", "normalized_entropy")
 
 
 def _moments(weights, *arms):
-    """Moments as in state.State: n, w, w^2; then wA, w^2 A, w^2 A^2 of each arm, then of later arms minus the first."""
+    """Moments as in sums.State: n, w, w^2; then wA, w^2 A, w^2 A^2 of each arm, then of later arms minus the first."""
     w, arms = np.asarray(weights, float), [np.asarray(arm, float) for arm in arms]
     columns = [*arms, *(arm - arms[0] for arm in arms[1:])]
     sums = [((w * x).sum(), (w * w * x).sum(), (w * w * x * x).sum()) for x in columns]

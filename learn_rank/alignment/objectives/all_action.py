@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
-from learn_rank.alignment.checks import check_choice, check_positive
 from learn_rank.alignment.objectives.objective import Objective, ObjectiveOptions
 from learn_rank.alignment.objectives.stretches import (
     Stretches,
@@ -22,6 +21,7 @@ from learn_rank.alignment.objectives.stretches import (
 )
 from learn_rank.arrays import BoolArray, Int64Array
 from learn_rank.errors import InputError
+from learn_rank.options import Check
 from learn_rank.times import iso_milliseconds
 
 if TYPE_CHECKING:
@@ -65,9 +65,10 @@ class AllActionOptions(ObjectiveOptions):
 
     def check_all_action(self) -> None:
         """InputError for values that this objective could not use; checked whatever the objective is."""
-        check_choice(self, "first_stage", ("stretch", "random"))
-        check_choice(self, "second_stage", ("recency", "random"))
-        check_positive(self, "max_targets", "num_item_samples")
+        check = Check(self, "align.")
+        check.is_one_of("first_stage", ("stretch", "random"))
+        check.is_one_of("second_stage", ("recency", "random"))
+        check.at_least(1, "max_targets", "num_item_samples")
         if self.recency_alpha <= 1 or self.recency_beta < self.recency_alpha:
             raise InputError(
                 "align.recency_alpha must be above 1 and align.recency_beta no smaller (Eq. 1 takes a log)"

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from learn_rank.alignment.checks import check_choice, check_positive
 from learn_rank.alignment.objectives.objective import Objective, ObjectiveOptions
 from learn_rank.alignment.objectives.stretches import Stretches, group_into_steps, item_rows, shuffled, windows
 from learn_rank.arrays import Int64Array
+from learn_rank.options import Check
 
 if TYPE_CHECKING:
     import torch
@@ -43,8 +43,9 @@ class CatalogueOptions(ObjectiveOptions):
 
     def check_catalogue(self) -> None:
         """InputError for values that this objective could not use; checked whatever the objective is."""
-        check_choice(self, "targets", ("next", "later"))
-        check_positive(self, "max_catalogue")
+        check = Check(self, "align.")
+        check.is_one_of("targets", ("next", "later"))
+        check.at_least(1, "max_catalogue")
 
 
 class Catalogue(Objective):

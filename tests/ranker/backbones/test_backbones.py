@@ -200,9 +200,9 @@ def test_a_backbone_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
     widths = Widths(2, (D, 2 * D))
     backbone = build_backbone(widths, with_changes(OPTIONS, {"backbone.name": "my_rankers:build"}))
     assert backbone(random_features(widths)).shape == (B,)
-    with pytest.raises(InputError, match=r"backbone 'my_rankers:nothing': .*expected pkg.module:function"):
+    with pytest.raises(InputError, match=r"ranker.backbone.name is 'my_rankers:nothing': .*expected module:Name"):
         build_backbone(widths, with_changes(OPTIONS, {"backbone.name": "my_rankers:nothing"}))
-    with pytest.raises(InputError, match="backbone 'no_rankers:build': No module named 'no_rankers'"):
+    with pytest.raises(InputError, match=r"ranker.backbone.name is 'no_rankers:build': No module named 'no_rankers'"):
         build_backbone(widths, with_changes(OPTIONS, {"backbone.name": "no_rankers:build"}))
 
 
