@@ -49,7 +49,7 @@ MANIFEST = "manifest.json"
 # A stage whose files change in form gets the next number; what was written before is then made again. Not here: 1
 STAGE_FORMATS: dict[str, int] = {
     "train": 2,  # 2: options are recorded by group
-    "evaluate-state": 2,  # 2: moments of labels, for intervals of normalised entropy
+    "evaluate-state": 2,  # 2: sums of rows in one array, with those for intervals of normalised entropy
 }
 FEATURES = "features.json"
 DENSE = "dense.json"

@@ -8,7 +8,16 @@ from typing import Any
 
 from learn_rank.arrays import Float64Array
 from learn_rank.evaluation.engine.sums import State
-from learn_rank.evaluation.engine.user_metrics import CLIP, LOG_LOSS, POSITIVES, ROWS
+from learn_rank.evaluation.engine.user_metrics import (
+    CLIP,
+    LOG_LOSS,
+    POSITIVES,
+    POSITIVES_BY_LOSS,
+    POSITIVES_BY_ROWS,
+    POSITIVES_SQUARED,
+    PREDICTED,
+    ROWS,
+)
 from learn_rank.evaluation.slice_sums import SliceSums
 from learn_rank.evaluation.statistics import Estimate, compare_means, interval
 
@@ -92,11 +101,11 @@ def normalized_entropy(sums: SliceSums) -> Estimate:
     estimate = mean_loss / entropy
     # sums over users: of e = x - L n, of q = p - r n, and of their products
     num_users, _, rows_sq = sums.moments[LOG_LOSS, :3]
-    num_arms = len(sums.predicted)
+    num_arms = len(sums.wins2)
     first = 3 * num_arms + 3 * sums.arm if sums.arm else 3  # of the difference, or of the baseline
     loss_rows, loss_sq = sums.moments[LOG_LOSS, first + 1 : first + 3]
-    positives_sq, positives_rows = sums.label_moments[:2]
-    loss_positives = sums.label_moments[2 + sums.arm] - (sums.label_moments[2] if sums.arm else 0.0)
+    positives_sq, positives_rows = sums.row_sums[[POSITIVES_SQUARED, POSITIVES_BY_ROWS]]
+    loss_positives = sums.of_arm(POSITIVES_BY_LOSS, sums.arm) - (sums.of_arm(POSITIVES_BY_LOSS, 0) if sums.arm else 0.0)
     ee = loss_sq - 2 * mean_loss * loss_rows + mean_loss**2 * rows_sq
     eq = loss_positives - rate * loss_rows - mean_loss * positives_rows + mean_loss * rate * rows_sq
     qq = positives_sq - 2 * rate * positives_rows + rate**2 * rows_sq
@@ -115,7 +124,7 @@ def normalized_entropy(sums: SliceSums) -> Estimate:
 
 def click_over_predicted(sums: SliceSums) -> Estimate:
     """COPC of each arm: positives over summed predictions; above 1, too little is predicted."""
-    return Estimate(*(copc(int(sums.counts[POSITIVES]), float(sums.predicted[m])) for m in sums.arms))
+    return Estimate(*(copc(int(sums.counts[POSITIVES]), sums.of_arm(PREDICTED, m)) for m in sums.arms))
 
 
 def calibration_error(sums: SliceSums) -> Estimate:

@@ -177,9 +177,25 @@ def test_every_slice_agrees_with_scikit_learn_user_by_user(generated):
 
 def test_the_report_holds_what_the_contract_names(scored):
     assert {
-        "schema_version", "baseline", "treatment", "label", "overall", "segments", "weight", "calibration", "excluded",
-        "inputs", "cells", "control", "confidence", "distribution", "further", "segment_rules", "options", "engine",
-    } <= set(scored)  # fmt: skip
+        "schema_version",
+        "baseline",
+        "treatment",
+        "label",
+        "overall",
+        "segments",
+        "weight",
+        "calibration",
+        "excluded",
+        "inputs",
+        "cells",
+        "control",
+        "confidence",
+        "distribution",
+        "further",
+        "segment_rules",
+        "options",
+        "engine",
+    } <= set(scored)
     assert len(scored["segments"]) == 6
     for found in [scored["overall"], *scored["segments"], *scored["cells"]]:
         for name in METRICS:

@@ -91,8 +91,7 @@ def _measure_task(
         moments=state.moments[t],
         buckets=state.buckets[t],
         auc_bins=state.auc_bins[t],
-        predicted=state.predicted[t],
-        label_moments=state.label_moments[t],
+        row_sums=state.row_sums[t],
     )
     if has_value:
         value: Float64Array = columns[-1]

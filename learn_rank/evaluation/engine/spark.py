@@ -35,7 +35,7 @@ from learn_rank.evaluation.engine.score_bins import Tally
 from learn_rank.evaluation.engine.segment_coverage import segment_coverage
 from learn_rank.evaluation.engine.sorted_scores import scatter_scores, unpack_scores
 from learn_rank.evaluation.engine.spark_transport import ARRAYS, Map, arrays_batch, batch_of, collect_arrays
-from learn_rank.evaluation.engine.sums import State
+from learn_rank.evaluation.engine.sums import MEASURED, State
 from learn_rank.evaluation.engine.user_partition import TwoSegmentsError, UserPartition, group_rows
 from learn_rank.evaluation.input.decode import BatchDecoder
 from learn_rank.evaluation.input.inputs import EvaluationInputs
@@ -44,7 +44,6 @@ from learn_rank.evaluation.input.spark import SparkInputs
 
 _PACKED = "partition int, num_rows long, ranges binary, rows binary"
 _SCORES = "arm int, part int, rows binary"
-_MEASURED = ("counts", "moments", "buckets", "auc_bins", "predicted", "label_moments", "influence", "users_per_segment")
 
 
 def run_on_spark(spark_inputs: SparkInputs, *, num_partitions: int | None) -> tuple[State, dict[str, Any]]:
@@ -63,7 +62,7 @@ def run_on_spark(spark_inputs: SparkInputs, *, num_partitions: int | None) -> tu
         placements = task_placements(layout, state.tallies) if layout.auc != "off" else []
         shared = session.sparkContext.broadcast(placements)
         for arrays in collect_arrays(packed.mapInArrow(_measure(inputs, layout, state.score_range, shared), ARRAYS)):
-            for name in _MEASURED:
+            for name in MEASURED:
                 getattr(state, name).__iadd__(arrays[name])
         state.centre()
         if layout.auc == "exact":
@@ -164,7 +163,7 @@ def _measure(inputs: EvaluationInputs, layout: Layout, score_range: Any, placeme
             measure_partition(layout, users, state, placements.value)
             state.num_rows += len(users.rows)
         if state.num_rows:
-            yield arrays_batch({name: getattr(state, name) for name in _MEASURED})
+            yield arrays_batch({name: getattr(state, name) for name in MEASURED})
 
     return work
 

@@ -33,23 +33,13 @@ from learn_rank.evaluation.engine.sum_checks import (
     check_state,
     fill_tally,
 )
-from learn_rank.evaluation.engine.sums import State
+from learn_rank.evaluation.engine.sums import MEASURED, State
 from learn_rank.evaluation.input.part import Part
 from learn_rank.evaluation.options import ENTITIES, EvaluateOptions, SegmentOptions
 
 STAGE = "evaluate-state"
 _RECORD, _SUMS = "state.json", "sums.npz"
-_ARRAYS = (
-    "counts",
-    "moments",
-    "buckets",
-    "auc_bins",
-    "predicted",
-    "label_moments",
-    "centred",
-    "users_per_segment",
-    "score_range",
-)
+_ARRAYS = (*(name for name in MEASURED if name != "influence"), "centred", "score_range")
 _BROKEN_FILE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
 _BROKEN_CONTENT = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, MemoryError)
 

@@ -16,8 +16,16 @@ from learn_rank.errors import InputError
 from learn_rank.evaluation.engine.auc_variance import NUM_INFLUENCE
 from learn_rank.evaluation.engine.layout import Layout
 from learn_rank.evaluation.engine.score_bins import Tally
-from learn_rank.evaluation.engine.user_metrics import FIRST_VALUE, NUM_AUC_BINS, NUM_COUNTS
+from learn_rank.evaluation.engine.user_metrics import (
+    FIRST_OF_ARMS,
+    FIRST_VALUE,
+    NUM_AUC_BINS,
+    NUM_COUNTS,
+    NUM_OF_ARM,
+)
 
+# the arrays that a partition of users is added to
+MEASURED = ("counts", "moments", "buckets", "auc_bins", "row_sums", "influence", "users_per_segment")
 SKETCH_SIZE = 4096  # smallest hashes kept: exact below that many ids, 1.6 % standard error above
 
 
@@ -30,8 +38,7 @@ class State:
     moments: Float64Array  # [T, metrics, G, 1 + I, 6 M]: n, w, w^2; wA, w^2 A, w^2 A^2 per arm; the same of D
     buckets: Float64Array  # [T, buckets, metrics, G, width, 1 + M]: w, then wA per arm
     auc_bins: Int64Array  # [T, M, 50] users by their AUC
-    predicted: Float64Array  # [T, M, G, 1 + I] summed scores
-    label_moments: Float64Array  # [T, G, 1 + I, 2 + M]: positives^2, positives x rows; positives x log loss per arm
+    row_sums: Float64Array  # [T, G, 1 + I, 2 + 2 M] see user_metrics.POSITIVES_SQUARED ...
     influence: Float64Array  # [T, 2 M - 1, S, 12] see auc_variance.measure_influence
     centred: Float64Array  # [T, 2 M - 1, S, 3] the same after `centre`
     tallies: list[Tally]  # M
@@ -60,8 +67,7 @@ class State:
             moments=np.zeros((T, metrics, G, width, 6 * M)),
             buckets=np.zeros((T, layout.num_buckets, metrics, G, width, 1 + M)),
             auc_bins=np.zeros((T, M, NUM_AUC_BINS), np.int64),
-            predicted=np.zeros((T, M, G, width)),
-            label_moments=np.zeros((T, G, width, 2 + M)),
+            row_sums=np.zeros((T, G, width, FIRST_OF_ARMS + M * NUM_OF_ARM)),
             influence=np.zeros((T, 2 * M - 1, S, NUM_INFLUENCE)),
             centred=np.zeros((T, 2 * M - 1, S, 3)),
             tallies=[Tally.zero(layout.bin_bits, layout.num_payloads) for _ in range(M * keeps_tally)],
@@ -84,9 +90,8 @@ class State:
 
     def add_measured(self, other: State) -> None:
         """Adds what measuring partitions of users gives."""
-        for name in ("counts", "moments", "buckets", "auc_bins", "predicted", "label_moments", "influence", "centred"):
+        for name in (*MEASURED, "centred"):
             getattr(self, name).__iadd__(getattr(other, name))
-        self.users_per_segment += other.users_per_segment
         self.unlisted_users += other.unlisted_users
         self.user_sketch = sketch(self.user_sketch, other.user_sketch)
 

@@ -30,6 +30,10 @@ ROWS, POSITIVES, USERS, SCORED, ONLY_NEGATIVE, ONLY_POSITIVE, ROWS_ONE_CLASS = r
 NUM_COUNTS = 7
 # metrics of `moments`; revenue at each k follows
 UAUC, WUAUC, LOG_LOSS, FIRST_VALUE = range(4)
+# positions in the last axis of `row_sums`, sums over users in a slice: products of a user's numbers, and then, for each
+# arm m, from FIRST_OF_ARMS + m * NUM_OF_ARM. What a new metric of probabilities needs is one more of either
+POSITIVES_SQUARED, POSITIVES_BY_ROWS, FIRST_OF_ARMS = range(3)
+PREDICTED, POSITIVES_BY_LOSS, NUM_OF_ARM = range(3)
 
 _CHUNK = 32  # probabilities multiplied before a look: 1e-60 * CLIP^32 is still a number
 _SMALL = 1e-60
@@ -49,8 +53,7 @@ def measure_users(
     moments: Float64Array,
     buckets: Float64Array,
     auc_bins: Int64Array,
-    predicted: Float64Array,
-    label_moments: Float64Array,
+    row_sums: Float64Array,
 ) -> None:
     """Adds one task's UAUC, WUAUC and log loss of arranged [M, n] scores to the sums of every slice.
 
@@ -86,10 +89,11 @@ def measure_users(
             if measures_loss:
                 for m in range(num_arms):
                     values[m] = loss[m, s] / num_rows
-                    predicted[m, segment, s] += sums[m, s]
-                    label_moments[segment, s, 2 + m] += positives * loss[m, s]
-                label_moments[segment, s, 0] += positives * positives
-                label_moments[segment, s, 1] += positives * num_rows
+                    at = FIRST_OF_ARMS + m * NUM_OF_ARM
+                    row_sums[segment, s, at + PREDICTED] += sums[m, s]
+                    row_sums[segment, s, at + POSITIVES_BY_LOSS] += positives * loss[m, s]
+                row_sums[segment, s, POSITIVES_SQUARED] += positives * positives
+                row_sums[segment, s, POSITIVES_BY_ROWS] += positives * num_rows
                 _add(moments, buckets, LOG_LOSS, segment, s, bucket, float(num_rows), values)
             if negatives == 0 or positives == 0:
                 counts[segment, s, ONLY_NEGATIVE if positives == 0 else ONLY_POSITIVE] += 1

@@ -86,8 +86,7 @@ class StateReader:
         self.state, self.options, self.layout = state, options, state.layout
         self._counts = state.slice_counts()
         self._moments = np.stack([over_users(of_metric) for of_metric in np.moveaxis(state.moments, 1, 0)])
-        self._label_moments = over_users(state.label_moments)  # [T, S, 2 + M]
-        self._predicted = over_users(np.moveaxis(state.predicted, 1, -1))  # [T, S, M]; moments: [metrics, T, S, 6 M]
+        self._row_sums = over_users(state.row_sums)  # [T, S, 2 + 2 M]; moments: [metrics, T, S, 6 M]
         self._is_calibrated = self.layout.has_calibration and state.holds_probabilities
         self._bootstrap = self._bootstrapped() if options.bootstrap_samples and len(self.layout.arms) > 1 else None
         self._error_bounds = cache(lambda m, t: histogram_bound(state, m, t))
@@ -200,8 +199,7 @@ class StateReader:
             confidence=self.options.confidence,
             counts=self._counts[t, s],
             moments=self._moments[:, t, s],
-            label_moments=self._label_moments[t, s],
-            predicted=self._predicted[t, s],
+            row_sums=self._row_sums[t, s],
             wins2=self.state.wins2[t, :, s],
             centred=self.state.centred[t, len(self.layout.arms) + arm - 1 if arm else 0, s],
             reliability=self.state.reliability[t],

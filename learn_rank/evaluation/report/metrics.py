@@ -1,7 +1,7 @@
 """The table of metrics: how each is called, computed, adjusted and shown. Every page, table and verdict reads it.
 
-To add a metric by segment: write its formula, a function of `SliceSums`, and add its line here. If no sum of
-`engine.sums.State` holds what it needs, add that sum first.
+To add a metric by segment: write its formula, a function of `SliceSums`, and add its line here. If no sum holds what it
+needs, add a position to `row_sums` in engine/user_metrics.py first, and fill it there.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def test_states_of_disjoint_users_add_up_to_the_whole(opened):
     fill_from_tallies(merged)
     for name in ("counts", "auc_bins", "users_per_segment", "wins2"):
         assert (getattr(merged, name) == getattr(whole, name)).all(), name
-    for name in ("moments", "buckets", "predicted", "reliability"):
+    for name in ("moments", "buckets", "row_sums", "reliability"):
         np.testing.assert_allclose(getattr(merged, name), getattr(whole, name), rtol=1e-11, atol=1e-11)
     for name in ("num_rows", "unlisted_users"):
         assert getattr(merged, name) == getattr(whole, name)

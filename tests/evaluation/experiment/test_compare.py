@@ -428,9 +428,29 @@ def test_groups_of_any_code_are_named_as_they_are_read(run, tmp_path, codes, nam
 
 def test_no_column_of_the_log_is_taken_for_one_of_ours(run):
     names = [
-        "user_id", "item_id", "variant", "user_code", "item_code", "y0", "y1", "is_bad", "num", "text", "s", "shown",
-        "exposures", "cells", "users", "items", "x", "code", "id", "other_code", "other_variant", "count",
-    ]  # fmt: skip
+        "user_id",
+        "item_id",
+        "variant",
+        "user_code",
+        "item_code",
+        "y0",
+        "y1",
+        "is_bad",
+        "num",
+        "text",
+        "s",
+        "shown",
+        "exposures",
+        "cells",
+        "users",
+        "items",
+        "x",
+        "code",
+        "id",
+        "other_code",
+        "other_variant",
+        "count",
+    ]
     rows = TINY.append_column("tier", pa.array(["p", "p", "q", "q"] * 2))
     rows = rows.append_column("kind", pa.array(["m", "n", "m", "n", "m", "n", "n", "n"]))
     given = {"variant": "arm", "labels": ["click"], "value": "revenue", "user_id": "user_id", "item_id": "item_id"}

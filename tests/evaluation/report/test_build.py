@@ -38,8 +38,11 @@ def report():
 def test_the_first_label_and_treatment_stand_at_the_top_and_the_others_follow(report):
     blocks = [report, *report["further"]]
     assert [(block["label"], block["treatment"]) for block in blocks] == [
-        ("click", "b"), ("click", "c"), ("buy|click", "b"), ("buy|click", "c"),
-    ]  # fmt: skip
+        ("click", "b"),
+        ("click", "c"),
+        ("buy|click", "b"),
+        ("buy|click", "c"),
+    ]
     parts = ("overall", "segments", "cells", "control", "distribution", "excluded", "calibration")
     assert all(part in block for block in blocks for part in parts)
 
@@ -116,9 +119,11 @@ def test_a_log_of_one_class_has_counts_and_no_metric():
     assert report["overall"]["copc"] == {"baseline": 0, "treatment": 0}
     assert set(report["overall"]["normalized_entropy"].values()) == {None}
     assert report["excluded"] == {
-        "num_users_one_class": 2, "num_rows_one_class": 3,
-        "num_users_only_negatives": 2, "num_users_only_positives": 0,
-    }  # fmt: skip
+        "num_users_one_class": 2,
+        "num_rows_one_class": 3,
+        "num_users_only_negatives": 2,
+        "num_users_only_positives": 0,
+    }
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 

@@ -38,10 +38,19 @@ def test_a_name_is_shown_as_it_is(name: str, text: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "baseline", "item_tower_c", "+1.62 (+1.43 to +1.80)", "-", "p < 0.001", "R&D", "ndcg@10", "learn.sale", "1.5 a",
-        "a: b", "#1",
+        "baseline",
+        "item_tower_c",
+        "+1.62 (+1.43 to +1.80)",
+        "-",
+        "p < 0.001",
+        "R&D",
+        "ndcg@10",
+        "learn.sale",
+        "1.5 a",
+        "a: b",
+        "#1",
     ],
-)  # fmt: skip
+)
 def test_usual_names_and_numbers_are_left_alone(name: str) -> None:
     assert plain(name) == (name if name != "#1" else r"\#1")
 

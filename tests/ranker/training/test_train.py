@@ -100,8 +100,10 @@ def test_stores_are_untouched_and_absent_from_the_checkpoint(log, tmp_path: Path
     frozen_sizes = {(54, 64), (40, 64)}  # rows of the user and item store
     assert not [name for name, tensor in saved.items() if tuple(tensor.shape) in frozen_sizes]
     assert {name.split("/")[2].split(".")[0] for name in saved if name.startswith("/model")} == {
-        "tables", "adaptor", "backbone",
-    }  # fmt: skip
+        "tables",
+        "adaptor",
+        "backbone",
+    }
 
 
 def test_missing_vector_is_learnt_from_users_without_one(log, tmp_path: Path) -> None:

@@ -173,8 +173,14 @@ def test_predictions_hold_a_column_per_arm_and_task_and_the_label_of_both(log, e
     written = pq.read_table(tmp_path / "test.parquet")
     scores = ["learn", "learn.purchase_given_click", "learn.click_and_purchase"]
     assert written.column_names == [
-        "user_id", "item_id", "timestamp", "click", "purchase", "click_and_purchase", *scores,
-    ]  # fmt: skip
+        "user_id",
+        "item_id",
+        "timestamp",
+        "click",
+        "purchase",
+        "click_and_purchase",
+        *scores,
+    ]
     assert np.array_equal(
         np.stack([written[name].to_numpy() for name in scores]),
         predict_tasks(log.prepared, log.stores, esmm[0], "test"),
