@@ -21,12 +21,12 @@ def validation_metrics() -> dict[str, Metric]:
 
 def validation_uauc(users: npt.NDArray[Any], labels: npt.NDArray[Any], scores: npt.NDArray[Any]) -> float | None:
     """UAUC; None where no user has both classes."""
-    return _user_auc(users, labels, scores, is_weighted=False)
+    return _mean_user_auc(users, labels, scores, is_weighted=False)
 
 
 def validation_wuauc(users: npt.NDArray[Any], labels: npt.NDArray[Any], scores: npt.NDArray[Any]) -> float | None:
     """UAUC with users weighted by their impressions; None where no user has both classes."""
-    return _user_auc(users, labels, scores, is_weighted=True)
+    return _mean_user_auc(users, labels, scores, is_weighted=True)
 
 
 def validation_auc(_: npt.NDArray[Any], labels: npt.NDArray[Any], scores: npt.NDArray[Any]) -> float | None:
@@ -43,7 +43,7 @@ def validation_loss(_: npt.NDArray[Any], labels: npt.NDArray[Any], scores: npt.N
     return float(-np.log(np.where(labels == 1, probabilities, 1 - probabilities)).mean())
 
 
-def _user_auc(
+def _mean_user_auc(
     users: npt.NDArray[Any], labels: npt.NDArray[Any], scores: npt.NDArray[Any], *, is_weighted: bool
 ) -> float | None:
     from learn_rank.evaluation.evaluate import user_auc

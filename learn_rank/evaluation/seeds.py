@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from learn_rank.arrays import Float64Array
+from learn_rank.arrays import Float64Array, Int64Array
 from learn_rank.errors import InputError
+from learn_rank.evaluation.engine.user_metrics import user_aucs
 from learn_rank.evaluation.statistics import interval
 
 
@@ -53,7 +54,7 @@ def lift_over_seeds(
     if not np.isin(labels, (0, 1)).all():
         raise InputError(f"labels hold {np.setdiff1d(labels, (0, 1))[0]}, expected 0 and 1")
     users, num_rows = np.unique(user_ids, return_inverse=True, return_counts=True)[1:]
-    before, after = (np.stack([_user_auc(users, labels, scores) for scores in arm]) for arm in (baseline, treatment))
+    before, after = (_aucs(users, len(num_rows), labels, seeds) for seeds in (baseline, treatment))
     is_scored = np.isfinite(before[0])
     num_users = int(is_scored.sum())
     if not num_users:
@@ -72,19 +73,14 @@ def lift_over_seeds(
     return SeedLift(levels[0], levels[1], delta, low, high, p_value, deviation, num_users)
 
 
-def _user_auc(users: npt.NDArray[np.int64], labels: npt.NDArray[Any], scores: npt.NDArray[np.floating]) -> Float64Array:
-    """AUC of each user, ties one half; NaN without both classes."""
-    if np.isnan(scores).any():
-        raise InputError(f"score {int(np.argmax(np.isnan(scores)))} is NaN; every training must score every row")
-    order = np.lexsort((scores, users))
-    users, scores, is_positive = users[order], scores[order], labels[order] == 1
-    is_first = np.r_[True, (users[1:] != users[:-1]) | (scores[1:] != scores[:-1])]  # of rows of a user that tie
-    tie = np.cumsum(is_first) - 1
-    user = users[is_first]
-    positives, negatives = (np.bincount(tie, its_class) for its_class in (is_positive, ~is_positive))
-    below = np.cumsum(negatives) - negatives
-    totals = [np.bincount(user, its_class) for its_class in (positives, negatives)]
-    below -= (np.cumsum(totals[1]) - totals[1])[user]  # the negatives of earlier users
-    wins = np.bincount(user, positives * (below + negatives / 2))
-    with np.errstate(invalid="ignore"):
-        return np.asarray(wins / (totals[0] * totals[1]))
+def _aucs(
+    users: Int64Array, num_users: int, labels: npt.NDArray[Any], seeds: Sequence[npt.NDArray[np.floating]]
+) -> Float64Array:
+    """[S, U] AUC of each user under each training; users: [N] codes from 0."""
+    for scores in seeds:
+        if np.isnan(scores).any():
+            raise InputError(f"score {int(np.argmax(np.isnan(scores)))} is NaN; every training must score every row")
+    group = 2 * users + (labels == 1)  # of a user the negatives, then the positives
+    order = np.argsort(group, kind="stable")
+    starts = np.r_[0, np.cumsum(np.bincount(group, minlength=2 * num_users))]
+    return user_aucs(starts, np.stack([scores[order].astype(np.float64) for scores in seeds]))

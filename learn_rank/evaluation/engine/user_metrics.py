@@ -109,6 +109,27 @@ def measure_users(
 
 
 @njit(nogil=True, cache=True)
+def user_aucs(starts: Int64Array, scores: Float64Array) -> Float64Array:
+    """[M, U] AUC of each user, ties one half; NaN without both classes.
+
+    scores [M, n] are in the order of the users, negatives first; starts [2 U + 1]: where each user's negatives and
+    positives begin, and the end.
+    """
+    num_arms, num_users = scores.shape[0], starts.size // 2
+    wins2 = np.zeros((num_arms, 2), np.int64)
+    aucs = np.full((num_arms, num_users), np.nan)
+    for u in range(num_users):
+        negatives = starts[2 * u + 1] - starts[2 * u]
+        positives = starts[2 * u + 2] - starts[2 * u + 1]
+        if negatives == 0 or positives == 0:
+            continue
+        for m in range(num_arms):
+            _user_wins(starts, 2 * u, scores, m, wins2)
+            aucs[m, u] = wins2[m, 0] / (2.0 * positives * negatives)
+    return aucs
+
+
+@njit(nogil=True, cache=True)
 def measure_value(
     starts: Int64Array,
     scores: Float64Array,

@@ -12,6 +12,7 @@ import pytest
 
 from learn_rank.evaluation import EvaluateOptions, evaluate
 from learn_rank.evaluation.engine import layout
+from learn_rank.evaluation.engine.user_metrics import user_aucs
 
 SEGMENTS = ("cold_start", "long_tail", "others")
 METRICS = ("uauc", "wuauc", "auc")
@@ -272,3 +273,10 @@ def test_revenue_is_shown_once_for_it_does_not_depend_on_the_label():
     ).to_json()
     overall = [report["overall"], *(block["overall"] for block in report["further"])]
     assert [slice_.get("value_total") for slice_ in overall] == [None, 3.0, None]
+
+
+def test_each_users_auc_is_the_share_of_pairs_in_order_and_needs_both_classes() -> None:
+    scores = np.array([[0.1, 0.4, 0.4, 0.2, 0.9], [0.5, 0.1, 0.3, 0.2, 0.9]])
+    starts = np.array([0, 2, 3, 5, 5])  # two negatives and a positive; two negatives alone
+    aucs = user_aucs(starts, scores)
+    np.testing.assert_array_equal(aucs, [[0.75, np.nan], [0.5, np.nan]])
