@@ -1,4 +1,4 @@
-"""What ranker.monitor names: the numbers of scikit-learn, user by user."""
+"""What ranker.training.monitor names: the numbers of scikit-learn, user by user."""
 
 from __future__ import annotations
 
