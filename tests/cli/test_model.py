@@ -20,7 +20,7 @@ def test_help_names_what_is_written(capsys: pytest.CaptureFixture[str]) -> None:
     main(["export-model", "--help"])
     shown = capsys.readouterr().out
     assert "scorer.pt2" in shown
-    for option in ("run_dir=", "arm=learn", "out=", "onnx=", "link_stores=False"):
+    for option in ("run_dir=", "arm=learn", "out=", "onnx=", "link_stores=false"):
         assert f"  {option}" in shown
 
 
