@@ -30,6 +30,7 @@ EMBEDDING_DIM = 64  # width of the paper's user and item embeddings
 
 # Inside a run directory, one folder per stage:
 #   prepare/interactions/{train,validation,test}.parquet   interactions_schema
+#   prepare/behaviors/{train,validation,test}.parquet      positives of further logs, by the windows of the log's splits
 #   prepare/items.parquet                                  item_id + one string column per text field
 #   prepare/{user,item}_counts.parquet                     counts_schema, training window only
 #   prepare/{user,item}_features.parquet                   entity_features_schema: of every known user and item
@@ -51,6 +52,7 @@ STAGE_FORMATS: dict[str, int] = {
     "train": 2,  # 2: options are recorded by group
     "evaluate-state": 2,  # 2: sums of rows in one array, with those for intervals of normalised entropy
 }
+BEHAVIORS = "behaviors"
 FEATURES = "features.json"
 DENSE = "dense.json"
 USER_FEATURES, ITEM_FEATURES = "user_features.parquet", "item_features.parquet"

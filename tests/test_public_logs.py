@@ -24,6 +24,7 @@ FOLDERS = {
     "ml_1m": "ml-1m",
     "kuairand": "kuairand-pure-2w",
     "amazon_scientific": "amazon-scientific",
+    "ebnerd": "ebnerd-demo",
 }
 # rows of train, validation and test; items in all
 KNOWN = {
@@ -31,6 +32,7 @@ KNOWN = {
     "ml_100k": ((80_000, 10_000, 10_000), 1_682),
     "ml_1m": ((800_157, 23_636, 80_298), 3_883),
     "kuairand": ((182_663, 22_833, 22_833), 7_583),
+    "ebnerd": ((240_288, 37_851, 304_915), 11_777),
 }
 
 
@@ -69,8 +71,9 @@ def test_a_real_log_is_prepared_whole_and_in_order_of_time(name: str, prepared: 
     times = [table["timestamp"].to_numpy() for table in splits]
     assert times[0].max() <= times[1].min()
     assert times[1].max() <= times[2].min()
+    label = FeatureSet.read(folder / "features.json").ranking_label
     for table in splits:
-        assert set(np.unique(table["like"].to_numpy())) == {0, 1}
+        assert set(np.unique(table[label].to_numpy())) == {0, 1}
 
 
 def test_leaving_the_last_two_purchases_out_is_the_published_split(prepared: Prepared) -> None:
@@ -84,6 +87,18 @@ def test_leaving_the_last_two_purchases_out_is_the_published_split(prepared: Pre
         )
     facts = read_manifest(folder, stage="prepare").facts
     assert (facts["items"], facts["items_without_text"], facts["users_too_short_to_evaluate"]) == (4_385, 0, 0)
+
+
+def test_the_clicks_before_a_readers_weeks_are_behaviours(prepared: Prepared) -> None:
+    folder, splits = prepared("ebnerd")
+    facts = read_manifest(folder, stage="prepare").facts["behaviors"]["clicks"]
+    log = pq.read_table(raw_folder("ebnerd") / "history.parquet")
+    assert facts["rows"] == pc.sum(pc.list_value_length(log["item_ids"])).as_py()
+    assert (facts["users"], facts["users_in_log"], facts["items_without_text"]) == (1_935, 1_935, 0)
+    clicks = [pq.read_table(folder / "behaviors" / f"{split}.parquet") for split in SPLITS]
+    assert sum(table.num_rows for table in clicks) == facts["rows"]
+    # those of the training window come before what is evaluated
+    assert pc.max(clicks[0]["timestamp"]).as_py() < pc.min(splits[1]["timestamp"]).as_py()
 
 
 def test_every_video_without_text_is_described_by_its_side_features(prepared: Prepared) -> None:

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from learn_rank.alignment.item_inputs import ItemInputs
-from learn_rank.arrays import Int64Array
+from learn_rank.arrays import BoolArray, Int64Array
 from learn_rank.io import open_parquet, parquet_files, read_batches, require_columns
-from learn_rank.schema import FOLD, ITEM_ID, TIMESTAMP, USER_ID
+from learn_rank.schema import BEHAVIORS, FOLD, ITEM_ID, TIMESTAMP, USER_ID
 
 _READ_ROWS = 1 << 20
 
@@ -76,23 +76,28 @@ def read_histories(
 ) -> Histories:
     """Histories of the rows with label = 1 in the given splits of a prepared log; equal times keep the files' order.
 
-    An interaction is left out, and counted, where the towers are told nothing of its item: one without content, one
-    that the log's items lack, or one that training gave no id. Memory holds the positive interactions, not the files.
+    Behaviours of the same windows, where the recipe has them, are part of the histories; what then stands there twice
+    (the same user, item and time) counts once. An interaction is left out, and counted, where the towers are told
+    nothing of its item: one without content, one that the log's items lack, or one that training gave no id. Memory
+    holds the positive interactions, not the files.
     """
-    batches = [
-        batch
-        for split in splits
-        for file in parquet_files(prepared / "interactions" / f"{split}.parquet")
-        for batch in _positives(file, label, item_inputs, log)
-    ]
+    splits = list(splits)
+    files = [file for split in splits for file in parquet_files(prepared / "interactions" / f"{split}.parquet")]
+    has_behaviors = (prepared / BEHAVIORS).is_dir()
+    if has_behaviors:
+        files += [prepared / BEHAVIORS / f"{split}.parquet" for split in splits]
+    batches = [batch for file in files for batch in _positives(file, label, item_inputs, log)]
     users = pc.dictionary_encode(pa.chunked_array([batch.users for batch in batches]).combine_chunks())
     codes = users.indices.to_numpy()
     times = np.concatenate([batch.times for batch in batches])
+    items = np.concatenate([batch.rows for batch in batches])
     order = np.lexsort((times, codes))
+    if has_behaviors:
+        order = order[~_is_repeated(codes, times, items, order)]
     return Histories(
         user_ids=users.dictionary,
-        offsets=np.r_[0, np.cumsum(np.bincount(codes, minlength=len(users.dictionary)))],
-        items=np.concatenate([batch.rows for batch in batches])[order],
+        offsets=np.r_[0, np.cumsum(np.bincount(codes[order], minlength=len(users.dictionary)))],
+        items=items[order],
         times=times[order],
         folds=np.concatenate([batch.folds for batch in batches])[order],
         num_without_input=sum(batch.num_without_input for batch in batches),
@@ -112,6 +117,15 @@ def join_histories(logs: Sequence[Histories]) -> Histories:
         folds=np.concatenate([log.folds for log in logs]),
         num_without_input=sum(log.num_without_input for log in logs),
     )
+
+
+def _is_repeated(codes: Int64Array, times: Int64Array, items: Int64Array, order: Int64Array) -> BoolArray:
+    """[N] bool, of interactions in this order by user and time: the same one stands earlier in it."""
+    by_item = np.lexsort((np.arange(len(order)), items[order], times[order], codes[order]))
+    same = [np.diff(values[order][by_item]) == 0 for values in (codes, times, items)]
+    repeated = np.zeros(len(order), bool)
+    repeated[by_item[1:]] = same[0] & same[1] & same[2]
+    return repeated
 
 
 class _Positives(NamedTuple):

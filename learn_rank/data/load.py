@@ -6,7 +6,7 @@ and text fields text.NAME. Every expression is computed earlier, over the column
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from learn_rank.data.expressions import Expression
 from learn_rank.data.raw import Raw, is_integer_text, open_raw
-from learn_rank.data.recipe import DatasetRecipe
+from learn_rank.data.recipe import BehaviorsSource, DatasetRecipe, InteractionsSource
 from learn_rank.data.source import Engine, first_row, id_type, quote
 from learn_rank.data.timestamps import milliseconds, refuse_time
 from learn_rank.errors import InputError, cut
@@ -102,6 +102,7 @@ class Source:
 def find_sources(recipe: DatasetRecipe) -> dict[str, InputFiles]:
     """Table -> its files; InputError if there are none."""
     named = {"interactions": recipe.interactions.files, "items": recipe.items.files, "users": recipe.users.files}
+    named |= {f"behaviors.{name}": behaviors.files for name, behaviors in recipe.behaviors.items()}
     return {
         table: find_inputs(files, root=Path(recipe.root), may_be_pattern=True, advice="; check dataset.root")
         for table, files in named.items()
@@ -135,9 +136,50 @@ def open_sources(engine: Engine, recipe: DatasetRecipe, files: Mapping[str, Inpu
     for key, dotted in recipe.feature_columns().items():
         table, _, column = dotted.partition(".")
         sources[table].name_column(f"raw.{column}", column, key=key)
+    for name, behaviors in recipe.behaviors.items():
+        _open_behaviors(sources[f"behaviors.{name}"], behaviors, key=f"behaviors.{name}")
     for source in sources.values():
         source.find_types()
     return sources
+
+
+def _open_behaviors(source: Source, said: BehaviorsSource, *, key: str) -> None:
+    if source.raw.is_list(said.item_id):
+        source.raw = source.raw.unnested(
+            [said.item_id, *([said.timestamp] if source.raw.is_list(said.timestamp) else [])]
+        )
+    source.name_column(USER_ID, said.user_id, key=f"{key}.user_id")
+    source.name_column(ITEM_ID, said.item_id, key=f"{key}.item_id")
+    if said.timestamp:
+        source.name(TIMESTAMP, said.timestamp, key=f"{key}.timestamp")
+    if said.label:
+        source.name("label.behavior", said.label, key=f"{key}.label")
+    if said.where:
+        source.where = source.raw.parse(said.where, where=f"{key}.where")
+
+
+def load_times(
+    source: Source, said: InteractionsSource | BehaviorsSource, *, key: str
+) -> tuple[str, Callable[[], InputError]]:
+    """SQL of a log's times in milliseconds, null for what is none, and the error for the first of these.
+
+    key: of the log in the recipe.
+    """
+    kind, text_kind = source.types[TIMESTAMP], ""
+    if kind == "VARCHAR" and not said.timestamp_format:
+        sql = quote(source.columns[TIMESTAMP]) if TIMESTAMP in source.columns else source.expressions[TIMESTAMP].sql
+        text_kind = source.kinds.get(sql) or source.raw.kinds([quote(TIMESTAMP)], f"({source.query})")[quote(TIMESTAMP)]
+    where = f"{source.raw.where}: timestamp '{said.timestamp}'"
+    time = milliseconds(quote(TIMESTAMP), kind, said, text_kind=text_kind, where=where)
+
+    def refuse() -> InputError:
+        bad = source.raw.first(source.query, f"({time}) IS NULL", quote(TIMESTAMP))
+        assert bad is not None
+        count, file, row, value = bad
+        more = f" (and {count - 1:,} more rows)" if count > 1 else ""
+        return refuse_time(value, said, f"{file}: timestamp '{cut(said.timestamp)}', row {row}{more}", key=key)
+
+    return time, refuse
 
 
 def load_tables(
@@ -186,13 +228,7 @@ def _load_interactions(
     connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe, log: Source, types: Mapping[str, str]
 ) -> None:
     said = recipe.interactions
-    time_kind = log.types[TIMESTAMP]
-    text_kind = ""
-    if time_kind == "VARCHAR" and not said.timestamp_format:
-        sql = quote(log.columns[TIMESTAMP]) if TIMESTAMP in log.columns else log.expressions[TIMESTAMP].sql
-        text_kind = log.kinds.get(sql) or log.raw.kinds([quote(TIMESTAMP)], f"({log.query})")[quote(TIMESTAMP)]
-    where = f"{log.raw.where}: timestamp '{said.timestamp}'"
-    time = milliseconds(quote(TIMESTAMP), time_kind, said, text_kind=text_kind, where=where)
+    time, refuse = load_times(log, said, key="interactions")
     labels = {f"label.{label}": _number(f"label.{label}", log) for label in said.labels}
     selected = ["row_id", *(f"CAST({key} AS {kind}) AS {key}" for key, kind in types.items()), f"{time} AS {TIMESTAMP}"]
     selected += [f"{sql} AS {quote(name)}" for name, sql in labels.items()]
@@ -207,11 +243,7 @@ def _load_interactions(
         told = f"column '{log.said[key]}' is null in {{count}} rows, first row {{row}}; fill or filter them"
         log.check("interactions", f"{key} IS NULL", f"{key} IS NULL", key, told)
     if first_row(connection, f"SELECT count(*) FROM interactions WHERE {TIMESTAMP} IS NULL")[0]:
-        bad = log.raw.first(log.query, f"({time}) IS NULL", quote(TIMESTAMP))
-        assert bad is not None
-        count, file, row, value = bad
-        more = f" (and {count - 1:,} more rows)" if count > 1 else ""
-        raise refuse_time(value, said, f"{file}: timestamp '{cut(said.timestamp)}', row {row}{more}")
+        raise refuse()
     for label, source in said.labels.items():
         name = quote(f"label.{label}")
         log.check(

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from learn_rank.data.behaviors import load_behaviors, write_behaviors
 from learn_rank.data.dense import DenseFeature, read_dense, write_dense
 from learn_rank.data.entities import write_entity_features
 from learn_rank.data.features import EncodedFeature, dense_column, encode_sparse, fit_dense, is_constant, sparse_column
@@ -92,6 +93,9 @@ def prepare(recipe: DatasetRecipe, directory: Path, options: PrepareOptions) -> 
         types = load_tables(connection, recipe, sources)
         steps.update()
         facts = split_rows(connection, recipe)
+        if recipe.behaviors:
+            facts["behaviors"] = load_behaviors(connection, recipe, sources, types)
+            write_behaviors(connection, recipe.history_label, directory, facts["splits"], types)
         steps.update()
         (directory / "vocabularies").mkdir()
         encoded = []
@@ -232,14 +236,13 @@ def _write_counts(connection: duckdb.DuckDBPyConnection, directory: Path, types:
 def _write_items(
     connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe, directory: Path, item_type: pa.DataType
 ) -> dict[str, Any]:
-    """Every item of the catalogue or the log with its text fields; null where the catalogue has no text."""
+    """Every item of the catalogue, the log or the behaviours with its text fields; null where there is no text."""
     fields = {name: f"items.{quote(f'text.{name}')}" for name in recipe.items.fields()}
     schema = pa.schema([pa.field(ITEM_ID, item_type), *(pa.field(name, pa.string()) for name in fields)])
     columns = "".join(f", {source} AS {quote(name)}" for name, source in fields.items())
-    query = (
-        f"SELECT item_id{columns} FROM (SELECT item_id FROM items UNION SELECT item_id FROM interactions) "
-        "LEFT JOIN items USING (item_id) ORDER BY item_id"
-    )
+    tables = ["items", "interactions", *(["behaviors"] if recipe.behaviors else [])]
+    ids = " UNION ".join(f"SELECT item_id FROM {table}" for table in tables)
+    query = f"SELECT item_id{columns} FROM ({ids}) LEFT JOIN items USING (item_id) ORDER BY item_id"
     write_query(connection, query, directory / "items.parquet", schema, 1 << 16)
     has_text = " OR ".join(f"nullif(trim({source}), '') IS NOT NULL" for source in fields.values()) or "false"
     total = pq.ParquetFile(directory / "items.parquet").metadata.num_rows

@@ -19,6 +19,7 @@ from learn_rank.inputs import PARQUET, InputFile, InputFiles
 from learn_rank.io import open_parquet, require_columns, require_distinct, require_same_kinds
 
 _FILE_NUMBER = "file_index"
+_COUNTLESS = 1 << 62  # rows of a file whose lists were unnested: which row of it a row was is not known
 _LOWER = str.maketrans({chr(upper): chr(upper + 32) for upper in range(65, 91)})
 ROW = "row_id"  # in the result of `select`: the row number, from 0, over all files in their order
 # type -> SQL test of a text {x}
@@ -62,6 +63,29 @@ class Raw:
     @property
     def is_text(self) -> bool:
         return self.files.kind != PARQUET
+
+    def is_list(self, column: str) -> bool:
+        """Whether a column holds lists."""
+        return self.types.get(column, "").endswith("[]")
+
+    def unnested(self, columns: Sequence[str]) -> Raw:
+        """The same rows, each once for every element of its lists, which are of one length.
+
+        A row without elements is left out. In errors, rows are counted after that, and over all files.
+        """
+        elements = ", ".join(f"unnest({quote(column)}) AS {quote(column)}" for column in columns)
+        types = {name: kind.removesuffix("[]") if name in columns else kind for name, kind in self.types.items()}
+        parts = []
+        for part in self.parts:
+            schema = part.schema
+            for column in columns:
+                place = schema.get_field_index(column)
+                if place >= 0 and pa.types.is_list(schema.field(place).type) | pa.types.is_large_list(
+                    schema.field(place).type
+                ):
+                    schema = schema.set(place, pa.field(column, schema.field(place).type.value_type))
+            parts.append(replace(part, schema=schema, num_rows=_COUNTLESS))
+        return replace(self, scan=f"SELECT * REPLACE ({elements}) FROM ({self.scan})", types=types, parts=parts)
 
     def errors(self, where: str = "") -> AbstractContextManager[None]:
         """Turns DuckDB's errors into InputErrors that name the place."""

@@ -49,6 +49,31 @@ class InteractionsSource:
 
 
 @dataclass
+class BehaviorsSource:
+    """A further log of what users did, which makes their histories longer; its rows are not ranked.
+
+    A file may hold a row per event, or a row per user with lists of items (and, of the same length, of times).
+    """
+
+    files: str = field(default="", metadata=_doc("Parquet or CSV: file, folder or pattern below root"))
+    user_id: str = field(default="user_id", metadata=_doc("name of the id column"))
+    item_id: str = field(default="item_id", metadata=_doc("name of the id column, or of a column of lists of them"))
+    timestamp: str = field(
+        default="timestamp", metadata=_doc("as in interactions; a list where item_id is one; empty with precedes_log")
+    )
+    timestamp_unit: str = field(default="s", metadata=_doc("as in interactions; it may be another unit"))
+    timestamp_format: str = field(default="", metadata=_doc("as in interactions"))
+    label: str = field(default="", metadata=_doc("column or expression giving 0 or 1: only rows with 1; empty: all"))
+    where: str | None = field(default=None, metadata=_doc("keep only rows for which this expression holds"))
+    precedes_log: bool = field(
+        default=False,
+        metadata=_doc(
+            "all of it came before the log: times then give the order alone, and without any it is the rows'"
+        ),
+    )
+
+
+@dataclass
 class ItemsSource:
     """The catalogue: ids, the text fields that describe an item, and any columns that features use."""
 
@@ -143,6 +168,9 @@ class DatasetRecipe:
     interactions: InteractionsSource = field(default_factory=InteractionsSource)
     items: ItemsSource = field(default_factory=ItemsSource)
     users: UsersSource = field(default_factory=UsersSource)
+    behaviors: dict[str, BehaviorsSource] = field(
+        default_factory=dict, metadata=_doc("further logs by name: what users did, for their histories alone")
+    )
     ranking_label: str = field(default="", metadata=_doc("what the ranker predicts; the first label by default"))
     cvr_label: str = field(default="", metadata=_doc("what the adaptor's CVR loss predicts; ranking_label by default"))
     history_label: str = field(default="", metadata=_doc("what makes a user's history; ranking_label by default"))
@@ -166,7 +194,7 @@ class DatasetRecipe:
             raise InputError(f"{where}: interactions.labels is empty; give at least one, e.g. click: is_click")
         if log.timestamp_unit not in _UNITS:
             raise InputError(f"{where}: timestamp_unit is '{log.timestamp_unit}', expected one of {', '.join(_UNITS)}")
-        for key in ("interactions.labels", "sparse", "dense", "sequence"):
+        for key in ("interactions.labels", "behaviors", "sparse", "dense", "sequence"):
             of = log.labels if key == "interactions.labels" else getattr(self, key)
             require_plain_and_distinct(of, f"{where}: {key}")
         require_plain_and_distinct(self.items.fields(), f"{where}: items.text")
@@ -182,6 +210,8 @@ class DatasetRecipe:
         for role in ("ranking_label", "cvr_label", "history_label"):
             if getattr(self, role) not in log.labels:
                 raise InputError(f"{where}: {role} is '{getattr(self, role)}', not one of {', '.join(log.labels)}")
+        for name, behaviors in self.behaviors.items():
+            self._check_behaviors(f"{where}: behaviors.{name}", behaviors)
         self.dense = {name: _dense_source(f"{where}: dense.{name}", entry) for name, entry in self.dense.items()}
         for name, sequence in self.sequence.items():
             self._check_sequence(f"{where}: sequence.{name}", sequence)
@@ -223,6 +253,27 @@ class DatasetRecipe:
         columns = {f"sparse.{name}": source.column for name, source in self.sparse.items()}
         columns |= {f"dense.{name}": source.column for name, source in self.dense.items()}
         return columns | {f"sequence.{name}": source.column for name, source in self.sequence.items() if source.column}
+
+    def _check_behaviors(self, where: str, behaviors: BehaviorsSource) -> None:
+        if not behaviors.files:
+            raise InputError(f"{where}.files is empty; name the Parquet or CSV of what users did")
+        if behaviors.timestamp_unit not in _UNITS:
+            raise InputError(
+                f"{where}.timestamp_unit is '{behaviors.timestamp_unit}', expected one of {', '.join(_UNITS)}"
+            )
+        if behaviors.precedes_log:
+            return
+        remedy = f"if all of it came before the log, set {where.rpartition(' ')[2]}.precedes_log=true"
+        if not behaviors.timestamp:
+            raise InputError(f"{where}.timestamp is empty: without times nobody knows what a row may see; {remedy}")
+        if (behaviors.timestamp_unit == STEP) != (self.interactions.timestamp_unit == STEP):
+            raise InputError(
+                f"{where}.timestamp_unit is '{behaviors.timestamp_unit}' and that of interactions "
+                f"'{self.interactions.timestamp_unit}': an order and times do not compare; {remedy}"
+            )
+        if self.split.leave_one_out or self.split.num_folds:
+            key = "leave_one_out" if self.split.leave_one_out else "num_folds"
+            raise InputError(f"{where}: split.{key} does not go by time, so behaviours cannot either; {remedy}")
 
     def _check_sequence(self, where: str, sequence: SequenceSource) -> None:
         of = self.sparse.get(sequence.of)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
-from learn_rank.data.recipe import InteractionsSource
+from learn_rank.data.recipe import BehaviorsSource, InteractionsSource
 from learn_rank.data.source import INTEGER_TYPES, literal
 from learn_rank.errors import InputError, cut
 from learn_rank.times import STEP, UNITS, bounds, implausible
 
 _TWO_WAYS = re.compile(r"\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}\b")
-_FORMAT = "interactions.timestamp_format, such as '%d/%m/%Y %H:%M:%S'"
+_FORMAT = "timestamp_format, such as '%d/%m/%Y %H:%M:%S'"
+Timed = InteractionsSource | BehaviorsSource
 
 
-def milliseconds(time: str, kind: str, log: InteractionsSource, *, text_kind: str, where: str) -> str:
+def milliseconds(time: str, kind: str, log: Timed, *, text_kind: str, where: str) -> str:
     """SQL of int64 unix milliseconds; null for a missing time and for one outside 1990 to a few years ahead.
 
     time, kind: SQL of the timestamp, and its type; text_kind: type of its values (`Raw.kinds`) if it is text. Fractions
@@ -49,8 +50,8 @@ def milliseconds(time: str, kind: str, log: InteractionsSource, *, text_kind: st
 _ISO = r"^\d{4}[-/]\d{1,2}[-/]\d{1,2}([ T]|$)"
 
 
-def refuse_time(value: object, log: InteractionsSource, where: str) -> InputError:
-    """The error for a time that `milliseconds` made null; where names its row."""
+def refuse_time(value: object, log: Timed, where: str, *, key: str = "interactions") -> InputError:
+    """The error for a time that `milliseconds` made null; where names its row, key the log in the recipe."""
     unit, fix = log.timestamp_unit, "correct or drop such rows"
     if value is None:
         return InputError(f"{where} is null; fill or filter such rows")
@@ -62,17 +63,17 @@ def refuse_time(value: object, log: InteractionsSource, where: str) -> InputErro
     if number is not None and unit == STEP:
         return InputError(f"{where} is {cut(str(value), 60)!r}, expected an integer; {fix}")
     if number is not None:
-        option = "interactions.timestamp_unit"
+        option = f"{key}.timestamp_unit"
         otherwise = f"{fix}, or set {option} to {STEP} if it is an order and no time"
         return InputError(f"{where} {implausible(number, unit, option=option, otherwise=otherwise)}")
     text = cut(str(value), 60)
     if isinstance(value, str) and _TWO_WAYS.match(value):
         return InputError(
             f"{where} is {text!r}, which can be read in more than one way (is the month first, or the day?); say it in "
-            f"{_FORMAT}"
+            f"{key}.{_FORMAT}"
         )
     if isinstance(value, str):
-        return InputError(f"{where} is {text!r}, expected a time such as 2024-01-31 09:05:00, or set {_FORMAT}")
+        return InputError(f"{where} is {text!r}, expected a time such as 2024-01-31 09:05:00, or set {key}.{_FORMAT}")
     return InputError(f"{where} is {text}, expected a time from 1990 to a few years ahead; {fix}")
 
 

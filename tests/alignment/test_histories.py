@@ -44,6 +44,34 @@ def test_positives_are_grouped_by_user_in_order_of_time(
     assert np.diff(without.offsets).tolist() == [2, 0]
 
 
+def test_behaviours_of_the_windows_are_part_of_the_histories_and_count_once(
+    prepare: Callable[..., Path], item_inputs: ItemInputs, tmp_path: Path
+) -> None:
+    folder = prepare(
+        tmp_path, {"train": [(7, 101, 20, -1, 1)], "validation": [(7, 100, 35, -1, 0)], "test": [(7, 103, 60, -1, 1)]}
+    )
+    (folder / "behaviors").mkdir()
+    events = {
+        "train": [(7, 102, 10), (7, 101, 20), (7, 101, 21), (8, 104, 5)],
+        "validation": [(7, 105, 40)],
+        "test": [(7, 106, 70)],
+    }
+    schema = pq.read_schema(folder / "interactions" / "train.parquet")
+    for split, rows in events.items():
+        columns = {"user_id": 0, "item_id": 1, "timestamp": 2}
+        table = {name: [row[place] for row in rows] for name, place in columns.items()}
+        table |= {"fold": [-1] * len(rows), "like": [1] * len(rows)}
+        fields = [schema.field(name) for name in table]
+        pq.write_table(pa.table(table, schema=pa.schema(fields)), folder / "behaviors" / f"{split}.parquet")
+    own = {7: [102, 101, 101], 8: [104]}
+    for splits, later in ((["train"], []), (["train", "validation"], [105]), (["train", "validation", "test"], None)):
+        if later is None:
+            later = [105, 103, 106]
+        read = read_histories(folder, splits, "like", item_inputs)
+        items = {**own, 7: [*own[7], *later]}
+        assert spans(read) == {user: item_inputs.rows_of(pa.array(ids)).tolist() for user, ids in items.items()}
+
+
 def test_equal_times_keep_the_order_of_the_splits_and_their_files(
     prepare: Callable[..., Path], item_inputs: ItemInputs, tmp_path: Path
 ) -> None:
