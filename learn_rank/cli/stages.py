@@ -32,8 +32,10 @@ def prepare(config: RunConfig) -> None:
         raise InputError("dataset is missing; add dataset=NAME dataset.root=FOLDER or dataset=FILE.yaml")
     recipe = asdict(dataset)
     recipe.pop("root")  # the files' fingerprints say what was read, wherever it lies
-    if not dataset.behaviors:
-        del recipe["behaviors"]  # a recipe without them is what it was before there were any
+    if not dataset.behaviors:  # such a recipe is what it was before there were any
+        del recipe["behaviors"]
+        for sequence in recipe["sequence"].values():
+            del sequence["behaviors"]
     inputs = raw_fingerprints(dataset)
     if config.prepare.dense_from:
         inputs["dense_from"] = fingerprint_of(Path(config.prepare.dense_from) / "prepare", "prepare")

@@ -133,6 +133,9 @@ class SequenceSource:
     label: str = field(
         default="", metadata=_doc("earlier rows with this label = 1; '*': all earlier rows; history_label by default")
     )
+    behaviors: list[str] = field(
+        default_factory=list, metadata=_doc("behaviors, by name, whose events stand among them; `of` is the item id")
+    )
     column: str = field(default="", metadata=_doc("instead: a list, interactions.NAME, users.NAME or items.NAME"))
     separator: str = field(default="", metadata=_doc("split the column's strings, e.g. ' '"))
     max_length: int = field(default=50, metadata=_doc("the newest so many are kept"))
@@ -284,9 +287,19 @@ class DatasetRecipe:
         if sequence.max_length < 1:
             raise InputError(f"{where}.max_length is {sequence.max_length}, must be 1 or more")
         if sequence.column:
-            if sequence.label:
-                raise InputError(f"{where}: label and column exclude each other; give one")
+            if sequence.label or sequence.behaviors:
+                key = "label" if sequence.label else "behaviors"
+                raise InputError(f"{where}: {key} and column exclude each other; give one")
             return
+        for name in sequence.behaviors:
+            if name not in self.behaviors:
+                known = ", ".join(self.behaviors) or "none"
+                raise InputError(f"{where}.behaviors names '{name}', which is not one of behaviors: {known}")
+        if sequence.behaviors and of.column != f"interactions.{self.interactions.item_id}":
+            raise InputError(
+                f"{where}.of is '{sequence.of}', but behaviors have items alone; name the feature whose column is "
+                f"interactions.{self.interactions.item_id}"
+            )
         if sequence.separator:
             raise InputError(f"{where}: separator splits the strings of a column; give column too")
         if of.column.startswith("users."):

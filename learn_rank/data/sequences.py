@@ -10,10 +10,10 @@ import duckdb
 
 from learn_rank.data.features import KEYS, EncodedFeature, hashed, list_of_values, locate
 from learn_rank.data.recipe import SequenceSource
-from learn_rank.data.source import first_row, quote, sql_errors
+from learn_rank.data.source import first_row, literal, quote, sql_errors
 from learn_rank.errors import InputError
 from learn_rank.progress import note
-from learn_rank.schema import SEQUENCE_PREFIX, TIMESTAMP, USER_ID, SequenceFeature
+from learn_rank.schema import BEHAVIORS, ITEM_ID, SEQUENCE_PREFIX, TIMESTAMP, USER_ID, SequenceFeature
 
 _PASS_VALUES = 4_000_000  # DuckDB cannot spill list aggregates: they are built for some users or rows at a time
 
@@ -39,19 +39,24 @@ def encode_sequence(
     """Encodes one sequence in the table rows of the sparse feature `of`.
 
     From the log: the user's rows with the label, strictly before the row's time, in any split; rows of the same time do
-    not see each other. With num_folds > 0 a training row's time cannot be used, and it gets the newest training rows of
-    the other folds. InputError: a list feature, a column that is not a list, a column without a known value.
+    not see each other. Behaviours that the sequence names stand among them. With num_folds > 0 a training row's time
+    cannot be used, and it gets the newest training rows of the other folds. InputError: a list feature, a column that is
+    not a list, a column without a known value.
     """
     if of.feature.is_list:
         raise InputError(f"sequence.{name}.of is '{source.of}', which has several values a row; name one with a single")
     feature = SequenceFeature(name=name, of=source.of, max_length=source.max_length)
     if source.column:
         return _from_column(connection, feature, source, of)
-    return _from_log(connection, feature, source.label, of, num_folds)
+    return _from_log(connection, feature, source, of, num_folds)
 
 
 def _from_log(
-    connection: duckdb.DuckDBPyConnection, feature: SequenceFeature, label: str, of: EncodedFeature, num_folds: int
+    connection: duckdb.DuckDBPyConnection,
+    feature: SequenceFeature,
+    source: SequenceSource,
+    of: EncodedFeature,
+    num_folds: int,
 ) -> EncodedSequence:
     """A user's events lie in blocks of max_length; the newest max_length before a row lie in two of them, or in one.
 
@@ -65,13 +70,21 @@ def _from_log(
         quote(f"{part}_{feature.name}") for part in ("events", "before", "blocks", "other_folds")
     )
     last, earlier = quote(f"last_{feature.name}"), quote(f"earlier_{feature.name}")
-    is_event = "true" if label == "*" else f"interactions.{quote('label.' + label)} = 1"
+    is_event = "true" if source.label == "*" else f"interactions.{quote('label.' + source.label)} = 1"
+    found = (
+        f"SELECT {USER_ID}, fold, split, {of.table}.row, {TIMESTAMP}, interactions.row_id AS place FROM interactions "
+        f"LEFT JOIN {of.table} ON {of.table}.{of.key} = interactions.{of.key} WHERE {is_event}"
+    )
+    moments = f"SELECT row_id, fold, {USER_ID}, {TIMESTAMP}, {is_event} AS is_event FROM interactions"
+    if source.behaviors:
+        # of equal times behaviours are the earlier ones: their places are below 0
+        found += f" UNION ALL {_behaviors(source, of, is_event)}"
+        moments += f" UNION ALL SELECT NULL, -1, {USER_ID}, {TIMESTAMP}, true FROM ({_behaviors(source, of, is_event)})"
     connection.execute(
         f"""
         CREATE TEMP TABLE {events} AS
-        SELECT {USER_ID}, fold, split, coalesce({of.table}.row, {of.unknown})::BIGINT AS row,
-          row_number() OVER (PARTITION BY {USER_ID} ORDER BY {TIMESTAMP}, interactions.row_id) - 1 AS number
-        FROM interactions LEFT JOIN {of.table} ON {of.table}.{of.key} = interactions.{of.key} WHERE {is_event}
+        SELECT {USER_ID}, fold, split, coalesce(row, {of.unknown})::BIGINT AS row,
+          row_number() OVER (PARTITION BY {USER_ID} ORDER BY {TIMESTAMP}, place) - 1 AS number FROM ({found})
         """
     )
     # fold < 0: the time of a cross-fitted row cannot be used
@@ -79,10 +92,10 @@ def _from_log(
         f"""
         CREATE TEMP TABLE {before} AS
         SELECT row_id, (num_before - 1) // {length} AS block, (num_before - 1) % {length} + 1 AS num_last FROM (
-          SELECT row_id, fold, count(*) FILTER (WHERE {is_event}) OVER (
+          SELECT row_id, fold, count(*) FILTER (WHERE is_event) OVER (
             PARTITION BY {USER_ID} ORDER BY {TIMESTAMP} RANGE BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
-          ) AS num_before FROM interactions)
-        WHERE num_before > 0 AND fold < 0
+          ) AS num_before FROM ({moments}))
+        WHERE num_before > 0 AND fold < 0 AND row_id IS NOT NULL
         """
     )
     num_events = first_row(connection, f"SELECT count(*) FROM {events}")[0]
@@ -110,6 +123,21 @@ def _from_log(
         rows = f"CASE WHEN interactions.fold < 0 THEN {rows} ELSE {folds}.rows END"
     connection.execute(f"DROP TABLE {events}")
     return EncodedSequence(feature=feature, joins=joins, rows=rows, facts={"events": num_events})
+
+
+def _behaviors(source: SequenceSource, of: EncodedFeature, is_event: str) -> str:
+    """SQL of the behaviours as events; one that is an event of the log too (same user, item and time) is left out."""
+    value = f"SELECT *, CAST({ITEM_ID} AS VARCHAR) AS value FROM {BEHAVIORS}"
+    row = "row"
+    if of.num_buckets:
+        row = f"{hashed(of.num_buckets)} AS row"
+    else:
+        value = f"SELECT b.*, row FROM ({value}) AS b LEFT JOIN {of.vocabulary} USING (value)"
+    return f"""
+        SELECT {USER_ID}, -1 AS fold, 'train' AS split, {row}, {TIMESTAMP}, place - (1::BIGINT << 62) AS place
+        FROM ({value}) AS b ANTI JOIN (SELECT {USER_ID}, {ITEM_ID}, {TIMESTAMP} FROM interactions WHERE {is_event})
+        USING ({USER_ID}, {ITEM_ID}, {TIMESTAMP}) WHERE source IN ({", ".join(map(literal, source.behaviors))})
+        """
 
 
 def _other_folds(

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from learn_rank.data.prepare import PrepareOptions, prepare
-from learn_rank.data.recipe import BehaviorsSource, DatasetRecipe, SplitOptions
+from learn_rank.data.recipe import BehaviorsSource, DatasetRecipe, SequenceSource, SparseSource, SplitOptions
 from learn_rank.errors import InputError
 from learn_rank.schema import SPLITS
 
@@ -105,6 +105,22 @@ def test_several_logs_of_several_units(raw: Path, out: Path, recipe_of: RecipeOf
     assert windows(out)[0] == [(1, 11, 1_600_000_101_000), (1, 10, 1_600_000_101_500)]
 
 
+def test_a_sequence_may_read_behaviours_too(raw: Path, out: Path, recipe_of: RecipeOf) -> None:
+    # user 1 has rows at 100, 103, 106, ... of items 10, 13, 12, 11, ..., of which the odd ones are likes
+    events = [(1, 12, 50), (1, 99, 103), (1, 13, 103), (1, 10, 104)]
+    write(raw / "purchases.parquet", events)
+    sparse = {"iid": SparseSource(column="interactions.iid")}
+    sequence = {"history": SequenceSource(of="iid", behaviors=["purchases"], max_length=3)}
+    recipe = recipe_of(raw, behaviors={"purchases": PURCHASES}, sparse=sparse, sequence=sequence, dense={})
+    prepare(recipe, out, PrepareOptions())
+    rows = {row["timestamp"]: row for row in pq.read_table(out / "interactions" / "train.parquet").to_pylist()}
+    words = pq.read_table(out / "vocabularies" / "iid.parquet")
+    item_of = {**dict(zip(words["row"].to_pylist(), map(int, words["value"].to_pylist()), strict=True)), 4: None}
+    seen = {at: [item_of[row] for row in rows[at]["sequence.history"]] for at in (100, 103, 106, 109)}
+    # 99 is unknown to the log; the purchase of 13 at 103 is the log's own like
+    assert seen == {100: [12], 103: [12], 106: [None, 13, 10], 109: [None, 13, 10]}
+
+
 # Bad input
 
 
@@ -159,3 +175,17 @@ def test_a_null_id_and_a_log_without_rows(raw: Path, out: Path, recipe_of: Recip
     with pytest.raises(InputError, match=r"no rows; check the file, behaviors\.purchases\.where"):
         none = replace(PURCHASES, where="uid < 0")
         prepare(recipe_of(raw, behaviors={"purchases": none}), out, PrepareOptions())
+
+
+@pytest.mark.parametrize(
+    ("sequence", "said"),
+    [
+        (SequenceSource(of="iid", behaviors=["clicks"]), "names 'clicks', which is not one of behaviors: purchases"),
+        (SequenceSource(of="genre", behaviors=["purchases"]), r"behaviors have items alone; .* interactions\.iid"),
+        (SequenceSource(of="iid", column="users.gender", behaviors=["purchases"]), "behaviors and column exclude"),
+    ],
+)
+def test_sequences_that_cannot_be(raw: Path, recipe_of: RecipeOf, sequence: SequenceSource, said: str) -> None:
+    sparse = {"iid": SparseSource(column="interactions.iid"), "genre": SparseSource(column="items.genres")}
+    with pytest.raises(InputError, match=said):
+        recipe_of(raw, behaviors={"purchases": PURCHASES}, sparse=sparse, sequence={"history": sequence})
