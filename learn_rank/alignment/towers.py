@@ -31,6 +31,7 @@ class Tower(nn.Module):
         *,
         content_dim: int = 0,
         whitens: bool = False,
+        input_dropout: float = 0.0,
         num_ids: int = 0,
         id_dim: int = 64,
         id_dropout: float = 0.0,
@@ -39,7 +40,9 @@ class Tower(nn.Module):
     ) -> None:
         """content_dim = 0 leaves content out, num_ids = 0 (rows of the id table, row 0 included) ids."""
         super().__init__()
-        self.content = ContentInput(content_dim, body.width, whitens=whitens) if content_dim else None
+        self.content = None
+        if content_dim:
+            self.content = ContentInput(content_dim, body.width, whitens=whitens, dropout=input_dropout)
         self.ids = IdInput(num_ids, id_dim, body.width, dropout=id_dropout) if num_ids else None
         self.body = body
         self.norm = nn.LayerNorm(body.width)

@@ -154,6 +154,18 @@ def test_id_dropout_hides_that_share_of_ids_in_training_only(made: Made) -> None
     assert (alone.ids(ids) != alone.ids(torch.tensor([0]))).any(1).all()
 
 
+def test_input_dropout_drops_that_share_of_content_in_training_only(made: Made) -> None:
+    tower, _ = made({"input_dropout": 0.25, "whitens": True})
+    plain, _ = made({"whitens": True})
+    content = torch.randn(4000, 6)
+    assert torch.equal(tower.content(content), plain.content(content))
+    seen = []
+    tower.content.projection.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
+    tower.train()
+    tower.content(content)
+    assert float((seen[0] == 0).float().mean()) == pytest.approx(0.25, abs=0.02)
+
+
 @pytest.mark.parametrize("inputs", INPUTS)
 def test_towers_compile_to_one_graph_for_any_length_and_one_for_items(made: Made, inputs: str) -> None:
     tower, item_inputs = made({"inputs": inputs, "use_positions": True, "dropout": 0.0, "id_dropout": 0.5})

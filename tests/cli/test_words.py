@@ -278,7 +278,7 @@ def test_words_may_come_in_any_order() -> None:
         (["ranker.backbone=dlrm"], "ranker.backbone is now ranker.backbone.name"),
         (["+ranker.task=esmm"], "ranker.task is now ranker.task.name"),
         (["encoder=bert"], "encoder=bert: expected one of hf, minilm, tfidf_svd"),
-        (["align="], "align=: expected one of next_item, paper, small"),
+        (["align="], "align=: expected one of in_batch, next_item, paper, small"),
         (["align=../align/paper"], "align=../align/paper: expected one of"),
         (["dataset=ml_2m"], "or a YAML file"),
         (["dataset=ml_1m", "dataset.sparse.x.colum=a"], "no option 'dataset.sparse.x.colum'"),

@@ -10,42 +10,31 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from learn_rank.alignment.objectives.later_items import LaterItemOptions, draw_queries, epoch_steps, next_item_rows
 from learn_rank.alignment.objectives.objective import Objective, ObjectiveOptions
-from learn_rank.alignment.objectives.stretches import Stretches, group_into_steps, item_rows, shuffled, windows
-from learn_rank.arrays import Int64Array
+from learn_rank.alignment.objectives.stretches import Stretches
 from learn_rank.options import Check
 
 if TYPE_CHECKING:
     import torch
 
-    from learn_rank.alignment.histories import Histories
     from learn_rank.alignment.loss import LossSum
     from learn_rank.alignment.towers import Tower
     from learn_rank.alignment.training_data import TrainingData
 
 
 @dataclass
-class CatalogueOptions(ObjectiveOptions):
-    """Which later item is the target, and which items it is contrasted with."""
+class CatalogueOptions(LaterItemOptions):
+    """How many items a later item is contrasted with."""
 
-    targets: str = field(
-        default="later",
-        metadata={"help": "catalogue: the target of a user embedding: next (interaction) or later (any, drawn)"},
-    )
     max_catalogue: int = field(
         default=20_000,
         metadata={"help": "catalogue: most items that a step contrasts with; of more, each step draws a sample"},
     )
-    corrects_popularity: bool = field(
-        default=True,
-        metadata={"help": "catalogue: leave popularity out of the embeddings (its log is added in the softmax)"},
-    )
 
     def check_catalogue(self) -> None:
         """InputError for values that this objective could not use; checked whatever the objective is."""
-        check = Check(self, "align.")
-        check.is_one_of("targets", ("next", "later"))
-        check.at_least(1, "max_catalogue")
+        Check(self, "align.").at_least(1, "max_catalogue")
 
 
 class Catalogue(Objective):
@@ -77,21 +66,14 @@ class Catalogue(Objective):
 
         options, data = self.options, self.data
         items = next_item_rows(data.histories, stretches, options, generator)  # [B, L + 1]
-        last = (items >= 0).sum(1, keepdims=True) - 1
-        noise = np.where(np.arange(items.shape[1] - 1) < last, generator.random((len(items), items.shape[1] - 1)), 2.0)
-        position = np.argsort(noise, axis=1)[:, : options.num_user_samples]  # [B, N_h] distinct, real ones first
-        is_real = position < last
-        ahead: int | Int64Array = 1
-        if options.targets == "later":
-            ahead = 1 + (generator.random(position.shape) * (last - position)).astype(int)
-        target = np.take_along_axis(items, np.where(is_real, position + ahead, 0), 1)
+        queries = draw_queries(items, options, generator, most=options.num_user_samples)
         mine = data.shares(len(items))[data.process.rank]
         users = tower(data.inputs(items[mine, :-1]))  # [B, L, D]
-        row, column = np.nonzero(is_real[mine])
-        targets = torch.from_numpy(target[mine][row, column])
+        row, column = np.nonzero(queries.is_real[mine])
+        targets = torch.from_numpy(queries.targets[mine][row, column])
         rows, log_popularity = self._contrasted(targets), self._log_popularity
         return catalogue_loss(
-            users[row, position[mine][row, column]],
+            users[row, queries.positions[mine][row, column]],
             torch.searchsorted(rows, targets).to(data.process.device),
             tower.embed_items(data.item_inputs.take(rows, data.process.device)),
             temperature=temperature,
@@ -108,21 +90,3 @@ class Catalogue(Objective):
             others = rows[torch.randint(len(rows), (max(most - len(wanted), 0),))]
             rows = torch.cat([wanted, others]).unique()
         return rows
-
-
-def epoch_steps(histories: Histories, options: CatalogueOptions, generator: np.random.Generator) -> list[Stretches]:
-    """The steps of an epoch: windows of max_history interactions and one more.
-
-    They share one interaction: the last target of one is the first input of the next.
-    """
-    longest = options.max_history + 1
-    stretches = windows(histories, longest, generator, overlap=1)
-    return group_into_steps(stretches, generator, longest=longest, batch_size=options.batch_size)
-
-
-def next_item_rows(
-    histories: Histories, stretches: Stretches, options: CatalogueOptions, generator: np.random.Generator
-) -> Int64Array:
-    """[B, L + 1] item rows of stretches in order of time, or shuffled where the order means nothing."""
-    rows = item_rows(histories, stretches.starts, stretches.lengths)
-    return rows if options.keeps_order else shuffled(rows, generator)

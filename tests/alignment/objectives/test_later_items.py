@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from learn_rank.alignment.histories import Histories
-from learn_rank.alignment.objectives.catalogue import epoch_steps, next_item_rows
+from learn_rank.alignment.objectives.later_items import draw_queries, epoch_steps, next_item_rows
 from learn_rank.alignment.options import AlignOptions
 from tests.alignment.objectives.conftest import COUNTS
 
@@ -17,6 +17,30 @@ def options(**changes: Any) -> AlignOptions:
 
 def generator(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
+
+
+# Known answers
+
+
+def test_the_next_item_or_a_later_one_is_the_target() -> None:
+    rows = np.array([[3, 5, 7, 9], [2, 4, -1, -1]])
+    queries = draw_queries(rows, options(targets="next"), generator())
+    assert queries.is_real.tolist() == [[True, True, True], [True, False, False]]
+    assert queries.targets[queries.is_real].tolist() == [5, 7, 9, 4]
+    drawn = [draw_queries(rows, options(targets="later"), generator(seed)).targets[0] for seed in range(900)]
+    first, second, third = np.array(drawn).T
+    assert np.bincount(first)[[5, 7, 9]] / 900 == pytest.approx(np.full(3, 1 / 3), abs=0.05)
+    assert np.bincount(second)[[7, 9]] / 900 == pytest.approx(np.full(2, 1 / 2), abs=0.05)
+    assert set(third) == {9}
+
+
+def test_of_a_long_window_so_many_positions_are_drawn() -> None:
+    rows = np.array([[3, 5, 7, 9, 11], [2, 4, -1, -1, -1]])
+    for seed in range(9):
+        queries = draw_queries(rows, options(targets="next"), generator(seed), most=2)
+        assert queries.is_real.tolist() == [[True, True], [True, False]]
+        assert len(set(queries.positions[0])) == 2
+        assert (rows[0, queries.positions[0] + 1] == queries.targets[0]).all()
 
 
 # Laws
