@@ -60,7 +60,7 @@ class TowerOptions:
     input_dropout: float = field(
         default=0.0,
         metadata={
-            "help": "content: share of its dimensions that are dropped in training, of histories and targets alike, 0 to "
+            "help": "content: share of its dimensions that are dropped in training, of histories and targets, 0 to "
             "below 1"
         },
     )
