@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from learn_rank.alignment.dropout import Dropout
 from learn_rank.alignment.item_inputs import ItemInput, ItemInputs
 
 _ROWS = 65_536  # content vectors read at a time for their mean
@@ -28,7 +29,7 @@ class ContentInput(nn.Module):
         self.mean: torch.Tensor
         self.scale: torch.Tensor  # [] that content is divided by, or [C, C] that it is multiplied with
         self.whitens = whitens
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.projection = angle_keeping(content_dim, width)
 
     def standardise(self, item_inputs: ItemInputs, rows: torch.Tensor) -> None:
@@ -57,6 +58,9 @@ class ContentInput(nn.Module):
         # in float32 under autocast too: the narrow directions would drown in bfloat16's steps
         with torch.autocast(content.device.type, enabled=False):
             centred = content - self.mean
+            if self.training and self.whitens and not self.dropout.p:
+                # scale and projection are one matrix: of a width that is less than the content's
+                return F.linear(centred, self.projection.weight @ self.scale.T, self.projection.bias)
             standard = centred @ self.scale if self.whitens else centred / self.scale
         projected: torch.Tensor = self.projection(self.dropout(standard))
         return projected

@@ -42,23 +42,23 @@ def dense_all_action_loss(
     Items that are among b's own targets are no negatives of b (the same item cannot be right and wrong for one user),
     nor is padding.
     """
-    num_users, num_histories, dim = users.shape
-    num_groups, num_targets, _ = items.shape
-    logits = _cosines(users.reshape(-1, dim), items.reshape(-1, dim)) / temperature  # [B * N_h, G * N_t]
-    logits = logits.view(num_users, num_histories, num_groups, num_targets)
+    num_users, _, dim = users.shape
+    if user_mask is None:
+        user_mask = torch.ones(users.shape[:2], dtype=torch.bool, device=users.device)
+    is_item = item_ids >= 0
+    asked, user_of = user_mask.flatten().nonzero().squeeze(1), user_mask.nonzero()[:, 0]
+    ids = item_ids[is_item]  # [K]: padding, most of the pairs where logs are short, is left out at once
+    vectors = items.reshape(-1, dim).index_select(0, is_item.flatten().nonzero().squeeze(1))
+    logits = _cosines(users.reshape(-1, dim).index_select(0, asked), vectors) / temperature  # [M, K]
     own_ids = item_ids[first_own : first_own + num_users]  # [B, N_t]
-    flat_ids = item_ids.reshape(-1)
-    is_own = torch.zeros(num_users, len(flat_ids), dtype=torch.bool, device=users.device)
-    for column in own_ids.unbind(1):  # [B, G * N_t]: some own target is this item
-        is_own |= column.unsqueeze(1) == flat_ids
-    is_negative = (~is_own & (flat_ids >= 0)).view(num_users, 1, num_groups, num_targets)
-    negatives = logits.masked_fill(~is_negative, -torch.inf).flatten(2).logsumexp(dim=2)  # [B, N_h]
-    each = torch.arange(num_users, device=users.device)
-    own = logits[each, :, first_own + each]  # [B, N_h, N_t]
-    pair_loss = torch.logaddexp(own, negatives.unsqueeze(2)) - own
-    is_pair = (own_ids >= 0).unsqueeze(1).expand_as(pair_loss)
-    if user_mask is not None:
-        is_pair = is_pair & user_mask.unsqueeze(2)
+    is_own = torch.zeros(num_users, len(ids), dtype=torch.bool, device=users.device)
+    for column in own_ids.unbind(1):  # [B, K]: some own target is this item
+        is_own |= column.unsqueeze(1) == ids
+    negatives = logits.masked_fill(is_own[user_of], -torch.inf).logsumexp(dim=1, keepdim=True)  # [M, 1]
+    own_at = (is_item.flatten().cumsum(0) - 1).view_as(item_ids)[first_own : first_own + num_users]
+    own = logits.gather(1, own_at.clamp(min=0)[user_of])  # [M, N_t]
+    pair_loss = torch.logaddexp(own, negatives) - own
+    is_pair = (own_ids >= 0)[user_of]
     return LossSum(pair_loss[is_pair].sum(), is_pair.sum())
 
 

@@ -186,7 +186,7 @@ def _step(run: _Run, stretches: Stretches, epoch: int, step: int) -> float:
     state.optimizer.zero_grad()
     (loss.total / sums[1]).backward()
     sum_gradients(state.parameters())
-    torch.nn.utils.clip_grad_norm_(state.parameters(), 1.0)
+    torch.nn.utils.clip_grad_norm_(state.parameters(), 1.0, foreach=True)
     state.optimizer.step()
     state.update_average()
     return float(sums[0] / sums[1])

@@ -56,7 +56,7 @@ class TrainingState:
             {"params": list(self._trained())},
             {"params": [self._log_temperature], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, options.learning_rate, weight_decay=options.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, options.learning_rate, weight_decay=options.weight_decay, fused=True)
         self._device = device
         self._decay = options.ema
         self._num_averaged = 0

@@ -68,12 +68,14 @@ class Catalogue(Objective):
         items = next_item_rows(data.histories, stretches, options, generator)  # [B, L + 1]
         queries = draw_queries(items, options, generator, most=options.num_user_samples)
         mine = data.shares(len(items))[data.process.rank]
-        users = tower(data.inputs(items[mine, :-1]))  # [B, L, D]
+        users = tower(*data.sequences(queries.inputs[mine]))  # [P, D]
         row, column = np.nonzero(queries.is_real[mine])
+        first = np.cumsum(lengths := (queries.inputs[mine] >= 0).sum(1)) - lengths
+        asked = torch.from_numpy(first[row] + queries.positions[mine][row, column])
         targets = torch.from_numpy(queries.targets[mine][row, column])
         rows, log_popularity = self._contrasted(targets), self._log_popularity
         return catalogue_loss(
-            users[row, queries.positions[mine][row, column]],
+            users.index_select(0, asked.to(data.process.device)),
             torch.searchsorted(rows, targets).to(data.process.device),
             tower.embed_items(data.item_inputs.take(rows, data.process.device)),
             temperature=temperature,

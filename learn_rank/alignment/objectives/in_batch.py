@@ -49,12 +49,12 @@ class InBatch(Objective):
         queries = draw_queries(items, options, generator)
         rows, counts = np.unique(queries.targets[queries.is_real], return_counts=True)  # [K]
         mine = data.shares(len(items))[process.rank]
-        users = tower(data.inputs(items[mine, :-1]))  # [B, L, D]
+        users = tower(*data.sequences(queries.inputs[mine]))  # [M, D], one for each query
         row, column = np.nonzero(queries.is_real[mine])
         targets = np.searchsorted(rows, queries.targets[mine][row, column])
         popularity = torch.from_numpy(counts).float().log() if options.corrects_popularity else None
         return catalogue_loss(
-            users[row, column],
+            users,
             torch.from_numpy(targets).to(process.device),
             self._embedded(tower, rows),
             temperature=temperature,

@@ -44,6 +44,7 @@ class LaterItemOptions(ObjectiveOptions):
 class Queries(NamedTuple):
     """Positions of B windows whose user embeddings are contrasted, and the item row that each is to find."""
 
+    inputs: Int64Array  # [B, L] item rows that the tower reads, -1 where padded: all but each window's last
     positions: Int64Array  # [B, N]
     targets: Int64Array  # [B, N]
     is_real: BoolArray  # [B, N] the position has a later item
@@ -73,6 +74,7 @@ def draw_queries(
     """Queries of item rows [B, L + 1]: at `most` positions of each window, drawn alike, or at all of them."""
     last = (rows >= 0).sum(1, keepdims=True) - 1
     positions = np.arange(rows.shape[1] - 1)[None, :]
+    inputs = np.where(positions < last, rows[:, :-1], -1)
     if most is not None:
         noise = np.where(positions < last, generator.random((len(rows), rows.shape[1] - 1)), 2.0)
         positions = np.argsort(noise, axis=1)[:, :most]  # distinct, real ones first
@@ -81,4 +83,4 @@ def draw_queries(
     ahead: int | Int64Array = 1
     if options.targets == "later":
         ahead = 1 + (generator.random(positions.shape) * (last - positions)).astype(int)
-    return Queries(positions, np.take_along_axis(rows, np.where(is_real, positions + ahead, 0), 1), is_real)
+    return Queries(inputs, positions, np.take_along_axis(rows, np.where(is_real, positions + ahead, 0), 1), is_real)

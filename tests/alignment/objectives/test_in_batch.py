@@ -10,6 +10,7 @@ from learn_rank.alignment.objectives.in_batch import InBatch, liked_positions
 from learn_rank.alignment.objectives.stretches import Stretches
 from learn_rank.alignment.options import AlignOptions
 from learn_rank.alignment.training_data import TrainingData
+from learn_rank.alignment.transformer import Places
 from learn_rank.distributed import Process
 
 CPU = torch.device("cpu")
@@ -25,10 +26,9 @@ class OneHot:
     def take(self, rows: torch.Tensor, device: torch.device) -> ItemInput:
         return ItemInput(None, rows)
 
-    def __call__(self, items: ItemInput) -> torch.Tensor:
+    def __call__(self, items: ItemInput, places: Places) -> torch.Tensor:
         assert items.ids is not None
-        known = self.table[items.ids.clamp(min=0)] * (items.ids >= 0).unsqueeze(-1)
-        return torch.nn.functional.normalize(known.cumsum(1), dim=-1)
+        return places.unpad(torch.nn.functional.normalize(places.pad(self.table[items.ids]).cumsum(1), dim=-1))
 
     def embed_items(self, items: ItemInput) -> torch.Tensor:
         assert items.ids is not None
