@@ -6,7 +6,7 @@ Importable without torch: the options are read by every command.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from learn_rank.options import Check
 if TYPE_CHECKING:
     import torch
 
+    from learn_rank.alignment.item_inputs import ItemInput
     from learn_rank.alignment.loss import LossSum
     from learn_rank.alignment.towers import Tower
     from learn_rank.alignment.training_data import TrainingData
@@ -29,7 +30,10 @@ class CatalogueOptions(LaterItemOptions):
 
     max_catalogue: int = field(
         default=20_000,
-        metadata={"help": "catalogue: most items that a step contrasts with; of more, each step draws a sample"},
+        metadata={
+            "help": "catalogue: most items that a step contrasts with; of more, each step draws a sample that "
+            "stands for all: a fifth of the items costs about a fifth of the time"
+        },
     )
 
     def check_catalogue(self) -> None:
@@ -38,7 +42,13 @@ class CatalogueOptions(LaterItemOptions):
 
 
 class Catalogue(Objective):
-    """N_h user embeddings of each window, each against one later item of the window."""
+    """N_h user embeddings of each window, each against one later item of the window.
+
+    Where the catalogue is larger than max_catalogue, the step's targets are there, and others are drawn in proportion
+    to the weight w that they have in the softmax (their popularity, or all alike): n draws, of which item j gets c_j.
+    In the softmax c_j sum(w) / n stands in place of w_j, so that the expected denominator is that of all items (sampled
+    softmax, Bengio and Senecal 2008).
+    """
 
     options_type: ClassVar[type[ObjectiveOptions]] = CatalogueOptions
     has_target_sequences: ClassVar[bool] = False
@@ -48,11 +58,12 @@ class Catalogue(Objective):
 
         super().__init__(options, data)
         item_inputs = data.item_inputs
-        self._rows = torch.from_numpy(np.flatnonzero(item_inputs.has_input(np.arange(item_inputs.num_items))))
-        self._log_popularity = None
-        if options.corrects_popularity:
-            counts = np.bincount(data.histories.items, minlength=item_inputs.num_items)
-            self._log_popularity = torch.from_numpy(counts + 1.0).log().float()
+        rows = np.flatnonzero(item_inputs.has_input(np.arange(item_inputs.num_items)))
+        counts = np.bincount(data.histories.items, minlength=item_inputs.num_items)[rows]
+        self._rows = torch.from_numpy(rows)  # [N], ascending
+        self._weights = torch.from_numpy(counts + 1.0 if options.corrects_popularity else np.ones(len(rows)))
+        self._up_to = self._weights.cumsum(0)
+        self._all_inputs: ItemInput | None = None
 
     def epoch(self, generator: np.random.Generator) -> list[Stretches]:
         return epoch_steps(self.data.histories, self.options, generator)
@@ -73,22 +84,44 @@ class Catalogue(Objective):
         first = np.cumsum(lengths := (queries.inputs[mine] >= 0).sum(1)) - lengths
         asked = torch.from_numpy(first[row] + queries.positions[mine][row, column])
         targets = torch.from_numpy(queries.targets[mine][row, column])
-        rows, log_popularity = self._contrasted(targets), self._log_popularity
+        contrast = self._contrasted(torch.searchsorted(self._rows, targets))
         return catalogue_loss(
             users.index_select(0, asked.to(data.process.device)),
-            torch.searchsorted(rows, targets).to(data.process.device),
-            tower.embed_items(data.item_inputs.take(rows, data.process.device)),
+            torch.searchsorted(contrast.items, torch.searchsorted(self._rows, targets)).to(data.process.device),
+            tower.embed_items(self._inputs(contrast.items)),
             temperature=temperature,
-            log_popularity=None if log_popularity is None else log_popularity[rows].to(data.process.device),
+            log_popularity=contrast.weights.log().float().to(data.process.device),
         )
 
-    def _contrasted(self, targets: torch.Tensor) -> torch.Tensor:
-        """Ascending rows of the items that a step contrasts with: all, or the targets [M] and a fresh sample."""
+    def _contrasted(self, targets: torch.Tensor) -> Contrast:
+        """The items that a step contrasts with: all, or the targets [M] (positions in the catalogue) and a sample."""
         import torch
 
-        rows, most = self._rows, self.options.max_catalogue
-        if len(rows) > most:
-            wanted = targets.unique()
-            others = rows[torch.randint(len(rows), (max(most - len(wanted), 0),))]
-            rows = torch.cat([wanted, others]).unique()
-        return rows
+        num_items, most = len(self._rows), self.options.max_catalogue
+        if num_items <= most:
+            return Contrast(torch.arange(num_items), self._weights)
+        wanted = targets.unique()
+        num_drawn = max(most - len(wanted), 1)
+        at = torch.rand(num_drawn, dtype=torch.float64) * self._up_to[-1]
+        drawn = torch.searchsorted(self._up_to, at, right=True).clamp(max=num_items - 1)
+        counts = torch.bincount(drawn, minlength=num_items)
+        weights = counts * (self._up_to[-1] / num_drawn)
+        weights[wanted] = self._weights[wanted]
+        items = weights.nonzero().squeeze(1)
+        return Contrast(items, weights[items])
+
+    def _inputs(self, items: torch.Tensor) -> ItemInput:
+        """What the tower is told of positions of the catalogue; kept for all of it, which every step reads."""
+        process, inputs = self.data.process, self.data.item_inputs
+        if len(items) < len(self._rows):
+            return inputs.take(self._rows[items], process.device)
+        if self._all_inputs is None:
+            self._all_inputs = inputs.take(self._rows, process.device)
+        return self._all_inputs
+
+
+class Contrast(NamedTuple):
+    """K items that targets are contrasted with."""
+
+    items: torch.Tensor  # [K] ascending positions in the catalogue
+    weights: torch.Tensor  # [K] by which the softmax multiplies each
