@@ -4,7 +4,7 @@
 
 Width 128, two layers, 128 users a step of 2 to 10 interactions, content of 384 dimensions, dropout 0.1, one process.
 "plain" embeds all items and takes torch's cross entropy over them, with autograd; "exact" is the same function. The
-softmax alone is timed too, value and gradients, with the largest difference of the two in units of the largest gradient.
+softmax alone is timed too, value and gradients, with the largest difference in units of the largest value.
 """
 
 from __future__ import annotations

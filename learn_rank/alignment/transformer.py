@@ -13,6 +13,7 @@ from learn_rank.alignment.dropout import Dropout
 from learn_rank.arrays import Int64Array
 
 _PAST_WEIGHT = 4.0  # of the mean history beside the last interaction, in an untrained transformer
+_SHORT = 256  # positions up to which attention's weights are made as a table
 _SMALL = 0.02  # standard deviation of other weights at the start, as in BERT and GPT-2
 
 
@@ -93,7 +94,7 @@ class _Block(nn.Module):
 
     def __init__(self, width: int, num_heads: int, dropout: float, *, starts_as_mean: bool) -> None:
         super().__init__()
-        self.num_heads, self.dropout_rate = num_heads, dropout
+        self.num_heads = num_heads
         self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query_key_value, self.projection = nn.Linear(width, 3 * width), nn.Linear(width, width)
         first, last = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
@@ -125,11 +126,22 @@ class _Block(nn.Module):
         batch, length, width = combined.shape[0], combined.shape[1], normed.shape[-1]
         heads = combined.view(batch, length, 3, self.num_heads, width // self.num_heads)
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each [B, heads, L, width / heads]
-        attended = F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, dropout_p=self.dropout_rate if self.training else 0.0
-        )
+        if self.training and self.dropout.p and normed.device.type == "cpu" and length <= _SHORT:
+            attended = self._attend_short(query, key, value)
+        else:
+            attended = F.scaled_dot_product_attention(
+                query, key, value, is_causal=True, dropout_p=self.dropout.p if self.training else 0.0
+            )
         attended = attended.transpose(1, 2).reshape(batch, length, width)
         return attended if places is None else places.unpad(attended)
+
+    def _attend_short(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """As PyTorch's, which on a CPU with dropout makes more passes and slower random numbers: [B, heads, L, d]."""
+        batch, num_heads, length, dim = query.shape
+        query, key, value = (part.reshape(-1, length, dim) for part in (query, key, value))
+        is_later = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1)
+        scores = torch.baddbmm(is_later, query, key.transpose(1, 2), alpha=dim**-0.5)
+        return torch.bmm(self.dropout(scores.softmax(2)), value).view(batch, num_heads, length, dim)
 
     def _attend_alone(self, normed: torch.Tensor) -> torch.Tensor:
         """One position attends to itself with weight 1: its value, projected, in one product instead of two."""
