@@ -35,7 +35,7 @@ from learn_rank.alignment.histories import Histories
 from learn_rank.alignment.item_inputs import ItemInputs
 from learn_rank.alignment.loss import catalogue_loss
 from learn_rank.alignment.objectives import find_objective
-from learn_rank.alignment.objectives.catalogue import next_item_rows
+from learn_rank.alignment.objectives.later_items import next_item_rows
 from learn_rank.alignment.options import AlignOptions
 from learn_rank.alignment.towers import Tower
 from learn_rank.alignment.train import _Run, _step

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from learn_rank.alignment.transformer import Places
 from learn_rank.errors import InputError
 from learn_rank.pretrained import load_model, model_fingerprint
 
@@ -44,8 +45,10 @@ class LoraBackbone(nn.Module):
         self.token_size = float(network.get_input_embeddings().weight.detach().std())
         self.network = _with_adapters(network, rank=rank, alpha=alpha, dropout=dropout)
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[B, L, width], or [N, width] for N sequences of one position."""
+    def forward(self, hidden: torch.Tensor, places: Places | None = None) -> torch.Tensor:
+        """[B, L, width]; [N, width] for N sequences of one position; [P, width] with places, see `Places`."""
+        if places is not None:
+            return places.unpad(self(places.pad(hidden)))
         sequences = hidden if hidden.ndim == 3 else hidden.unsqueeze(1)
         inputs = F.layer_norm(sequences, (self.width,)) * self.token_size
         states: torch.Tensor = self.network(inputs_embeds=inputs, use_cache=False).last_hidden_state

@@ -47,6 +47,7 @@ def tower_of(item_inputs: ItemInputs, options: AlignOptions) -> Tower | MeanCont
         body,
         content_dim=item_inputs.content_dim,
         whitens=options.whitens,
+        input_dropout=options.input_dropout,
         num_ids=item_inputs.num_ids,
         id_dim=options.id_dim,
         id_dropout=options.id_dropout if item_inputs.content_dim else 0.0,

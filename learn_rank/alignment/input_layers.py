@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from learn_rank.alignment.dropout import Dropout
 from learn_rank.alignment.item_inputs import ItemInput, ItemInputs
 
 _ROWS = 65_536  # content vectors read at a time for their mean
@@ -18,15 +19,17 @@ class ContentInput(nn.Module):
     Fed as they are (norm 1, hundreds of dimensions) the loss does not leave chance, and a scale per dimension would
     blow up the dimensions that say least (the last ones of an SVD). Whitening gives all directions the same variance:
     an encoder's vectors lie in a narrow cone, whose few wide directions drown what tells similar items apart.
+    Dropout follows: no single direction is relied on.
     """
 
-    def __init__(self, content_dim: int, width: int, *, whitens: bool = False) -> None:
+    def __init__(self, content_dim: int, width: int, *, whitens: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(content_dim))
         self.register_buffer("scale", torch.eye(content_dim) if whitens else torch.ones(()))
         self.mean: torch.Tensor
         self.scale: torch.Tensor  # [] that content is divided by, or [C, C] that it is multiplied with
         self.whitens = whitens
+        self.dropout = Dropout(dropout)
         self.projection = angle_keeping(content_dim, width)
 
     def standardise(self, item_inputs: ItemInputs, rows: torch.Tensor) -> None:
@@ -55,8 +58,11 @@ class ContentInput(nn.Module):
         # in float32 under autocast too: the narrow directions would drown in bfloat16's steps
         with torch.autocast(content.device.type, enabled=False):
             centred = content - self.mean
+            if self.training and self.whitens and not self.dropout.p:
+                # scale and projection are one matrix: of a width that is less than the content's
+                return F.linear(centred, self.projection.weight @ self.scale.T, self.projection.bias)
             standard = centred @ self.scale if self.whitens else centred / self.scale
-        projected: torch.Tensor = self.projection(standard)
+        projected: torch.Tensor = self.projection(self.dropout(standard))
         return projected
 
     def centred(self, items: ItemInput) -> torch.Tensor:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+
+from learn_rank.alignment.retrieval import Ragged
 
 
 class LossSum(NamedTuple):
@@ -39,23 +42,23 @@ def dense_all_action_loss(
     Items that are among b's own targets are no negatives of b (the same item cannot be right and wrong for one user),
     nor is padding.
     """
-    num_users, num_histories, dim = users.shape
-    num_groups, num_targets, _ = items.shape
-    logits = _cosines(users.reshape(-1, dim), items.reshape(-1, dim)) / temperature  # [B * N_h, G * N_t]
-    logits = logits.view(num_users, num_histories, num_groups, num_targets)
+    num_users, _, dim = users.shape
+    if user_mask is None:
+        user_mask = torch.ones(users.shape[:2], dtype=torch.bool, device=users.device)
+    is_item = item_ids >= 0
+    asked, user_of = user_mask.flatten().nonzero().squeeze(1), user_mask.nonzero()[:, 0]
+    ids = item_ids[is_item]  # [K]: padding, most of the pairs where logs are short, is left out at once
+    vectors = items.reshape(-1, dim).index_select(0, is_item.flatten().nonzero().squeeze(1))
+    logits = _cosines(users.reshape(-1, dim).index_select(0, asked), vectors) / temperature  # [M, K]
     own_ids = item_ids[first_own : first_own + num_users]  # [B, N_t]
-    flat_ids = item_ids.reshape(-1)
-    is_own = torch.zeros(num_users, len(flat_ids), dtype=torch.bool, device=users.device)
-    for column in own_ids.unbind(1):  # [B, G * N_t]: some own target is this item
-        is_own |= column.unsqueeze(1) == flat_ids
-    is_negative = (~is_own & (flat_ids >= 0)).view(num_users, 1, num_groups, num_targets)
-    negatives = logits.masked_fill(~is_negative, -torch.inf).flatten(2).logsumexp(dim=2)  # [B, N_h]
-    each = torch.arange(num_users, device=users.device)
-    own = logits[each, :, first_own + each]  # [B, N_h, N_t]
-    pair_loss = torch.logaddexp(own, negatives.unsqueeze(2)) - own
-    is_pair = (own_ids >= 0).unsqueeze(1).expand_as(pair_loss)
-    if user_mask is not None:
-        is_pair = is_pair & user_mask.unsqueeze(2)
+    is_own = torch.zeros(num_users, len(ids), dtype=torch.bool, device=users.device)
+    for column in own_ids.unbind(1):  # [B, K]: some own target is this item
+        is_own |= column.unsqueeze(1) == ids
+    negatives = logits.masked_fill(is_own[user_of], -torch.inf).logsumexp(dim=1, keepdim=True)  # [M, 1]
+    own_at = (is_item.flatten().cumsum(0) - 1).view_as(item_ids)[first_own : first_own + num_users]
+    own = logits.gather(1, own_at.clamp(min=0)[user_of])  # [M, N_t]
+    pair_loss = torch.logaddexp(own, negatives) - own
+    is_pair = (own_ids >= 0)[user_of]
     return LossSum(pair_loss[is_pair].sum(), is_pair.sum())
 
 
@@ -66,16 +69,18 @@ def catalogue_loss(
     *,
     temperature: float | torch.Tensor,
     log_popularity: torch.Tensor | None = None,
+    left_out: Ragged | None = None,
 ) -> LossSum:
     """Cross entropy of the target item among all catalogue items.
 
     users [M, D] and catalogue [N, D] are unit length; targets [M] are positions in the catalogue. With log_popularity
     [N] the softmax is over u . v / temperature + log popularity: what everybody likes needs no embedding, which is left
-    to say what this user likes more than others do.
+    to say what this user likes more than others do. left_out names, for each of the M users, catalogue items that are
+    no negatives; the target stays in, named or not.
     """
     with torch.autocast(users.device.type, enabled=False):
         bias = users.new_zeros(len(catalogue), dtype=torch.float32) if log_popularity is None else log_popularity
-        total: torch.Tensor = _SoftmaxSum.apply(users.float() / temperature, catalogue.float(), bias, targets)
+        total: torch.Tensor = _SoftmaxSum.apply(users.float() / temperature, catalogue.float(), bias, targets, left_out)
     return LossSum(total, torch.tensor(len(targets), device=users.device))
 
 
@@ -83,7 +88,7 @@ _CPU_LOGITS, _GPU_LOGITS = 1 << 21, 1 << 27  # at a time; on a CPU they stay in 
 
 
 class _SoftmaxSum(torch.autograd.Function):
-    """Sum over users [M, D] of -log softmax(users @ catalogue.T + bias)[targets].
+    """Sum over users [M, D] of -log softmax(users @ catalogue.T + bias)[targets], less the items that are left out.
 
     Loss and gradients are made together, some users at a time: no [M, N] tensor is ever whole, and the step is twice as
     fast on a CPU (3,438 x 10,000: 0.24 s against 0.68 s, one thread).
@@ -91,7 +96,12 @@ class _SoftmaxSum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, users: torch.Tensor, catalogue: torch.Tensor, bias: torch.Tensor, targets: torch.Tensor
+        ctx: Any,
+        users: torch.Tensor,
+        catalogue: torch.Tensor,
+        bias: torch.Tensor,
+        targets: torch.Tensor,
+        left_out: Ragged | None,
     ) -> torch.Tensor:
         user_gradient, item_gradient = torch.empty_like(users), torch.zeros_like(catalogue)
         total = users.new_zeros((), dtype=torch.float64)
@@ -100,6 +110,9 @@ class _SoftmaxSum(torch.autograd.Function):
             some, target = users[start : start + size], targets[start : start + size].unsqueeze(1)
             logits = torch.addmm(bias, some, catalogue.T)
             own = logits.gather(1, target)
+            if left_out is not None:
+                logits.view(-1)[_flat_positions(left_out, start, logits)] = -torch.inf
+                logits.scatter_(1, target, own)
             largest = logits.amax(1, keepdim=True)
             weights = logits.sub_(largest).exp_()
             norm = weights.sum(1, keepdim=True)
@@ -111,9 +124,15 @@ class _SoftmaxSum(torch.autograd.Function):
         return total.float()
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
         user_gradient, item_gradient = ctx.saved_tensors
-        return gradient * user_gradient, gradient * item_gradient, None, None
+        return gradient * user_gradient, gradient * item_gradient, None, None, None
+
+
+def _flat_positions(left_out: Ragged, start: int, logits: torch.Tensor) -> torch.Tensor:
+    """Where in the logits [m, N] of users start .. start + m - 1 the items stand that are left out."""
+    chosen = left_out.select(np.arange(start, start + len(logits)))
+    return torch.from_numpy(chosen.owners() * logits.shape[1] + chosen.items).to(logits.device)
 
 
 def _cosines(users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from learn_rank.alignment.objectives import find_objective
 from learn_rank.alignment.objectives.all_action import AllActionOptions
@@ -30,6 +31,9 @@ SHAPE = (
     "item_tower",
 )
 
+# newer than the first release: recorded where they are set, so that runs from before them stay valid
+_NEWER = {"input_dropout": 0.0, "ema": 0.0}
+
 
 @dataclass
 class TowerOptions:
@@ -53,6 +57,13 @@ class TowerOptions:
     num_layers: int = field(default=12, metadata={"help": "number of the transformer's layers"})
     num_heads: int = field(default=12, metadata={"help": "number of attention heads per layer"})
     dropout: float = field(default=0.1, metadata={"help": "dropout in the transformer, 0 to below 1"})
+    input_dropout: float = field(
+        default=0.0,
+        metadata={
+            "help": "content: share of its dimensions that are dropped in training, of histories and targets, 0 to "
+            "below 1"
+        },
+    )
     use_positions: bool = field(default=False, metadata={"help": "add a learned embedding of each position"})
     embedding_dim: int = field(default=EMBEDDING_DIM, metadata={"help": "width of the user and item embeddings"})
     backbone: str = field(
@@ -72,7 +83,7 @@ class TowerOptions:
         check = Check(self, "align.")
         check.is_one_of("inputs", ("content", "id", "content_and_id"))
         check.at_least(1, "width", "num_layers", "num_heads", "embedding_dim", "id_dim", "lora_rank", "lora_alpha")
-        check.below_one("dropout", "id_dropout", "lora_dropout")
+        check.below_one("dropout", "input_dropout", "id_dropout", "lora_dropout")
         if self.width % self.num_heads:
             raise InputError(f"align.width {self.width} is not a multiple of align.num_heads {self.num_heads}")
 
@@ -93,6 +104,13 @@ class AlignOptions(CatalogueOptions, AllActionOptions, TowerOptions):
         default=0.1, metadata={"help": "share of all steps in which the learning rate rises, 0 to 1"}
     )
     weight_decay: float = field(default=0.01, metadata={"help": "weight decay, of AdamW"})
+    ema: float = field(
+        default=0.0,
+        metadata={
+            "help": "decay of an exponential moving average of the weights over steps, such as 0.999: validation and "
+            "the saved tower use the average; 0: the weights as they are"
+        },
+    )
     patience: int = field(
         default=3, metadata={"help": "epochs without a better validation metric after which training stops"}
     )
@@ -128,6 +146,7 @@ class AlignOptions(CatalogueOptions, AllActionOptions, TowerOptions):
         check.is_one_of("item_tower", ("a", "b", "c"))
         check.is_one_of("select_by", ("auto", "uauc", "recall@10", "ndcg@10", "mrr"))
         check.at_least(1, "max_history", "batch_size", "patience", "num_user_samples", "checkpoint_seconds")
+        self.check_later_items()
         self.check_catalogue()
         self._check_training()
         if self.inputs != "content" and self.item_tower == "c":
@@ -143,11 +162,16 @@ class AlignOptions(CatalogueOptions, AllActionOptions, TowerOptions):
                 raise InputError(f"align.{name} is {getattr(self, name)}, must be 0 or more")
         if not 0 <= self.warmup_share <= 1:
             raise InputError(f"align.warmup_share is {self.warmup_share}, must be 0 to 1")
+        Check(self, "align.").below_one("ema")
         check_seed("align.seed", self.seed)
         if self.temperature <= 0 or self.learning_rate <= 0:
             raise InputError("align.temperature and align.learning_rate must be above 0")
         if self.epochs < 0 or (self.epochs == 0 and not self.init_from):
             raise InputError(f"align.epochs is {self.epochs}, must be 1 or more; 0 only with align.init_from")
+
+    def recorded(self) -> dict[str, Any]:
+        """Name -> value as a manifest records them; what is left out has its default."""
+        return {name: value for name, value in asdict(self).items() if name not in _NEWER or value != _NEWER[name]}
 
 
 @dataclass

@@ -9,14 +9,15 @@ from torch.nn import functional as F
 from learn_rank.alignment.backbone import LoraBackbone
 from learn_rank.alignment.input_layers import ContentInput, IdInput, angle_keeping
 from learn_rank.alignment.item_inputs import ItemInput
-from learn_rank.alignment.transformer import CausalTransformer
+from learn_rank.alignment.transformer import CausalTransformer, Places
 from learn_rank.schema import EMBEDDING_DIM
 
 
 class Tower(nn.Module):
     """Item inputs [B, L] -> unit-length embeddings [B, L, D]; position t sees positions 0 .. t only.
 
-    Items [N] are embedded each on its own, to [N, D]: what [N, 1] would give, with less work.
+    Items [N] are embedded each on its own, to [N, D]: what [N, 1] would give, with less work. With places, items [P]
+    are the real positions of sequences of different length, one after the other, and so are the embeddings [P, D].
 
     The user tower reads a history and its output at t is the user after interaction t. The item tower is the same
     network with the same weights: over a target sequence in training (ItemTower a), over one item at inference and for
@@ -31,6 +32,7 @@ class Tower(nn.Module):
         *,
         content_dim: int = 0,
         whitens: bool = False,
+        input_dropout: float = 0.0,
         num_ids: int = 0,
         id_dim: int = 64,
         id_dropout: float = 0.0,
@@ -39,7 +41,9 @@ class Tower(nn.Module):
     ) -> None:
         """content_dim = 0 leaves content out, num_ids = 0 (rows of the id table, row 0 included) ids."""
         super().__init__()
-        self.content = ContentInput(content_dim, body.width, whitens=whitens) if content_dim else None
+        self.content = None
+        if content_dim:
+            self.content = ContentInput(content_dim, body.width, whitens=whitens, dropout=input_dropout)
         self.ids = IdInput(num_ids, id_dim, body.width, dropout=id_dropout) if num_ids else None
         self.body = body
         self.norm = nn.LayerNorm(body.width)
@@ -47,13 +51,13 @@ class Tower(nn.Module):
         self.output_dim = self.output.out_features
         self.content_is_target = content_is_target
 
-    def forward(self, items: ItemInput) -> torch.Tensor:
+    def forward(self, items: ItemInput, places: Places | None = None) -> torch.Tensor:
         projected = []
         if self.content is not None:
             projected.append(self.content(items.content))
         if self.ids is not None:
             projected.append(self.ids(items.ids))
-        hidden = self.body(projected[0] if len(projected) == 1 else projected[0] + projected[1])
+        hidden = self.body(projected[0] if len(projected) == 1 else projected[0] + projected[1], places)
         return F.normalize(self.output(self.norm(hidden)).float(), dim=-1)
 
     def embed_items(self, items: ItemInput) -> torch.Tensor:

@@ -124,7 +124,8 @@ def _train(tower: Tower, data: TrainingData, validation: Evaluator, directory: P
     with scalars:
         while progress.epoch < options.epochs and progress.epochs_since_best < options.patience:
             _train_epoch(run, save)
-            metric = validation.metric(tower)
+            with state.averaged():
+                metric = validation.metric(tower)
             values = {"align/train_loss": progress.loss, "align/temperature": state.temperature().item()}
             scalars.add(progress.epoch, values | ({} if metric is None else {f"align/{validation.select_by}": metric}))
             progress.epochs_since_best += 1
@@ -132,7 +133,8 @@ def _train(tower: Tower, data: TrainingData, validation: Evaluator, directory: P
             if metric is None or progress.best_metric is None or metric > progress.best_metric:
                 progress.best_metric, progress.best_epoch, progress.epochs_since_best = metric, progress.epoch, 0
                 if process.is_main:
-                    save_tower(directory, tower, data.item_inputs)
+                    with state.averaged():
+                        save_tower(directory, tower, data.item_inputs)
             progress.epoch, progress.step, progress.loss = progress.epoch + 1, 0, 0.0
             save()
     on_main(lambda: state.save_end(directory))  # all ranks wait for it
@@ -184,6 +186,7 @@ def _step(run: _Run, stretches: Stretches, epoch: int, step: int) -> float:
     state.optimizer.zero_grad()
     (loss.total / sums[1]).backward()
     sum_gradients(state.parameters())
-    torch.nn.utils.clip_grad_norm_(state.parameters(), 1.0)
+    torch.nn.utils.clip_grad_norm_(state.parameters(), 1.0, foreach=True)
     state.optimizer.step()
+    state.update_average()
     return float(sums[0] / sums[1])

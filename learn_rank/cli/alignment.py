@@ -71,7 +71,7 @@ def train_towers(config: RunConfig) -> None:
         options = replace(options, **{name: start.options[name] for name in SHAPE})
         inputs["init_from"] = start.fingerprint
     # paths and what does not change the weights stay out: the inputs' fingerprints say what was read
-    recorded = asdict(replace(options, checkpoint_seconds=1))
+    recorded = replace(options, checkpoint_seconds=1).recorded()
     recorded |= {"init_from": inputs.get("init_from", ""), "other_runs": [str(n) for n in range(len(others))]}
 
     with process_group() as process:

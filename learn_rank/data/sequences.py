@@ -40,8 +40,8 @@ def encode_sequence(
 
     From the log: the user's rows with the label, strictly before the row's time, in any split; rows of the same time do
     not see each other. Behaviours that the sequence names stand among them. With num_folds > 0 a training row's time
-    cannot be used, and it gets the newest training rows of the other folds. InputError: a list feature, a column that is
-    not a list, a column without a known value.
+    cannot be used, and it gets the newest training rows of the other folds. InputError: a list feature, a column that
+    is not a list, a column without a known value.
     """
     if of.feature.is_list:
         raise InputError(f"sequence.{name}.of is '{source.of}', which has several values a row; name one with a single")

@@ -6,6 +6,7 @@ import torch
 
 from learn_rank.alignment import loss as loss_module
 from learn_rank.alignment.loss import LossSum, catalogue_loss, dense_all_action_loss
+from learn_rank.alignment.retrieval import Ragged
 
 
 def unit(*shape: int, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -111,6 +112,25 @@ def test_the_catalogue_loss_in_pieces_equals_cross_entropy_in_value_and_gradient
     plain = torch.nn.functional.cross_entropy(users @ catalogue.T / temperature + popularity, targets, reduction="sum")
     fast = catalogue_loss(users, targets, catalogue, temperature=temperature, log_popularity=popularity).total
     assert fast.item() == pytest.approx(plain.item(), rel=1e-6)
+    for gradient, other in zip(torch.autograd.grad(fast, weights), torch.autograd.grad(plain, weights), strict=True):
+        assert torch.allclose(gradient, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("logits_at_a_time", [1, 100, 1 << 21])
+def test_items_that_are_left_out_have_no_part_in_the_catalogue_loss(
+    monkeypatch: pytest.MonkeyPatch, logits_at_a_time: int
+) -> None:
+    monkeypatch.setattr(loss_module, "_CPU_LOGITS", logits_at_a_time)
+    users, catalogue = unit(9, 8).requires_grad_(), unit(30, 8).requires_grad_()
+    targets, is_out = torch.randint(0, 30, (9,)), torch.rand(9, 30) < 0.3
+    is_out[3] = True  # but its target
+    left_out = Ragged(np.r_[0, is_out.sum(1).cumsum(0).numpy()], is_out.nonzero()[:, 1].numpy())
+    is_out[torch.arange(9), targets] = False
+    logits = (users @ catalogue.T / 0.2).masked_fill(is_out, -torch.inf)
+    plain = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    fast = catalogue_loss(users, targets, catalogue, temperature=0.2, left_out=left_out).total
+    assert fast.item() == pytest.approx(plain.item(), rel=1e-6)
+    weights = users, catalogue
     for gradient, other in zip(torch.autograd.grad(fast, weights), torch.autograd.grad(plain, weights), strict=True):
         assert torch.allclose(gradient, other, atol=1e-4)
 

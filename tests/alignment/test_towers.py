@@ -12,7 +12,9 @@ from torch.nn import functional as F
 
 from learn_rank.alignment.item_inputs import ItemInput, ItemInputs
 from learn_rank.alignment.towers import MeanContent, Tower
+from learn_rank.alignment.training_data import TrainingData
 from learn_rank.alignment.transformer import CausalTransformer
+from learn_rank.distributed import Process
 from learn_rank.store.reader import FrozenStore
 
 INPUTS = ["content", "id", "content_and_id"]
@@ -119,6 +121,30 @@ def test_no_position_sees_the_future_or_padding(made: Made, changes: dict[str, A
     assert torch.allclose(tower(inputs_of(item_inputs, rows[:, :4])), before[:, :4], atol=1e-6)
 
 
+@pytest.mark.parametrize("changes", [{}, {"use_positions": True, "inputs": "content_and_id"}], ids=str)
+def test_sequences_of_different_length_are_embedded_as_each_alone(made: Made, changes: dict[str, Any]) -> None:
+    tower, item_inputs = made(changes)
+    tables = np.array([[3, 1, 4, 1], [5, -1, -1, -1]]), np.array([[9, 2], [6, -1], [5, 3]])
+    data = TrainingData(None, item_inputs, Process(0, 1, 1, torch.device("cpu")))  # type: ignore[arg-type]
+    states = tower(*data.sequences(*tables))
+    rows = [row[row >= 0] for table in tables for row in table]
+    alone = torch.cat([tower(inputs_of(item_inputs, torch.from_numpy(row[None])))[0] for row in rows])
+    assert torch.allclose(states, alone, atol=1e-5)
+
+
+def test_whitened_content_is_projected_in_training_as_it_is_after(made: Made) -> None:
+    tower, _ = made({"whitens": True, "dropout": 0.0})
+    content, upstream = torch.randn(50, 6), torch.randn(50, 16)
+    results = []
+    for is_training in (False, True):
+        tower.train(is_training).zero_grad()
+        projected = tower.content(content)
+        (projected * upstream).sum().backward()
+        results.append((projected.detach(), tower.content.projection.weight.grad, tower.content.projection.bias.grad))
+    for value, other in zip(*results, strict=True):
+        assert torch.allclose(value, other, atol=1e-3)
+
+
 def test_items_without_an_id_are_alike_under_ids_and_go_by_content_with_both(made: Made) -> None:
     ids, item_inputs = made({"inputs": "id"})
     new = ids.embed_items(inputs_of(item_inputs, torch.from_numpy(item_inputs.rows_of(pa.array([130, 139])))))
@@ -152,6 +178,18 @@ def test_id_dropout_hides_that_share_of_ids_in_training_only(made: Made) -> None
     alone, _ = made({"inputs": "id", "id_dropout": 0.25})  # nothing would be left to learn from
     alone.train()
     assert (alone.ids(ids) != alone.ids(torch.tensor([0]))).any(1).all()
+
+
+def test_input_dropout_drops_that_share_of_content_in_training_only(made: Made) -> None:
+    tower, _ = made({"input_dropout": 0.25, "whitens": True})
+    plain, _ = made({"whitens": True})
+    content = torch.randn(4000, 6)
+    assert torch.equal(tower.content(content), plain.content(content))
+    seen = []
+    tower.content.projection.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
+    tower.train()
+    tower.content(content)
+    assert float((seen[0] == 0).float().mean()) == pytest.approx(0.25, abs=0.02)
 
 
 @pytest.mark.parametrize("inputs", INPUTS)

@@ -67,6 +67,8 @@ def assert_same_weights(first: Path, second: Path) -> None:
         {"objective": "catalogue", "targets": "next"},
         {"objective": "catalogue", "targets": "later", "bf16": True},
         {"objective": "catalogue", "targets": "later", "keeps_order": False, "max_catalogue": 30},
+        {"objective": "in_batch", "targets": "next", "ema": 0.9},
+        {"objective": "in_batch", "corrects_popularity": False, "input_dropout": 0.2},
         {"item_tower": "a", "use_positions": True, "learns_temperature": True},
         {"item_tower": "b", "first_stage": "random", "second_stage": "random"},
         {"item_tower": "c", "epochs": 15},
@@ -136,7 +138,9 @@ def test_other_logs_are_learned_from_too(planted: Path, content: FrozenStore, pr
 # Laws
 
 
-@pytest.mark.parametrize("changes", [{}, {"objective": "catalogue"}, {"learns_temperature": True}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"objective": "catalogue"}, {"objective": "in_batch", "ema": 0.9}, {"learns_temperature": True}]
+)
 def test_a_run_stopped_after_any_epoch_ends_with_the_same_weights(
     planted: Path, content: FrozenStore, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
@@ -160,7 +164,7 @@ def test_a_run_stopped_after_any_epoch_ends_with_the_same_weights(
 def test_a_run_stopped_between_two_steps_ends_with_the_same_weights(
     planted: Path, content: FrozenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = AlignOptions(epochs=2, **SMALL)
+    options = AlignOptions(epochs=2, ema=0.9, **SMALL)
     run(planted, content, tmp_path / "whole", options)
     monkeypatch.setattr(options, "checkpoint_seconds", -1)  # after every step
     step, calls = module._step, 0
@@ -260,7 +264,8 @@ with process_group() as process:
 def test_two_ranks_share_a_batch_and_learn_what_one_does(planted: Path, content: FrozenStore, tmp_path: Path) -> None:
     # no dropout, which each rank draws for itself; 60 users in steps of 15: unequal shares
     small = {**SMALL, "dropout": 0.0, "epochs": 2, "batch_size": 15, "select_by": "ndcg@10"}
-    variants = {"in_batch": AlignOptions(**small), "catalogue": AlignOptions(objective="catalogue", **small)}
+    variants = {"all_action": AlignOptions(**small)}
+    variants |= {name: AlignOptions(objective=name, **small) for name in ("catalogue", "in_batch")}
     for name, options in variants.items():
         run(planted, content, tmp_path / f"{name}-one", options)
     (tmp_path / "two").mkdir()
@@ -281,6 +286,14 @@ def test_two_ranks_share_a_batch_and_learn_what_one_does(planted: Path, content:
         ]
         assert metrics[1]["test"]["num_users"] == 60
         assert metrics[1]["test"]["ndcg@10"] == pytest.approx(metrics[0]["test"]["ndcg@10"], abs=0.02)
+
+
+def test_options_at_the_defaults_of_earlier_runs_are_recorded_as_those_runs_did() -> None:
+    recorded = AlignOptions().recorded()
+    assert not {"ema", "input_dropout"} & recorded.keys()
+    assert AlignOptions(**recorded) == AlignOptions()
+    changed = AlignOptions(ema=0.9, input_dropout=0.1)
+    assert AlignOptions(**changed.recorded()) == changed
 
 
 # Bad input
@@ -307,9 +320,11 @@ def test_interactions_with_unknown_items_are_counted(prepare: Any, content: Froz
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objective": "bpr"}, "objective is 'bpr', expected all_action, catalogue or none"),
+        ({"objective": "bpr"}, "objective is 'bpr', expected all_action, catalogue, in_batch or none"),
         ({"width": 10, "num_heads": 4}, "not a multiple"),
         ({"temperature": 0.0}, "above 0"),
+        ({"ema": 1.0}, "ema is 1.0, expected at least 0 and less than 1"),
+        ({"input_dropout": -0.1}, "input_dropout is -0.1, expected at least 0"),
         ({"targets": "all"}, "targets is 'all'"),
         ({"epochs": -1}, "epochs is -1"),
         ({"epochs": 0}, "only with"),

@@ -68,3 +68,13 @@ def test_positions_tell_equal_items_apart() -> None:
     body.positions.weight.data.zero_()  # type: ignore[union-attr]
     out = body(hidden)
     assert torch.allclose(out[:, 1:], out[:, :1].expand(1, 3, 16), atol=1e-5)
+
+
+def test_attention_of_short_sequences_is_pytorchs_but_for_dropout() -> None:
+    torch.manual_seed(0)
+    block = CausalTransformer(16, num_layers=1, num_heads=2, dropout=0.5).blocks[0].eval()
+    query, key, value = torch.randn(3, 4, 2, 7, 8)
+    expected = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    assert torch.allclose(block._attend_short(query, key, value), expected, atol=1e-5)  # type: ignore[operator]
+    dropped = block.train()._attend_short(query, key, value)  # type: ignore[operator]
+    assert (dropped - expected).abs().max() > 1e-2

@@ -292,7 +292,7 @@ def test_words_may_come_in_any_order() -> None:
         (["encoder=bert"], "encoder=bert: expected one of e5, hf, minilm, minilm_tfidf, tfidf_svd"),
         (["encoder=[minilm,bert]"], "encoder=bert: expected one of"),
         (["encoder=[minilm]"], "encoder=[minilm]: expected two or more"),
-        (["align="], "align=: expected one of next_item, paper, small"),
+        (["align="], "align=: expected one of in_batch, next_item, paper, small"),
         (["align=../align/paper"], "align=../align/paper: expected one of"),
         (["dataset=ml_2m"], "or a YAML file"),
         (["dataset=ml_1m", "dataset.sparse.x.colum=a"], "no option 'dataset.sparse.x.colum'"),

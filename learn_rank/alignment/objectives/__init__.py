@@ -6,6 +6,7 @@ from dataclasses import fields
 
 from learn_rank.alignment.objectives.all_action import AllAction
 from learn_rank.alignment.objectives.catalogue import Catalogue
+from learn_rank.alignment.objectives.in_batch import InBatch
 from learn_rank.alignment.objectives.none import NoAlignment
 from learn_rank.alignment.objectives.objective import Objective, ObjectiveOptions
 from learn_rank.registry import look_up
@@ -15,6 +16,7 @@ __all__ = ["Objective", "ObjectiveOptions", "find_objective", "unread_options"]
 _OBJECTIVES: dict[str, type[Objective]] = {
     "all_action": AllAction,
     "catalogue": Catalogue,
+    "in_batch": InBatch,
     "none": NoAlignment,
 }
 

@@ -100,30 +100,48 @@ class AllAction(Objective):
         batch = history_and_target(data.histories, stretches, options, generator)
         user_at = sample_positions(batch.history >= 0, options.num_user_samples, options, generator)
         item_at = sample_positions(batch.target >= 0, options.num_item_samples, options, generator)
-        ids = np.where(item_at >= 0, np.take_along_axis(batch.target, np.maximum(item_at, 0), 1), -1)  # [B, N_t]
-        shares = data.shares(len(ids))
+        ids_of_all = np.where(item_at >= 0, np.take_along_axis(batch.target, np.maximum(item_at, 0), 1), -1)  # [B, N_t]
+        shares = data.shares(len(ids_of_all))
         mine = shares[process.rank]
-        each = torch.arange(mine.stop - mine.start, device=process.device).unsqueeze(1)
-        users = tower(data.inputs(batch.history[mine]))  # [B, H, D]
-        users = users[each, torch.from_numpy(np.maximum(user_at[mine], 0)).to(process.device)]  # [B, N_h, D]
-        if options.item_tower == "a":
-            items = tower(data.inputs(batch.target[mine]))  # [B, T, D]
-            items = items[each, torch.from_numpy(np.maximum(item_at[mine], 0)).to(process.device)]  # [B, N_t, D]
+        ids, user_at, item_at = ids_of_all[mine], user_at[mine], item_at[mine]
+        if options.item_tower == "a":  # one pass over histories and targets
+            states = tower(*data.sequences(batch.history[mine], batch.target[mine]))  # [P, D]
+            items = _table(states, _after(int((batch.history[mine] >= 0).sum()), batch.target[mine], item_at))
         else:
-            items = tower.embed_items(data.inputs(ids[mine].reshape(-1))).view(*ids[mine].shape, -1)
+            states = tower(*data.sequences(batch.history[mine]))
+            one_by_one = np.where(ids >= 0, (ids >= 0).cumsum().reshape(ids.shape) - 1, -1)
+            items = _table(tower.embed_items(data.inputs(ids[ids >= 0])), one_by_one)  # [B, N_t, D]
+        users = _table(states, _after(0, batch.history[mine], user_at))  # [B, N_h, D]
         most = max(share.stop - share.start for share in shares)  # every rank gives as many rows
         padded = F.pad(items, (0, 0, 0, 0, 0, most - len(items)))
         all_ids = [
-            np.pad(ids[share], ((0, most - (share.stop - share.start)), (0, 0)), constant_values=-1) for share in shares
+            np.pad(ids_of_all[share], ((0, most - (share.stop - share.start)), (0, 0)), constant_values=-1)
+            for share in shares
         ]
         return dense_all_action_loss(
             users,
             gather_with_gradient(padded),
             torch.from_numpy(np.concatenate(all_ids)).to(process.device),
             temperature=temperature,
-            user_mask=torch.from_numpy(user_at[mine] >= 0).to(process.device),
+            user_mask=torch.from_numpy(user_at >= 0).to(process.device),
             first_own=process.rank * most,
         )
+
+
+def _after(num_before: int, rows: Int64Array, at: Int64Array) -> Int64Array:
+    """Among states of the real positions of `rows` [B, L], after num_before others: where position `at` [B, N] is."""
+    lengths = (rows >= 0).sum(1)
+    first = num_before + np.cumsum(lengths) - lengths
+    return np.where(at >= 0, first[:, None] + at, -1)
+
+
+def _table(states: torch.Tensor, at: Int64Array) -> torch.Tensor:
+    """[B, N, D]: of states [P, D] those at `at` [B, N], no state twice; zeros where that is -1."""
+    import torch
+
+    real = torch.from_numpy(np.flatnonzero(at >= 0)).to(states.device)
+    chosen = states.index_select(0, torch.from_numpy(at[at >= 0]).to(states.device))
+    return states.new_zeros(at.size, states.shape[1]).index_copy(0, real, chosen).view(*at.shape, -1)
 
 
 class Batch(NamedTuple):

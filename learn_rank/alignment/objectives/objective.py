@@ -26,8 +26,8 @@ class ObjectiveOptions:
         default="all_action",
         metadata={
             "help": "what the towers are trained for: all_action (the paper's dense all action loss), catalogue (a "
-            "later item against all items), none (no training: a user is the mean content of the history, the paper's "
-            "w/o Align) or module:Class, your own"
+            "later item against all items), in_batch (a later item against all users' targets in the step), none (no "
+            "training: a user is the mean content of the history, the paper's w/o Align) or module:Class, your own"
         },
     )
     item_tower: str = field(

@@ -4,50 +4,56 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from learn_rank.alignment.histories import Histories
-from learn_rank.alignment.objectives.catalogue import epoch_steps, next_item_rows
+from learn_rank.alignment.item_inputs import ItemInputs
+from learn_rank.alignment.objectives.catalogue import Catalogue
 from learn_rank.alignment.options import AlignOptions
-from tests.alignment.objectives.conftest import COUNTS
+from learn_rank.alignment.training_data import TrainingData
+from learn_rank.distributed import Process
+from learn_rank.store.reader import FrozenStore
+from tests.alignment.objectives.test_in_batch import of_users
+
+NUM_ITEMS = 40  # of the content store
+HISTORIES = of_users([3, 3, 3, 7, 9], [3, 9, 9, 20], [1, 2, 3, 9])
 
 
-def options(**changes: Any) -> AlignOptions:
-    return AlignOptions(**{"objective": "catalogue", "max_history": 5, "batch_size": 4, **changes})
+def catalogue(content: FrozenStore, **changes: Any) -> Catalogue:
+    options = AlignOptions(objective="catalogue", max_history=5, **changes)
+    process = Process(0, 1, 1, torch.device("cpu"))
+    return Catalogue(options, TrainingData(HISTORIES, ItemInputs([content]), process))
 
 
-def generator(seed: int = 0) -> np.random.Generator:
-    return np.random.default_rng(seed)
+# Known answers
+
+
+@pytest.mark.parametrize("corrects_popularity", [True, False])
+def test_a_catalogue_that_is_small_enough_is_there_whole_by_popularity(
+    content: FrozenStore, corrects_popularity: bool
+) -> None:
+    objective = catalogue(content, corrects_popularity=corrects_popularity, max_catalogue=NUM_ITEMS)
+    items, weights = objective._contrasted(torch.tensor([3, 9]))
+    assert items.tolist() == list(range(NUM_ITEMS))
+    counts = np.bincount(HISTORIES.items, minlength=NUM_ITEMS) + 1.0
+    assert weights.tolist() == (counts if corrects_popularity else np.ones(NUM_ITEMS)).tolist()
+    assert objective._inputs(items) is objective._inputs(items)
+    assert torch.equal(objective._inputs(items).content, content.all_vectors())  # type: ignore[arg-type]
 
 
 # Laws
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_next_item_stretches_predict_every_interaction_of_a_user_at_most_once(histories: Histories, seed: int) -> None:
-    chosen = options()
-    predicted = []
-    for stretches in epoch_steps(histories, chosen, generator(seed)):
-        for row in next_item_rows(histories, stretches, chosen, generator(seed)):
-            real = row[row >= 0]
-            assert 2 <= len(real) <= 6
-            assert (np.diff(real) == 1).all()
-            predicted += real[1:].tolist()
-    assert len(predicted) == len(set(predicted))
-    # all but each user's first, and at most what a random first cut leaves alone at either end of a long log
-    short = {item for item in histories.items.tolist() if COUNTS[item // 100] <= 6 and item % 100}
-    assert short <= set(predicted)
-    assert len([item for item in predicted if item // 100 == 3]) >= 27
-
-
-def test_shuffled_rows_hold_the_same_items(histories: Histories) -> None:
-    chosen = options(keeps_order=False, max_history=40, batch_size=100)
-    (stretches,) = epoch_steps(histories, chosen, generator())
-    rows = next_item_rows(histories, stretches, chosen, generator())
-    longest = rows[(rows >= 0).sum(1).argmax()]
-    assert sorted(longest.tolist()) == list(range(300, 330))
-    assert longest.tolist() != list(range(300, 330))
-
-
-def test_stretches_of_like_length_share_a_step(histories: Histories) -> None:
-    steps = epoch_steps(histories, options(max_history=40, batch_size=2), generator())
-    assert sorted(sorted(step.lengths.tolist()) for step in steps) == [[2, 4], [7, 30]]
+@pytest.mark.parametrize("corrects_popularity", [True, False])
+def test_a_sample_stands_for_all_items(content: FrozenStore, corrects_popularity: bool) -> None:
+    objective = catalogue(content, corrects_popularity=corrects_popularity, max_catalogue=12)
+    wanted = torch.tensor([9, 3, 9])
+    torch.manual_seed(0)
+    mean = torch.zeros(NUM_ITEMS, dtype=torch.float64)
+    for _ in range(3000):
+        items, weights = objective._contrasted(wanted)
+        assert len(items) <= 12
+        assert (items.diff() > 0).all()
+        assert torch.equal(weights[torch.isin(items, wanted)], objective._weights[[3, 9]])
+        mean[items] += weights / 3000
+    assert torch.allclose(mean, objective._weights, rtol=0.25)
+    assert float(mean.sum()) == pytest.approx(float(objective._weights.sum()), rel=0.03)

@@ -57,10 +57,12 @@ def test_an_objective_of_ones_own_is_named_by_its_module_and_trains(
 
 def test_options_of_other_objectives_alone_are_unread() -> None:
     assert unread_options("all_action") == {"targets", "max_catalogue", "corrects_popularity"}
+    assert "max_catalogue" in unread_options("in_batch")
+    assert not {"targets", "corrects_popularity"} & (unread_options("in_batch") | unread_options("catalogue"))
     assert {"max_targets", "recency_alpha", "target_start"} <= unread_options("catalogue")
     assert not unread_options(f"{__name__}:NextIsNear")
     known = {option.name for option in fields(AlignOptions)}
-    for name in ("all_action", "catalogue", "none"):
+    for name in ("all_action", "catalogue", "in_batch", "none"):
         assert {option.name for option in fields(find_objective(name).options_type)} <= known
 
 
