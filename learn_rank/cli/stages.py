@@ -32,6 +32,8 @@ def prepare(config: RunConfig) -> None:
         raise InputError("dataset is missing; add dataset=NAME dataset.root=FOLDER or dataset=FILE.yaml")
     recipe = asdict(dataset)
     recipe.pop("root")  # the files' fingerprints say what was read, wherever it lies
+    if not dataset.negatives.per_positive:
+        recipe.pop("negatives")  # a log as it is: the recipe of versions without them
     inputs = raw_fingerprints(dataset)
     if config.prepare.dense_from:
         inputs["dense_from"] = fingerprint_of(Path(config.prepare.dense_from) / "prepare", "prepare")

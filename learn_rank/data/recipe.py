@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from learn_rank.data.dense import TRANSFORMS
+from learn_rank.data.negative_options import NegativesSource
 from learn_rank.errors import InputError
 from learn_rank.names import require_plain_and_distinct
 from learn_rank.schema import ARMS, FOLD, ITEM_ID, LEARN_COLUMNS, TIMESTAMP, USER_ID, VALUE
@@ -155,6 +156,9 @@ class DatasetRecipe:
         metadata=_doc("behaviour sequences by name; ranker.backbone.use_sequences lets a ranker see them"),
     )
     split: SplitOptions = field(default_factory=SplitOptions)
+    negatives: NegativesSource = field(
+        default_factory=NegativesSource, metadata=_doc("rows of label 0 for a log of positives only")
+    )
     notes: list[str] = field(default_factory=list, metadata=_doc("sentences the report must carry"))
 
     def __post_init__(self) -> None:
@@ -213,6 +217,7 @@ class DatasetRecipe:
             )
         if split.leave_one_out and _LEAVE_ONE_OUT_NOTE not in self.notes:
             self.notes = [*self.notes, _LEAVE_ONE_OUT_NOTE]
+        self._check_negatives(where)
         if len(self.items.fields()) < len(self.items.text) or ITEM_ID in self.items.fields():
             raise InputError(f"{where}: items.text is {self.items.text}, expected distinct names other than {ITEM_ID}")
         if split.num_folds == 1 or split.num_folds < 0 or split.num_folds > 100:
@@ -222,7 +227,25 @@ class DatasetRecipe:
         """Recipe key -> the column it names, such as "sparse.genres" -> "items.genres"."""
         columns = {f"sparse.{name}": source.column for name, source in self.sparse.items()}
         columns |= {f"dense.{name}": source.column for name, source in self.dense.items()}
-        return columns | {f"sequence.{name}": source.column for name, source in self.sequence.items() if source.column}
+        columns |= {f"sequence.{name}": source.column for name, source in self.sequence.items() if source.column}
+        return columns | self.negatives.columns(self.interactions.timestamp_unit, f"dataset '{self.name}'")
+
+    def _check_negatives(self, where: str) -> None:
+        self.negatives.check(where)
+        if not self.negatives.per_positive:
+            return
+        if self.split.leave_one_out:
+            raise InputError(
+                f"{where}: negatives and split.leave_one_out exclude each other: retrieval ranks the whole catalogue; "
+                "leave one out"
+            )
+        for name, sequence in self.sequence.items():
+            if sequence.label == "*":
+                raise InputError(
+                    f"{where}: sequence.{name}.label is '*', which would hold drawn negatives; name a label"
+                )
+        if self.negatives.note() not in self.notes:
+            self.notes = [*self.notes, self.negatives.note()]
 
     def _check_sequence(self, where: str, sequence: SequenceSource) -> None:
         of = self.sparse.get(sequence.of)
