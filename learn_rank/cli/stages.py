@@ -153,7 +153,7 @@ def evaluate_run(config: RunConfig) -> None:
     made = read_manifest(prepared, stage="prepare")
     permuted = ["User and item vectors were permuted before training: no lift is to be expected."]
     notes = made.options["recipe"]["notes"] + (permuted if config.demo.shuffle_store else [])
-    notes += _conversion_notes(predictions, features)
+    notes += _conversion_notes(predictions, features) + made.facts.get("negatives", {}).get("notes", [])
     manifest = Manifest("evaluate", {"predict": predictions.fingerprint}, asdict(options[0]))
 
     def report_of(task_options: EvaluateOptions, more_notes: list[str]) -> Report:

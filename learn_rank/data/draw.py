@@ -1,4 +1,4 @@
-"""Draws items for rows from windows of a pool, none of them the user's own: numpy, counter-based, in any chunks alike."""
+"""Draws items for rows from windows of a pool, none of them the user's own; the same in chunks of any size."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Rows:
-    """Positives to draw for: user codes, times, windows [first, last) of the pool, and numbers that fix the draw; [B]."""
+    """Positives to draw for: codes of users, times, windows [first, last) of the pool, numbers that seed them; [B]."""
 
     users: Ints
     times: Ints
@@ -61,7 +61,7 @@ def draw(pool: Pool, rows: Rows, *, num_draws: int, seed: int) -> Ints:
             items[pending[is_good], nth] = found[is_good]
             pending = pending[~is_good]
     short = np.flatnonzero((drawn < 0).any(axis=1) & (length > 0) & (length <= _LISTED))
-    for some in np.split(short, np.flatnonzero(np.diff(np.cumsum(length[short]) // _EXPANDED)) + 1):
+    for some in np.split(short, np.flatnonzero(np.diff(np.cumsum(length[short]) // (_EXPANDED // num_draws))) + 1):
         _search(pool, rows, some, drawn, items, seed)
     return drawn
 
@@ -80,15 +80,12 @@ def _search(pool: Pool, rows: Rows, short: Ints, drawn: Ints, items: Ints, seed:
     _, firsts = np.unique((of * pool.num_items + found)[order], return_index=True)  # of an item's entries, the first
     order = order[np.sort(firsts)]
     of, entries, found = of[order], entries[order], found[order]
-    rank = np.arange(len(of)) - np.searchsorted(of, of)
     row, empty = np.nonzero(drawn[short] < 0)  # in order of rows
     nth_empty = np.arange(len(row)) - np.searchsorted(row, row)
     # the nth empty place of a row takes its nth entry
     at = np.searchsorted(of, row) + nth_empty
     is_filled = nth_empty < np.bincount(of, minlength=len(short))[row]
-    assert len(rank) == len(of)
     drawn[short[row[is_filled]], empty[is_filled]] = entries[at[is_filled]]
-    items[short[row[is_filled]], empty[is_filled]] = found[at[is_filled]]
 
 
 def _may_have(pool: Pool, users: Ints, times: Ints, items: Ints) -> npt.NDArray[np.bool_]:

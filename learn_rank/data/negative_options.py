@@ -34,7 +34,7 @@ class NegativesSource:
     period: str = field(
         default="",
         metadata={
-            "help": "of by=period: a duration counted from 1970 such as 12h or 7d, in steps a plain number, or a column "
+            "help": "of by=period: a duration such as 12h or 7d, counted from 1970, or a number of steps; or a column "
             "of the log that names the period"
         },
     )
@@ -102,8 +102,8 @@ class NegativesSource:
 
     def note(self) -> str:
         """The sentence that the report carries."""
-        period = f" ({self.period})" if self.by == PERIOD else ""
+        drawn = _SOURCES[self.by] + (f" ({self.period})" if self.by == PERIOD else "")
         return (
-            f"The rows of label 0 are sampled negatives: {self.per_positive} per positive, {_SOURCES[self.by]}{period}. "
-            "UAUC is of taste, not of CTR, and probabilities are relative to this sample."
+            f"The rows of label 0 are sampled negatives: {self.per_positive} per positive, {drawn}. UAUC is of "
+            "taste, not of CTR, and probabilities are relative to this sample."
         )

@@ -19,7 +19,7 @@ from learn_rank.errors import InputError
 from learn_rank.progress import note
 from learn_rank.schema import ITEM_ID, TIMESTAMP, USER_ID, VALUE
 
-_CHUNK_ROWS = 1 << 18
+_CHUNK_DRAWS = 1 << 20
 _NEVER = np.iinfo(np.int64).max
 _TELLING_AUC = 0.55  # of "the item has training rows", for or against label 0
 
@@ -84,8 +84,9 @@ def add_negatives(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe) 
     pool = Pool(pool_items, num_items, own, available if is_timed else None)
     connection.execute("CREATE TEMP TABLE drawn (row_id BIGINT, positive BIGINT, item BIGINT, donor BIGINT)")
     num_drawn = num_short = 0
-    for start in range(0, num_rows, _CHUNK_ROWS):
-        some = slice(start, min(start + _CHUNK_ROWS, num_rows))
+    chunk_rows = _CHUNK_DRAWS // options.per_positive
+    for start in range(0, num_rows, chunk_rows):
+        some = slice(start, min(start + chunk_rows, num_rows))
         numbers = np.arange(some.start, some.stop, dtype=np.int64)
         rows = Rows(positives.users[some], positives.times[some], first[some], last[some], numbers)
         entries = draw(pool, rows, num_draws=options.per_positive, seed=options.seed)
@@ -115,6 +116,7 @@ def add_negatives(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe) 
             f"{where}: {num_short:,} of {num_rows:,} positives have fewer than {options.per_positive} negatives, "
             f"{missing:,} in all: the other items to draw from are the user's own"
         )
+    _note_item_columns(connection, recipe)
     _append(connection, recipe)
     for name in ("drawn", "numbered_items"):
         connection.execute(f"DROP TABLE {name}")
@@ -125,10 +127,10 @@ def known_item_facts(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecip
     """Of the validation and the test window: the shares of positives and negatives whose item has no training row.
 
     known_item_auc is the AUC with which "has training rows" alone would predict label 0: 0.5 where both shares are
-    equal. A note says where it is beyond .45 to .55. Needs the column split.
+    equal. Where it is beyond .45 to .55, a note says so, and `notes` holds it for the report. Needs the column split.
     """
     label = quote(f"label.{recipe.ranking_label}")
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {"notes": []}
     for split in ("validation", "test"):
         ones, zeros = first_row(
             connection,
@@ -141,11 +143,13 @@ def known_item_facts(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecip
         facts[split] = {"new_item_positives": ones, "new_item_negatives": zeros, "known_item_auc": auc}
         if not 1 - _TELLING_AUC <= auc <= _TELLING_AUC:
             remedy = "a shorter negatives.period" if recipe.negatives.by == PERIOD else "negatives.by=period"
-            note(
-                f"dataset '{recipe.name}': in the {split} window {ones:.1%} of the positives and {zeros:.1%} of the "
+            said = (
+                f"In the {split} window {ones:.1%} of the positives and {zeros:.1%} of the "
                 "sampled negatives have an item without training rows: whether an id is known tells the label alone "
-                f"(AUC {auc:.3f} for label 0), and a ranker's lift is not one of taste; use {remedy}"
+                f"(AUC {auc:.3f} for label 0), whatever the user's taste; use {remedy}."
             )
+            note(f"dataset '{recipe.name}': {said}")
+            facts["notes"].append(said)
     return facts
 
 
@@ -216,6 +220,28 @@ def _read_positives(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe
         periods=arrays["periods"].astype(np.int64) if duration is None else times // duration,
         row_ids=arrays["row_ids"].astype(np.int64),
     )
+
+
+def _note_item_columns(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe) -> None:
+    """Notes features of the log that have one value per item: a negative would carry that of its positive's item."""
+    said = recipe.interactions
+    copied = {
+        dotted.removeprefix("interactions.")
+        for key, dotted in recipe.feature_columns().items()
+        if dotted.startswith("interactions.") and not key.startswith("negatives.")
+    }
+    for column in sorted(copied - {said.user_id, said.item_id, *recipe.negatives.item_columns}):
+        name = quote(f"raw.{column}")
+        num_values, num_pairs, num_items, num_rows = first_row(
+            connection,
+            f"""SELECT (SELECT count(DISTINCT {name}) FROM interactions), count(*), count(DISTINCT {ITEM_ID}),
+            sum(num_rows) FROM (SELECT {ITEM_ID}, {name}, count(*) AS num_rows FROM interactions GROUP BY ALL)""",
+        )
+        if num_values > 1 and num_pairs == num_items < num_rows:
+            note(
+                f"dataset '{recipe.name}': column '{column}' of the log has one value per item, and negatives carry "
+                "that of their positive's item, which tells the label; name it in negatives.item_columns"
+            )
 
 
 def _append(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe) -> None:

@@ -189,6 +189,7 @@ class DatasetRecipe:
         self.dense = {name: _dense_source(f"{where}: dense.{name}", entry) for name, entry in self.dense.items()}
         for name, sequence in self.sequence.items():
             self._check_sequence(f"{where}: sequence.{name}", sequence)
+        self._check_negatives(where)
         for key, dotted in self.feature_columns().items():
             table, _, column = dotted.partition(".")
             if table not in ("interactions", "items", "users") or not column:
@@ -217,7 +218,6 @@ class DatasetRecipe:
             )
         if split.leave_one_out and _LEAVE_ONE_OUT_NOTE not in self.notes:
             self.notes = [*self.notes, _LEAVE_ONE_OUT_NOTE]
-        self._check_negatives(where)
         if len(self.items.fields()) < len(self.items.text) or ITEM_ID in self.items.fields():
             raise InputError(f"{where}: items.text is {self.items.text}, expected distinct names other than {ITEM_ID}")
         if split.num_folds == 1 or split.num_folds < 0 or split.num_folds > 100:
