@@ -117,7 +117,7 @@ def test_columns_of_the_item_come_from_a_row_of_the_drawn_item(
         assert "one value per item" not in capsys.readouterr().err
         rows = prepared(folder)
         items = np.array([row["item_id"] for row in rows])
-        prices = np.array([row["dense"][0] if "dense" in row else row["dense.price"] for row in rows])
+        prices = np.array([row["dense.price"] for row in rows])
         assert np.corrcoef(items, prices)[0, 1] == pytest.approx(1)
 
 
