@@ -47,7 +47,7 @@ def add_negatives(connection: duckdb.DuckDBPyConnection, recipe: DatasetRecipe) 
                         time. Nothing of it tells popular or new items apart from the user's own
 
     The draw depends on users, items, times and seed alone: neither on threads nor on the order of the log. It holds
-    about 40 bytes a positive in memory beside DuckDB's. InputError: rows whose ranking label is 0, periods that are
+    about 100 bytes a positive in memory beside DuckDB's. InputError: rows whose ranking label is 0, periods that are
     missing, publication times that are none, no item to be drawn for any row.
     """
     options = recipe.negatives
