@@ -25,6 +25,7 @@ FOLDERS = {
     "kuairand": "kuairand-pure-2w",
     "amazon_scientific": "amazon-scientific",
     "ebnerd": "ebnerd-demo",
+    "microlens": "microlens-50k",
 }
 # rows of train, validation and test; items in all
 KNOWN = {
@@ -106,6 +107,23 @@ def test_every_video_without_text_is_described_by_its_side_features(prepared: Pr
     assert read_manifest(folder, stage="prepare").facts["items_without_text"] == 0
     first = pq.read_table(folder / "items.parquet").slice(0, 1).to_pylist()[0]
     assert (first["tag"], first["author"], first["upload_type"]) == ("39", "7349781", "LongImport")
+
+
+def test_negatives_drawn_for_the_comments_are_as_new_as_the_published_ones(prepared: Prepared, tmp_path: Path) -> None:
+    """Of the published log and of one drawn by `negatives`: rows, and shares of rows whose item has no training row."""
+    _, published = prepared("microlens")
+    words = ["dataset.interactions.files=interactions.parquet", "dataset.interactions.labels.comment=1"]
+    words += ["dataset.negatives.per_positive=4", "dataset.negatives.period=period"]
+    main(["prepare", "dataset=microlens", f"dataset.root={raw_folder('microlens')}", f"run_dir={tmp_path}", *words])
+    facts = read_manifest(tmp_path / "prepare", stage="prepare").facts["negatives"]
+    drawn = [pq.read_table(tmp_path / "prepare" / "interactions" / f"{split}.parquet") for split in SPLITS]
+    assert [table.num_rows for table in drawn] == [table.num_rows for table in published]
+    known = published[0]["item_id"].combine_chunks()
+    for split, table in zip(SPLITS[1:], published[1:], strict=True):
+        zeros = table.filter(pc.equal(table["comment"], 0))
+        is_new = pc.invert(pc.is_in(zeros["item_id"], known))
+        assert facts[split]["new_item_negatives"] == pytest.approx(pc.mean(is_new).as_py(), abs=0.005)
+        assert facts[split]["known_item_auc"] == pytest.approx(0.5, abs=0.002)
 
 
 @pytest.mark.parametrize("name", ["movietweetings", "kuairand", "ml_1m"])

@@ -30,12 +30,7 @@ def prepare(config: RunConfig) -> None:
     dataset = config.dataset
     if dataset is None:
         raise InputError("dataset is missing; add dataset=NAME dataset.root=FOLDER or dataset=FILE.yaml")
-    recipe = asdict(dataset)
-    recipe.pop("root")  # the files' fingerprints say what was read, wherever it lies
-    if not dataset.behaviors:  # such a recipe is what it was before there were any
-        del recipe["behaviors"]
-        for sequence in recipe["sequence"].values():
-            del sequence["behaviors"]
+    recipe = dataset.recorded()
     inputs = raw_fingerprints(dataset)
     if config.prepare.dense_from:
         inputs["dense_from"] = fingerprint_of(Path(config.prepare.dense_from) / "prepare", "prepare")
@@ -155,7 +150,7 @@ def evaluate_run(config: RunConfig) -> None:
     made = read_manifest(prepared, stage="prepare")
     permuted = ["User and item vectors were permuted before training: no lift is to be expected."]
     notes = made.options["recipe"]["notes"] + (permuted if config.demo.shuffle_store else [])
-    notes += _conversion_notes(predictions, features)
+    notes += _conversion_notes(predictions, features) + made.facts.get("negatives", {}).get("notes", [])
     manifest = Manifest("evaluate", {"predict": predictions.fingerprint}, asdict(options[0]))
 
     def report_of(task_options: EvaluateOptions, more_notes: list[str]) -> Report:

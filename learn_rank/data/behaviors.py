@@ -13,8 +13,9 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from learn_rank.data.behavior_options import BehaviorsSource
 from learn_rank.data.load import Source, load_times
-from learn_rank.data.recipe import BehaviorsSource, DatasetRecipe
+from learn_rank.data.recipe import DatasetRecipe
 from learn_rank.data.source import first_row, literal, quote
 from learn_rank.data.write import write_query
 from learn_rank.errors import InputError, cut

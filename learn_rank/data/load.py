@@ -13,9 +13,10 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from learn_rank.data.behavior_options import BehaviorsSource
 from learn_rank.data.expressions import Expression
 from learn_rank.data.raw import Raw, is_integer_text, open_raw
-from learn_rank.data.recipe import BehaviorsSource, DatasetRecipe, InteractionsSource
+from learn_rank.data.recipe import DatasetRecipe, InteractionsSource
 from learn_rank.data.source import Engine, first_row, id_type, quote
 from learn_rank.data.timestamps import milliseconds, refuse_time
 from learn_rank.errors import InputError, cut

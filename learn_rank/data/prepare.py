@@ -17,6 +17,7 @@ from learn_rank.data.dense import DenseFeature, read_dense, write_dense
 from learn_rank.data.entities import write_entity_features
 from learn_rank.data.features import EncodedFeature, dense_column, encode_sparse, fit_dense, is_constant, sparse_column
 from learn_rank.data.load import find_sources, load_tables, open_sources
+from learn_rank.data.negatives import add_negatives, known_item_facts
 from learn_rank.data.recipe import DatasetRecipe
 from learn_rank.data.sequences import EncodedSequence, encode_sequence
 from learn_rank.data.source import connect, first_row, quote
@@ -92,10 +93,13 @@ def prepare(recipe: DatasetRecipe, directory: Path, options: PrepareOptions) -> 
         steps.update()
         types = load_tables(connection, recipe, sources)
         steps.update()
+        drawn = add_negatives(connection, recipe) if recipe.negatives.per_positive else None
         facts = split_rows(connection, recipe)
         if recipe.behaviors:
             facts["behaviors"] = load_behaviors(connection, recipe, sources, types)
             write_behaviors(connection, recipe.history_label, directory, facts["splits"], types)
+        if drawn is not None:
+            facts["negatives"] = drawn | known_item_facts(connection, recipe)
         steps.update()
         (directory / "vocabularies").mkdir()
         encoded = []

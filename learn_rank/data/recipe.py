@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any
 
+from learn_rank.data.behavior_options import BehaviorsSource
 from learn_rank.data.dense import TRANSFORMS
+from learn_rank.data.negative_options import NegativesSource
 from learn_rank.errors import InputError
 from learn_rank.names import require_plain_and_distinct
 from learn_rank.schema import ARMS, FOLD, ITEM_ID, LEARN_COLUMNS, TIMESTAMP, USER_ID, VALUE
@@ -46,31 +48,6 @@ class InteractionsSource:
     labels: dict[str, str] = field(default_factory=dict, metadata=_doc("name -> column or expression giving 0 or 1"))
     value: str | None = field(default=None, metadata=_doc("revenue of a conversion: column or expression"))
     where: str | None = field(default=None, metadata=_doc("keep only rows for which this expression holds"))
-
-
-@dataclass
-class BehaviorsSource:
-    """A further log of what users did, which makes their histories longer; its rows are not ranked.
-
-    A file may hold a row per event, or a row per user with lists of items (and, of the same length, of times).
-    """
-
-    files: str = field(default="", metadata=_doc("Parquet or CSV: file, folder or pattern below root"))
-    user_id: str = field(default="user_id", metadata=_doc("name of the id column"))
-    item_id: str = field(default="item_id", metadata=_doc("name of the id column, or of a column of lists of them"))
-    timestamp: str = field(
-        default="timestamp", metadata=_doc("as in interactions; a list where item_id is one; empty with precedes_log")
-    )
-    timestamp_unit: str = field(default="s", metadata=_doc("as in interactions; it may be another unit"))
-    timestamp_format: str = field(default="", metadata=_doc("as in interactions"))
-    label: str = field(default="", metadata=_doc("column or expression giving 0 or 1: only rows with 1; empty: all"))
-    where: str | None = field(default=None, metadata=_doc("keep only rows for which this expression holds"))
-    precedes_log: bool = field(
-        default=False,
-        metadata=_doc(
-            "all of it came before the log: times then give the order alone, and without any it is the rows'"
-        ),
-    )
 
 
 @dataclass
@@ -161,6 +138,11 @@ class SplitOptions:
         default=0, metadata=_doc("cross-fit training rows in this many folds; for logs without usable training times")
     )
 
+    @property
+    def without_time(self) -> str:
+        """The option by which rows are split otherwise than by time; empty if none is."""
+        return "leave_one_out" if self.leave_one_out else "num_folds" if self.num_folds else ""
+
 
 @dataclass
 class DatasetRecipe:
@@ -186,6 +168,9 @@ class DatasetRecipe:
         metadata=_doc("behaviour sequences by name; ranker.backbone.use_sequences lets a ranker see them"),
     )
     split: SplitOptions = field(default_factory=SplitOptions)
+    negatives: NegativesSource = field(
+        default_factory=NegativesSource, metadata=_doc("rows of label 0 for a log of positives only")
+    )
     notes: list[str] = field(default_factory=list, metadata=_doc("sentences the report must carry"))
 
     def __post_init__(self) -> None:
@@ -214,10 +199,11 @@ class DatasetRecipe:
             if getattr(self, role) not in log.labels:
                 raise InputError(f"{where}: {role} is '{getattr(self, role)}', not one of {', '.join(log.labels)}")
         for name, behaviors in self.behaviors.items():
-            self._check_behaviors(f"{where}: behaviors.{name}", behaviors)
+            behaviors.check(f"{where}: behaviors.{name}", log.timestamp_unit, self.split.without_time)
         self.dense = {name: _dense_source(f"{where}: dense.{name}", entry) for name, entry in self.dense.items()}
         for name, sequence in self.sequence.items():
             self._check_sequence(f"{where}: sequence.{name}", sequence)
+        self._check_negatives(where)
         for key, dotted in self.feature_columns().items():
             table, _, column = dotted.partition(".")
             if table not in ("interactions", "items", "users") or not column:
@@ -251,32 +237,42 @@ class DatasetRecipe:
         if split.num_folds == 1 or split.num_folds < 0 or split.num_folds > 100:
             raise InputError(f"{where}: split.num_folds is {split.num_folds}, expected 0 or 2 to 100")
 
+    def recorded(self) -> dict[str, Any]:
+        """The recipe in a manifest: without its root, since the files' fingerprints say what was read, and without the
+        keys of later versions that it does not use."""
+        recipe = asdict(self)
+        del recipe["root"]
+        if not self.behaviors:
+            del recipe["behaviors"]
+            for sequence in recipe["sequence"].values():
+                del sequence["behaviors"]
+        if not self.negatives.per_positive:
+            del recipe["negatives"]
+        return recipe
+
     def feature_columns(self) -> dict[str, str]:
         """Recipe key -> the column it names, such as "sparse.genres" -> "items.genres"."""
         columns = {f"sparse.{name}": source.column for name, source in self.sparse.items()}
         columns |= {f"dense.{name}": source.column for name, source in self.dense.items()}
-        return columns | {f"sequence.{name}": source.column for name, source in self.sequence.items() if source.column}
+        columns |= {f"sequence.{name}": source.column for name, source in self.sequence.items() if source.column}
+        return columns | self.negatives.columns(self.interactions.timestamp_unit, f"dataset '{self.name}'")
 
-    def _check_behaviors(self, where: str, behaviors: BehaviorsSource) -> None:
-        if not behaviors.files:
-            raise InputError(f"{where}.files is empty; name the Parquet or CSV of what users did")
-        if behaviors.timestamp_unit not in _UNITS:
-            raise InputError(
-                f"{where}.timestamp_unit is '{behaviors.timestamp_unit}', expected one of {', '.join(_UNITS)}"
-            )
-        if behaviors.precedes_log:
+    def _check_negatives(self, where: str) -> None:
+        self.negatives.check(where)
+        if not self.negatives.per_positive:
             return
-        remedy = f"if all of it came before the log, set {where.rpartition(' ')[2]}.precedes_log=true"
-        if not behaviors.timestamp:
-            raise InputError(f"{where}.timestamp is empty: without times nobody knows what a row may see; {remedy}")
-        if (behaviors.timestamp_unit == STEP) != (self.interactions.timestamp_unit == STEP):
+        if self.split.leave_one_out:
             raise InputError(
-                f"{where}.timestamp_unit is '{behaviors.timestamp_unit}' and that of interactions "
-                f"'{self.interactions.timestamp_unit}': an order and times do not compare; {remedy}"
+                f"{where}: negatives and split.leave_one_out exclude each other: retrieval ranks the whole catalogue; "
+                "leave one out"
             )
-        if self.split.leave_one_out or self.split.num_folds:
-            key = "leave_one_out" if self.split.leave_one_out else "num_folds"
-            raise InputError(f"{where}: split.{key} does not go by time, so behaviours cannot either; {remedy}")
+        for name, sequence in self.sequence.items():
+            if sequence.label == "*":
+                raise InputError(
+                    f"{where}: sequence.{name}.label is '*', which would hold drawn negatives; name a label"
+                )
+        if self.negatives.note() not in self.notes:
+            self.notes = [*self.notes, self.negatives.note()]
 
     def _check_sequence(self, where: str, sequence: SequenceSource) -> None:
         of = self.sparse.get(sequence.of)

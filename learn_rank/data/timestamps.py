@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
-from learn_rank.data.recipe import BehaviorsSource, InteractionsSource
+from learn_rank.data.behavior_options import BehaviorsSource
+from learn_rank.data.recipe import InteractionsSource
 from learn_rank.data.source import INTEGER_TYPES, literal
 from learn_rank.errors import InputError, cut
 from learn_rank.times import STEP, UNITS, bounds, implausible

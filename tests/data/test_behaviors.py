@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from learn_rank.data.behavior_options import BehaviorsSource
 from learn_rank.data.prepare import PrepareOptions, prepare
-from learn_rank.data.recipe import BehaviorsSource, DatasetRecipe, SequenceSource, SparseSource, SplitOptions
+from learn_rank.data.recipe import DatasetRecipe, SequenceSource, SparseSource, SplitOptions
 from learn_rank.errors import InputError
 from learn_rank.schema import SPLITS
 
