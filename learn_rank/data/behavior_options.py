@@ -51,10 +51,11 @@ class BehaviorsSource:
         remedy = f"if all of it came before the log, set {where.rpartition(' ')[2]}.precedes_log=true"
         if not self.timestamp:
             raise InputError(f"{where}.timestamp is empty: without times nobody knows what a row may see; {remedy}")
-        if (self.timestamp_unit == STEP) != (log_unit == STEP):
+        unit = self.timestamp_unit
+        if (unit == STEP) != (log_unit == STEP):
             raise InputError(
-                f"{where}.timestamp_unit is '{self.timestamp_unit}' and that of interactions '{log_unit}': an order and "
-                f"times do not compare; {remedy}"
+                f"{where}.timestamp_unit is '{unit}' and that of interactions '{log_unit}': an order and times do not "
+                f"compare; {remedy}"
             )
         if without_time:
             raise InputError(
