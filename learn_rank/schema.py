@@ -55,6 +55,10 @@ FEATURES = "features.json"
 DENSE = "dense.json"
 USER_FEATURES, ITEM_FEATURES = "user_features.parquet", "item_features.parquet"
 METRICS = "metrics.json"
+# Fact of align and of export's stores: is_of_training (the towers learned from labels of rows whose vectors they make
+# and rankers are trained on), until (unix milliseconds: rows before that time take no vectors; null: all do), and
+# cosine_uauc of the windows train and validation
+LABELS_SEEN = "labels_seen"
 
 
 @dataclass(frozen=True)

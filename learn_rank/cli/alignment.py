@@ -13,13 +13,13 @@ from learn_rank.alignment.options import SHAPE
 from learn_rank.artifact import Manifest, read_manifest
 from learn_rank.cli.config import RunConfig
 from learn_rank.cli.folders import Work, fingerprint_of, folder, stage, stage_on_ranks
+from learn_rank.cli.labels_seen import labels_seen, with_labels_seen
 from learn_rank.cli.stages import extract, prepare
 from learn_rank.cli.validation import validation_uauc
-from learn_rank.cli.labels_seen import LABELS_SEEN, labels_seen, with_labels_seen
 from learn_rank.errors import InputError
 from learn_rank.fingerprints import fingerprint
 from learn_rank.options import deciding
-from learn_rank.schema import FEATURES, MANIFEST, METRICS, FeatureSet
+from learn_rank.schema import FEATURES, LABELS_SEEN, MANIFEST, METRICS, FeatureSet
 
 if TYPE_CHECKING:
     from learn_rank.alignment.log import Log
@@ -57,7 +57,13 @@ def train_towers(config: RunConfig) -> None:
 
     options = config.align
     log = _aligned_log(Path(config.run_dir), options.inputs)
-    inputs = {"prepare": fingerprint_of(log.prepared, "prepare"), **_content_inputs(log)}
+    made = read_manifest(log.prepared, stage="prepare")
+    inputs = {"prepare": made.fingerprint, **_content_inputs(log)}
+    if options.until and made.options.get("recipe", {}).get("split", {}).get("leave_one_out"):
+        raise InputError(
+            f"align.until is '{options.until}', but {log.prepared} leaves the last interactions of each user out, so "
+            "that its windows overlap in time; align.halves=true needs no times"
+        )
     others = [_aligned_log(Path(other), options.inputs) for other in options.other_runs]
     for n, other in enumerate(others):
         _require_same_encoder(inputs, _content_inputs(other), options.other_runs[n])
