@@ -38,7 +38,8 @@ EMBEDDING_DIM = 64  # width of the paper's user and item embeddings
 #   prepare/vocabularies/<feature>.parquet                 vocabulary_schema
 #   extract/                                               store of content vectors, key item_id, and texts.parquet:
 #                                                          what each item's text was, for the next extraction
-#   align/                                                 tower weights, metrics.json (retrieval, UAUC of the cosine)
+#   align/                                                 tower weights, metrics.json (retrieval, UAUC of the cosine);
+#                                                          half_0/, half_1/: how each tower was trained (align.halves)
 #   export/item, export/user, export/user_without_fold_<k> stores of EMBEDDING_DIM vectors
 #   train/<arm>/                                           ranker checkpoint
 #   predict/{validation,test}.parquet                      predictions_schema

@@ -122,8 +122,9 @@ def main() -> None:
         f"{'earlier=EARLIER_RUN ' if given.get('earlier') else ''}backbone={backbone}{' bf16=1' if bf16 else ''}",
         machine=machine(threads),
         about="Validation window, by which each training's epoch was chosen too; means over "
-        f"{seeds} seeds of towers and rankers. {HOW} Cosine: its UAUC over the rows that the ranker trains on with vectors, and over those of "
-        "validation: how much more the vectors promise in training than they hold. The baseline trains on all rows.",
+        f"{seeds} seeds of towers and rankers. {HOW} Cosine: its UAUC over the rows that the ranker trains on with "
+        "vectors, and over those of validation: how much more the vectors promise in training than they hold. The "
+        "baseline trains on all rows.",
         content=[table],
     )
     write_results(given, f"labels_seen_{recipe['name']}_{backbone}", results)
