@@ -10,15 +10,16 @@ from learn_rank.errors import InputError
 
 T = TypeVar("T")
 _SEEDS = 1 << 32  # scikit-learn accepts no others
-_IS_OPERATIONAL = "is_operational"
+_IS_OPERATIONAL, _IS_LATER = "is_operational", "is_later"
 
 
-def option(default: Any, text: str, *, is_operational: bool = False) -> Any:
+def option(default: Any, text: str, *, is_operational: bool = False, is_later: bool = False) -> Any:
     """A field of an options dataclass, with the sentence or two that --help prints.
 
-    is_operational: it does not decide the result, and may differ when a run is resumed.
+    is_operational: it does not decide the result, and may differ when a run is resumed. is_later: at its default it is
+    not recorded, so that results from before there was such an option stay what is asked for.
     """
-    metadata = {"help": text, _IS_OPERATIONAL: is_operational}
+    metadata = {"help": text, _IS_OPERATIONAL: is_operational, _IS_LATER: is_later}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -59,7 +60,10 @@ def with_changes(options: T, values: Mapping[str, Any]) -> T:
 
 
 def deciding(options: object) -> dict[str, Any]:
-    """Name -> value of the options that decide a result: all but the operational. A group is a mapping of its own."""
+    """Name -> value of the options that decide a result. A group is a mapping of its own.
+
+    Left out are the operational ones, and those marked is_later that have their defaults.
+    """
     values: dict[str, Any] = {}
     for part in fields(cast(Any, options)):
         value = getattr(options, part.name)
@@ -67,7 +71,8 @@ def deciding(options: object) -> dict[str, Any]:
             value = deciding(value)
             if not value:
                 continue
-        if not part.metadata.get(_IS_OPERATIONAL):
+        is_unknown_before = part.metadata.get(_IS_LATER) and value == part.default
+        if not (part.metadata.get(_IS_OPERATIONAL) or is_unknown_before):
             values[part.name] = value
     return values
 

@@ -39,7 +39,8 @@ EMBEDDING_DIM = 64  # width of the paper's user and item embeddings
 #   prepare/vocabularies/<feature>.parquet                 vocabulary_schema
 #   extract/                                               store of content vectors, key item_id, and texts.parquet:
 #                                                          what each item's text was, for the next extraction
-#   align/                                                 tower weights, metrics.json (retrieval, UAUC of the cosine)
+#   align/                                                 tower weights, metrics.json (retrieval, UAUC of the cosine);
+#                                                          half_0/, half_1/: how each tower was trained (align.halves)
 #   export/item, export/user, export/user_without_fold_<k> stores of EMBEDDING_DIM vectors
 #   train/<arm>/                                           ranker checkpoint
 #   predict/{validation,test}.parquet                      predictions_schema
@@ -57,6 +58,10 @@ FEATURES = "features.json"
 DENSE = "dense.json"
 USER_FEATURES, ITEM_FEATURES = "user_features.parquet", "item_features.parquet"
 METRICS = "metrics.json"
+# Fact of align and of export's stores: is_of_training (the towers learned from labels of rows whose vectors they make
+# and rankers are trained on), until (unix milliseconds: rows before that time take no vectors; null: all do), and
+# cosine_uauc of the windows train and validation
+LABELS_SEEN = "labels_seen"
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,18 @@ def iso_milliseconds(text: str, name: str) -> int:
     return round((parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
+def time_text(milliseconds: int) -> str:
+    """A time for a reader; a number before 1990, such as a step of a log without times, stays a number.
+
+    >>> time_text(1_651_363_200_500), time_text(7)
+    ('2022-05-01T00:00:00.500Z', '7')
+    """
+    if milliseconds < EARLIEST * 1000:
+        return str(milliseconds)
+    form = "milliseconds" if milliseconds % 1000 else "seconds"
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec=form).replace("+00:00", "Z")
+
+
 def _to_milliseconds(times: npt.NDArray[np.int64], unit: str) -> npt.NDArray[np.int64]:
     in_second = UNITS[unit]
     return times * (1000 // in_second) if in_second <= 1000 else times // (in_second // 1000)

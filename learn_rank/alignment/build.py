@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from learn_rank.alignment.backbone import LoraBackbone
+from learn_rank.alignment.halves import Halves, Towers
 from learn_rank.alignment.item_inputs import ItemInputs
 from learn_rank.alignment.objectives import find_objective
 from learn_rank.alignment.options import AlignOptions
@@ -13,17 +14,30 @@ from learn_rank.alignment.transformer import CausalTransformer
 
 
 def new_tower(item_inputs: ItemInputs, trained_rows: torch.Tensor, options: AlignOptions) -> Tower | MeanContent:
-    """An untrained tower; content is centred and scaled over the items of trained_rows [N]."""
-    tower = tower_of(item_inputs, options)
+    """An untrained tower; content is centred and scaled over the items of trained_rows [N].
+
+    One, also where `options.halves` asks for two: both start as the same.
+    """
+    tower = _one_tower(item_inputs, options)
     if isinstance(tower, Tower) and tower.content is not None:
         tower.content.standardise(item_inputs, trained_rows)
     return tower
 
 
-def tower_of(item_inputs: ItemInputs, options: AlignOptions) -> Tower | MeanContent:
+def tower_of(item_inputs: ItemInputs, options: AlignOptions) -> Towers:
     """A tower of the options' shape that has seen nothing: for weights that are loaded next."""
+    if options.halves:
+        return Halves(*(_trainable(item_inputs, options) for _ in range(2)), seed=options.seed)
+    return _one_tower(item_inputs, options)
+
+
+def _one_tower(item_inputs: ItemInputs, options: AlignOptions) -> Tower | MeanContent:
     if not find_objective(options.objective).trains:
         return MeanContent(item_inputs.content_dim)
+    return _trainable(item_inputs, options)
+
+
+def _trainable(item_inputs: ItemInputs, options: AlignOptions) -> Tower:
     longest = max(options.max_history, options.max_targets)
     body: CausalTransformer | LoraBackbone
     if options.backbone:

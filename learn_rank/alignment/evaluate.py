@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from learn_rank.alignment.halves import Towers
 from learn_rank.alignment.histories import Histories
 from learn_rank.alignment.item_inputs import ItemInputs
 from learn_rank.alignment.options import AlignOptions
 from learn_rank.alignment.retrieval import Ragged, RetrievalSums, retrieval_sums
-from learn_rank.alignment.towers import MeanContent, Tower
 from learn_rank.alignment.vectors import item_vectors, user_vectors
 from learn_rank.arrays import Int64Array
 from learn_rank.distributed import Process, on_main, sum_over_ranks
@@ -91,14 +91,14 @@ class Evaluator:
         if self.select_by == "auto":
             self.select_by = "uauc" if window.has_both_classes else "ndcg@10"
 
-    def metric(self, tower: Tower | MeanContent) -> float | None:
+    def metric(self, tower: Towers) -> float | None:
         """The one metric by which the best epoch is chosen; None where the window cannot judge."""
         tower.eval()
         if self.select_by == "uauc":
             return self.uauc(tower)
         return self.retrieval(tower).get(self.select_by)
 
-    def all_metrics(self, tower: Tower | MeanContent) -> dict[str, float | int | None]:
+    def all_metrics(self, tower: Towers) -> dict[str, float | int | None]:
         """Retrieval metrics by name, "uauc" where the window has both classes, and who was left out."""
         tower.eval()
         metrics: dict[str, float | int | None] = {**self.retrieval(tower)}
@@ -106,7 +106,7 @@ class Evaluator:
             metrics["uauc"] = self.uauc(tower)
         return {**metrics, "users_without_history": self.window.num_unknown_users}
 
-    def uauc(self, tower: Tower | MeanContent) -> float | None:
+    def uauc(self, tower: Towers) -> float | None:
         """UAUC of the cosine over the window's impressions, by rank 0."""
         window = self.window
 
@@ -123,7 +123,7 @@ class Evaluator:
 
         return on_main(measure) if len(window.labels) else None
 
-    def retrieval(self, tower: Tower | MeanContent) -> dict[str, float | int]:
+    def retrieval(self, tower: Towers) -> dict[str, float | int]:
         """Recall, NDCG, MRR and hit rate among all items of the log that have a vector, history left out."""
         rows = np.array(self.item_inputs.items_of())
         rows = rows[self.item_inputs.has_input(rows)]
@@ -141,7 +141,7 @@ class Evaluator:
         totals = sum_over_ranks(sums.totals.to(self.process.device)).cpu()
         return RetrievalSums(sums.cutoffs, totals).metrics()
 
-    def _user_vectors(self, tower: Tower | MeanContent, users: Int64Array) -> torch.Tensor:
+    def _user_vectors(self, tower: Towers, users: Int64Array) -> torch.Tensor:
         """[len(users), D] after the last interaction of each."""
         histories = self.window.histories
         last = histories.offsets[users + 1] - 1
@@ -155,6 +155,6 @@ class Evaluator:
         )
         return torch.from_numpy(vectors)
 
-    def _item_vectors(self, tower: Tower | MeanContent, rows: Int64Array) -> torch.Tensor:
+    def _item_vectors(self, tower: Towers, rows: Int64Array) -> torch.Tensor:
         """[len(rows), D], each item on its own."""
         return torch.from_numpy(item_vectors(tower, self.item_inputs, rows, device=self.process.device))

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from learn_rank.alignment.halves import Towers
 from learn_rank.alignment.histories import Histories
 from learn_rank.alignment.item_inputs import ItemInputs
-from learn_rank.alignment.towers import MeanContent, Tower
 from learn_rank.alignment.vectors import item_vectors, user_vectors
 from learn_rank.arrays import Int64Array
 from learn_rank.progress import progress_bar
@@ -25,7 +25,7 @@ _CPU = torch.device("cpu")
 
 
 def export_items(
-    tower: Tower | MeanContent,
+    tower: Towers,
     item_inputs: ItemInputs,
     item_ids: pa.Array,
     directory: Path,
@@ -60,7 +60,7 @@ def export_items(
 
 
 def export_users_by_time(
-    tower: Tower | MeanContent,
+    tower: Towers,
     item_inputs: ItemInputs,
     histories: Histories,
     directory: Path,
@@ -103,7 +103,7 @@ def export_users_by_time(
 
 
 def export_users(
-    tower: Tower | MeanContent,
+    tower: Towers,
     item_inputs: ItemInputs,
     histories: Histories,
     directory: Path,
@@ -129,7 +129,7 @@ def export_users(
 
 
 def _write_users(
-    tower: Tower | MeanContent,
+    tower: Towers,
     item_inputs: ItemInputs,
     histories: Histories,
     directory: Path,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -14,8 +16,9 @@ from learn_rank.alignment.item_inputs import ItemInputs
 from learn_rank.alignment.options import TowerOptions
 from learn_rank.errors import InputError
 from learn_rank.io import read_table
-from learn_rank.schema import FEATURES, ITEM_ID, FeatureSet
+from learn_rank.schema import FEATURES, ITEM_ID, TIMESTAMP, FeatureSet
 from learn_rank.store.reader import FrozenStore
+from learn_rank.times import time_text
 
 
 @dataclass(frozen=True)
@@ -31,17 +34,22 @@ class Log:
         return FeatureSet.read(self.prepared / FEATURES).history_label
 
 
-def open_item_inputs(logs: Sequence[Log], options: TowerOptions, *, id_items: pa.Array | None = None) -> ItemInputs:
+def open_item_inputs(
+    logs: Sequence[Log], options: TowerOptions, *, id_items: pa.Array | None = None, until: int | None = None
+) -> ItemInputs:
     """The items of the logs as the towers see them.
 
-    id_items: those with an id embedding, by default the ones with a positive interaction in training.
+    id_items: those with an id embedding, by default the ones with a positive interaction in training, before `until`
+    (unix milliseconds) if given.
     """
     contents = [log.content for log in logs if log.content is not None and options.inputs != "id"]
     if options.inputs == "content":
         return ItemInputs(contents)
     if id_items is None:
         label = logs[0].label
-        table = read_table(logs[0].prepared / "interactions" / "train.parquet", [ITEM_ID, label])
+        table = read_table(logs[0].prepared / "interactions" / "train.parquet", [ITEM_ID, TIMESTAMP, label])
+        if until is not None:
+            table = table.filter(pc.less(table[TIMESTAMP], until))
         id_items = pc.unique(table[ITEM_ID].filter(pc.equal(table[label], 1)))
     catalogue = None
     if options.inputs == "id":
@@ -49,15 +57,27 @@ def open_item_inputs(logs: Sequence[Log], options: TowerOptions, *, id_items: pa
     return ItemInputs(contents, catalogue=catalogue, id_items=id_items)
 
 
-def read_training(logs: Sequence[Log], item_inputs: ItemInputs) -> tuple[Histories, Histories]:
-    """Histories of the training windows: of the first log alone, and of the users of all logs.
+class Training(NamedTuple):
+    """own: histories of the first log's training window; learned: those that the towers learn from, of all logs."""
+
+    own: Histories
+    learned: Histories
+
+
+def read_training(logs: Sequence[Log], item_inputs: ItemInputs, *, until: int | None = None) -> Training:
+    """Histories of the training windows. until: unix milliseconds from which on the first log is not learned from.
 
     InputError: nobody has two positive interactions with an item that the towers are told of.
     """
-    by_log = [read_histories(log.prepared, ["train"], log.label, item_inputs, log=n) for n, log in enumerate(logs)]
-    histories = join_histories(by_log)
-    if not (histories.offsets[1:] - histories.offsets[:-1] >= 2).any():
+    own, *others = (
+        read_histories(log.prepared, ["train"], log.label, item_inputs, log=n) for n, log in enumerate(logs)
+    )
+    known = own if until is None else own.select(own.times < until)
+    learned = join_histories([known, *others])
+    if not (np.diff(learned.offsets) >= 2).any():
+        when = "" if until is None else f", before {time_text(until)} (align.until)"
         raise InputError(
             f"{logs[0].prepared}: no user has two positive interactions ({logs[0].label} = 1) with content in training"
+            + when
         )
-    return by_log[0], histories
+    return Training(own, learned)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 from learn_rank.alignment.objectives import find_objective
 from learn_rank.alignment.objectives.all_action import AllActionOptions
 from learn_rank.alignment.objectives.catalogue import CatalogueOptions
 from learn_rank.errors import InputError
-from learn_rank.options import Check, check_seed
+from learn_rank.options import Check, check_seed, option
 from learn_rank.schema import EMBEDDING_DIM
 from learn_rank.times import iso_milliseconds
 
@@ -30,9 +30,6 @@ SHAPE = (
     "max_targets",
     "item_tower",
 )
-
-# newer than the first release: recorded where they are set, so that runs from before them stay valid
-_NEWER = {"input_dropout": 0.0, "ema": 0.0}
 
 
 @dataclass
@@ -57,12 +54,10 @@ class TowerOptions:
     num_layers: int = field(default=12, metadata={"help": "number of the transformer's layers"})
     num_heads: int = field(default=12, metadata={"help": "number of attention heads per layer"})
     dropout: float = field(default=0.1, metadata={"help": "dropout in the transformer, 0 to below 1"})
-    input_dropout: float = field(
-        default=0.0,
-        metadata={
-            "help": "content: share of its dimensions that are dropped in training, of histories and targets, 0 to "
-            "below 1"
-        },
+    input_dropout: float = option(
+        0.0,
+        "content: share of its dimensions that are dropped in training, of histories and targets, 0 to below 1",
+        is_later=True,
     )
     use_positions: bool = field(default=False, metadata={"help": "add a learned embedding of each position"})
     embedding_dim: int = field(default=EMBEDDING_DIM, metadata={"help": "width of the user and item embeddings"})
@@ -104,12 +99,11 @@ class AlignOptions(CatalogueOptions, AllActionOptions, TowerOptions):
         default=0.1, metadata={"help": "share of all steps in which the learning rate rises, 0 to 1"}
     )
     weight_decay: float = field(default=0.01, metadata={"help": "weight decay, of AdamW"})
-    ema: float = field(
-        default=0.0,
-        metadata={
-            "help": "decay of an exponential moving average of the weights over steps, such as 0.999: validation and "
-            "the saved tower use the average; 0: the weights as they are"
-        },
+    ema: float = option(
+        0.0,
+        "decay of an exponential moving average of the weights over steps, such as 0.999: validation and "
+        "the saved tower use the average; 0: the weights as they are",
+        is_later=True,
     )
     patience: int = field(
         default=3, metadata={"help": "epochs without a better validation metric after which training stops"}
@@ -131,6 +125,18 @@ class AlignOptions(CatalogueOptions, AllActionOptions, TowerOptions):
     other_runs: list[str] = field(
         default_factory=list,
         metadata={"help": "run directories, prepared and extracted alike, whose training logs are learned from too"},
+    )
+    until: str = option(
+        "",
+        "learn only from what was done before an ISO time, or in the first share of the training window's positive "
+        "interactions, such as 0.5; rankers then take vectors only from that time on. Empty: from all of the window",
+        is_later=True,
+    )
+    halves: bool = option(
+        False,
+        "train two towers, each on half of the users, in one space; a user's vectors are those of the tower that did "
+        "not learn from them. Twice the work",
+        is_later=True,
     )
     bf16: bool = field(default=False, metadata={"help": "compute in bfloat16"})
     compiles: bool = field(default=False, metadata={"help": "compile the towers with torch.compile"})
@@ -155,6 +161,23 @@ class AlignOptions(CatalogueOptions, AllActionOptions, TowerOptions):
         objective.check(self)
         if self.inputs != "content" and (self.other_runs or self.init_from):
             raise InputError(f"align.inputs is '{self.inputs}', but item ids mean nothing to other logs; use content")
+        if self.until:
+            share_or_time(self.until)
+        if self.until or self.halves:
+            self._check_held_out(trains=objective.trains)
+
+    def _check_held_out(self, *, trains: bool) -> None:
+        name = "align.until" if self.until else "align.halves"
+        if self.until and self.halves:
+            raise InputError("align.until and align.halves both keep a row's label from its vectors; choose one")
+        if not trains or not self.epochs:
+            why = f"align.objective={self.objective}" if not trains else "align.epochs=0"
+            raise InputError(f"{name} is for towers that learn, but with {why} they do not; leave it out")
+        if self.halves and self.inputs != "content":
+            raise InputError(
+                f"align.halves needs align.inputs=content, but it is '{self.inputs}': two towers would learn item ids "
+                "each on its own, and share no space"
+            )
 
     def _check_training(self) -> None:
         for name in ("evaluated_users", "weight_decay"):
@@ -169,9 +192,21 @@ class AlignOptions(CatalogueOptions, AllActionOptions, TowerOptions):
         if self.epochs < 0 or (self.epochs == 0 and not self.init_from):
             raise InputError(f"align.epochs is {self.epochs}, must be 1 or more; 0 only with align.init_from")
 
-    def recorded(self) -> dict[str, Any]:
-        """Name -> value as a manifest records them; what is left out has its default."""
-        return {name: value for name, value in asdict(self).items() if name not in _NEWER or value != _NEWER[name]}
+
+def share_or_time(until: str) -> float | int:
+    """What align.until is: a share (float, 0 to 1) or unix milliseconds (int). InputError: neither.
+
+    >>> share_or_time("0.5"), share_or_time("2022-05-01")
+    (0.5, 1651363200000)
+    """
+    try:
+        share = float(until)
+        if 0 < share < 1:
+            return share
+    except ValueError:
+        with suppress(InputError):
+            return iso_milliseconds(until, "align.until")
+    raise InputError(f"align.until is '{until}', expected a share between 0 and 1, or an ISO time such as 2022-05-01")
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,19 @@ import torch
 
 from learn_rank.alignment.build import new_tower
 from learn_rank.alignment.evaluate import Evaluator, Metric, read_window
+from learn_rank.alignment.halves import Towers
 from learn_rank.alignment.histories import read_histories
 from learn_rank.alignment.log import Log, open_item_inputs, read_training
 from learn_rank.alignment.objectives import Objective, find_objective
 from learn_rank.alignment.objectives.stretches import Stretches
 from learn_rank.alignment.options import AlignOptions
-from learn_rank.alignment.towers import MeanContent, Tower
+from learn_rank.alignment.towers import Tower
+from learn_rank.alignment.train_halves import train_halves
 from learn_rank.alignment.trained import load_tower, save_tower
 from learn_rank.alignment.training_data import TrainingData
+from learn_rank.alignment.training_rows import training_uauc
 from learn_rank.alignment.training_state import Progress, TrainingState
+from learn_rank.alignment.until import read_until
 from learn_rank.distributed import Process, on_main, seed_rank, sum_gradients, sum_over_ranks
 from learn_rank.durable import write_json
 from learn_rank.errors import InputError
@@ -44,7 +48,8 @@ def train(
 ) -> dict[str, Any]:
     """Writes the tower of the best validation epoch and metrics.json into `directory`; returns the manifest's facts.
 
-    The loss sees positive interactions of the training window of `log` and of `others` (pre-training on several logs).
+    The loss sees positive interactions of the training window of `log`, up to `options.until`, and of `others`
+    (pre-training on several logs). With `options.halves` there are two towers, see `train_halves`.
     The best epoch is chosen on the validation window of `log` (`options.select_by`), user embeddings being those of the
     end of training: the loss itself is no judge, since next-item prediction also learns the order in which a log shows
     its items. Every epoch is saved, and every `checkpoint_seconds`; called again on the same folder, training
@@ -53,8 +58,9 @@ def train(
     ranks than windows in a step, a loss that is not finite, or a saved state that is damaged.
     """
     logs = [log, *others]
-    item_inputs = open_item_inputs(logs, options)
-    own_histories, histories = read_training(logs, item_inputs)
+    until = read_until(log.prepared, log.label, options.until)
+    item_inputs = open_item_inputs(logs, options, until=until)
+    own_histories, histories = read_training(logs, item_inputs, until=until)
     earlier = {
         "validation": own_histories,
         "test": read_histories(log.prepared, ["train", "validation"], log.label, item_inputs),
@@ -66,19 +72,30 @@ def train(
         for split, known in earlier.items()
     )
     torch.manual_seed(options.seed)
+    tower: Towers
     if init_from is None:
         tower = new_tower(item_inputs, torch.from_numpy(np.unique(histories.items)), options)
     else:
-        tower = load_tower(init_from, item_inputs, options)
+        tower = load_tower(init_from, item_inputs, replace(options, halves=False))
     tower.to(process.device)
-    if isinstance(tower, MeanContent) or options.epochs == 0:
+    data = TrainingData(histories, item_inputs, process)
+    facts: dict[str, Any] = {}
+    if not isinstance(tower, Tower) or options.epochs == 0:
         progress = Progress(best_metric=validation.metric(tower))
         on_main(lambda: save_tower(directory, tower, item_inputs))
+    elif options.halves:
+        progress, facts = train_halves(
+            tower, data, own_histories.user_ids, validation, directory, options, train_one=_train
+        )
     else:
-        data = TrainingData(histories, item_inputs, process)
         progress = _train(tower, data, validation, directory, options)
+    if progress.epoch:
         tower = load_tower(directory, item_inputs, options).to(process.device)
-    metrics = {"validation": validation.all_metrics(tower), "test": test.all_metrics(tower)}
+    metrics = {
+        "validation": validation.all_metrics(tower),
+        "test": test.all_metrics(tower),
+        "train": training_uauc(tower, item_inputs, log, own_histories, options, process, uauc=uauc, since=until),
+    }
     if process.is_main:
         write_json(
             directory / METRICS, {**metrics, "selected_by": validation.select_by, "best_epoch": progress.best_epoch}
@@ -91,9 +108,12 @@ def train(
         "seconds": progress.seconds,
         "selected_by": validation.select_by,
         "validation_metric": progress.best_metric,
-        "users": histories.num_users,
+        "users": int((np.diff(histories.offsets) > 0).sum()),
         "interactions": len(histories.items),
         "interactions_without_vector": histories.num_without_input,
+        "cosine_uauc": {window: metrics[window].get("uauc") for window in ("train", "validation")},
+        **({} if until is None else {"until": until}),
+        **facts,
     }
 
 

@@ -9,9 +9,10 @@ import torch
 
 from learn_rank.alignment.backbone import LoraBackbone
 from learn_rank.alignment.build import tower_of
+from learn_rank.alignment.halves import Halves, Towers
 from learn_rank.alignment.item_inputs import ItemInputs
 from learn_rank.alignment.options import AlignOptions
-from learn_rank.alignment.towers import MeanContent, Tower
+from learn_rank.alignment.towers import Tower
 from learn_rank.durable import write_file
 from learn_rank.errors import InputError, reason_of
 from learn_rank.io import read_table, write_table
@@ -23,7 +24,7 @@ _KEYS = dict.fromkeys(("content_dim", "num_ids", "backbone", "weights")).keys()
 _REMEDY = "run `learn-rank align` again"
 
 
-def save_tower(directory: Path, tower: Tower | MeanContent, item_inputs: ItemInputs) -> None:
+def save_tower(directory: Path, tower: Towers, item_inputs: ItemInputs) -> None:
     """Writes a tower into a folder, over an earlier one; killed in between, that one is still whole.
 
     item_ids.parquet: the k-th item (from 0) has row k + 1 of the tower's id table; only where it has one.
@@ -40,7 +41,7 @@ def save_tower(directory: Path, tower: Tower | MeanContent, item_inputs: ItemInp
     write_file(directory / WEIGHTS, lambda path: torch.save(content, path))
 
 
-def load_tower(directory: Path, item_inputs: ItemInputs, options: AlignOptions) -> Tower | MeanContent:
+def load_tower(directory: Path, item_inputs: ItemInputs, options: AlignOptions) -> Towers:
     """The tower that `save_tower` wrote, in evaluation mode; options are those it was trained with.
 
     InputError: no tower there or a damaged one; another content width, other ids or another backbone than in training.
@@ -78,13 +79,13 @@ def read_id_items(directory: Path) -> pa.Array | None:
     return read_table(path, [ITEM_ID])[ITEM_ID].combine_chunks() if path.is_file() else None
 
 
-def tower_state(tower: Tower | MeanContent) -> dict[str, torch.Tensor]:
+def tower_state(tower: Towers) -> dict[str, torch.Tensor]:
     """All that training changes and all buffers; the weights of a frozen backbone are in its own files."""
     frozen = _frozen_names(tower)
     return {name: value for name, value in tower.state_dict().items() if name not in frozen}
 
 
-def load_tower_state(tower: Tower | MeanContent, state: dict[str, torch.Tensor], *, path: Path, remedy: str) -> None:
+def load_tower_state(tower: Towers, state: dict[str, torch.Tensor], *, path: Path, remedy: str) -> None:
     """Puts back what `tower_state` gave; InputError naming the path, with the remedy, for that of another tower."""
     try:
         missing, unexpected = tower.load_state_dict(state, strict=False)
@@ -95,11 +96,13 @@ def load_tower_state(tower: Tower | MeanContent, state: dict[str, torch.Tensor],
         raise InputError(f"{path}: does not fit this tower, which differs in '{strange[0]}'; {remedy}")
 
 
-def _frozen_names(tower: Tower | MeanContent) -> set[str]:
+def _frozen_names(tower: Towers) -> set[str]:
     return {name for name, weight in tower.named_parameters() if not weight.requires_grad}
 
 
-def _backbone_fingerprint(tower: Tower | MeanContent) -> str:
+def _backbone_fingerprint(tower: Towers) -> str:
+    if isinstance(tower, Halves):
+        return _backbone_fingerprint(tower.first)
     if isinstance(tower, Tower) and isinstance(tower.body, LoraBackbone):
         return tower.body.fingerprint
     return ""

@@ -8,20 +8,20 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from learn_rank.alignment.halves import Halves, Towers, half_of
 from learn_rank.alignment.histories import Histories
 from learn_rank.alignment.item_inputs import ItemInputs
-from learn_rank.alignment.towers import MeanContent, Tower
 from learn_rank.arrays import Float32Array, Int64Array
 
 _CPU_POSITIONS, _GPU_POSITIONS = 4_096, 32_768  # in one pass of a tower
 
 
 @torch.no_grad()
-def item_vectors(
-    tower: Tower | MeanContent, item_inputs: ItemInputs, rows: Int64Array, *, device: torch.device
-) -> Float32Array:
+def item_vectors(tower: Towers, item_inputs: ItemInputs, rows: Int64Array, *, device: torch.device) -> Float32Array:
     """[B, D] of [B] item rows, each item on its own."""
     assert not tower.training
+    if isinstance(tower, Halves):
+        return tower.of_items(*(item_vectors(each, item_inputs, rows, device=device) for each in tower.each))
     vectors = np.empty((len(rows), tower.output_dim), np.float32)
     for start in range(0, len(rows), size := _positions(device)):
         batch = torch.from_numpy(rows[start : start + size])
@@ -31,7 +31,7 @@ def item_vectors(
 
 @torch.no_grad()
 def user_vectors(
-    tower: Tower | MeanContent,
+    tower: Towers,
     item_inputs: ItemInputs,
     histories: Histories,
     at: Int64Array,
@@ -51,6 +51,16 @@ def user_vectors(
                                  sees      1 - 4    3 - 5    3 - 6    5 - 7
     """
     assert not tower.training
+    if isinstance(tower, Halves):
+        users = np.searchsorted(histories.offsets, at, side="right") - 1
+        halves = half_of(histories.user_ids, tower.seed)[users]
+        vectors = np.empty((len(at), tower.output_dim), np.float32)
+        for half, other in zip((1, 0), tower.each, strict=True):
+            own = np.flatnonzero(halves == half)
+            vectors[own] = user_vectors(
+                other, item_inputs, histories, at[own], max_history=max_history, stride=stride, device=device
+            )
+        return vectors
     windows = _windows_of(histories, at, max_history, stride)
     vectors = np.empty((len(at), tower.output_dim), np.float32)
     for batch in _batches(windows.lengths, _positions(device)):

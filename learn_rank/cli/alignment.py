@@ -13,11 +13,13 @@ from learn_rank.alignment.options import SHAPE
 from learn_rank.artifact import Manifest, read_manifest
 from learn_rank.cli.config import RunConfig
 from learn_rank.cli.folders import Work, fingerprint_of, folder, stage, stage_on_ranks
+from learn_rank.cli.labels_seen import labels_seen, with_labels_seen
 from learn_rank.cli.stages import extract, prepare
 from learn_rank.cli.validation import validation_uauc
 from learn_rank.errors import InputError
 from learn_rank.fingerprints import fingerprint
-from learn_rank.schema import FEATURES, MANIFEST, METRICS, FeatureSet
+from learn_rank.options import deciding
+from learn_rank.schema import FEATURES, LABELS_SEEN, MANIFEST, METRICS, FeatureSet
 
 if TYPE_CHECKING:
     from learn_rank.alignment.log import Log
@@ -55,31 +57,41 @@ def train_towers(config: RunConfig) -> None:
 
     options = config.align
     log = _aligned_log(Path(config.run_dir), options.inputs)
-    inputs = {"prepare": fingerprint_of(log.prepared, "prepare"), **_content_inputs(log)}
+    made = read_manifest(log.prepared, stage="prepare")
+    inputs = {"prepare": made.fingerprint, **_content_inputs(log)}
+    if options.until and made.options.get("recipe", {}).get("split", {}).get("leave_one_out"):
+        raise InputError(
+            f"align.until is '{options.until}', but {log.prepared} leaves the last interactions of each user out, so "
+            "that its windows overlap in time; align.halves=true needs no times"
+        )
     others = [_aligned_log(Path(other), options.inputs) for other in options.other_runs]
     for n, other in enumerate(others):
         _require_same_encoder(inputs, _content_inputs(other), options.other_runs[n])
         inputs |= {f"prepare of other {n}": fingerprint_of(other.prepared, "prepare")}
         inputs |= {f"extract of other {n}": _content_inputs(other)["extract"]}
-    init_from = None
+    init_from = start = None
     if options.init_from:
         init_from = Path(options.init_from)
         init_from = init_from / "align" if (init_from / "align").is_dir() else init_from
         start = read_manifest(init_from, stage="align")
+        if start.options.get("halves"):
+            raise InputError(f"{init_from}: holds two towers (align.halves); fine-tuning starts from a run with one")
         _require_same_encoder(inputs, start.inputs, str(init_from))
         # a tower that is fine-tuned keeps its shape
         options = replace(options, **{name: start.options[name] for name in SHAPE})
         inputs["init_from"] = start.fingerprint
     # paths and what does not change the weights stay out: the inputs' fingerprints say what was read
-    recorded = replace(options, checkpoint_seconds=1).recorded()
+    recorded = deciding(replace(options, checkpoint_seconds=1))
     recorded |= {"init_from": inputs.get("init_from", ""), "other_runs": [str(n) for n in range(len(others))]}
 
     with process_group() as process:
         stage_on_ranks(
             folder(config, "align"),
             Manifest("align", inputs, recorded),
-            lambda work: run(
-                log, work, options, process=process, uauc=validation_uauc, others=others, init_from=init_from
+            lambda work: with_labels_seen(
+                run(log, work, options, process=process, uauc=validation_uauc, others=others, init_from=init_from),
+                options,
+                start if start is not None and start.inputs["prepare"] == inputs["prepare"] else None,
             ),
             is_resumable=True,
         )
@@ -110,10 +122,12 @@ def export(config: RunConfig) -> None:
     device = compute_device()
     tower = load_tower(aligned, item_inputs, options).to(device)
     inputs = {"prepare": fingerprint_of(prepared, "prepare"), "align": trained.fingerprint}
+    seen = labels_seen(trained)
     as_of = sorted(iso_milliseconds(time, "export.as_of") for time in config.export.as_of)
 
     def store(name: str, work_in: Work) -> None:
-        stage(target / name, Manifest("export", inputs, {**asdict(config.export), "store": name}), work_in)
+        manifest = Manifest("export", inputs, {**asdict(config.export), "store": name})
+        stage(target / name, manifest, lambda work: {**work_in(work), LABELS_SEEN: seen})
 
     items = read_table(prepared / "items.parquet", [ITEM_ID])[ITEM_ID].combine_chunks()
     store("item", lambda work: towers.export_items(tower, item_inputs, items, work, device=device))
@@ -184,4 +198,8 @@ def _retrieval_table(aligned: Path) -> str:
         values = metrics[window]
         cells = [f"{values[name]:>12.4f}" if values.get(name) is not None else f"{'-':>12}" for name in names]
         lines.append(f"{window:<12}" + "".join(cells) + f"{values['num_users']:>12,}")
+    on_training_rows = metrics.get("train", {}).get("uauc")
+    if on_training_rows is not None:
+        blank = "".join(f"{'-':>12}" for _ in names[:-1])
+        lines.append(f"{'train':<12}{blank}{on_training_rows:>12.4f}{'-':>12}")
     return "\n".join(lines)

@@ -7,18 +7,22 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from learn_rank.artifact import Manifest, is_current, read_manifest
 from learn_rank.cli.config import RunConfig
 from learn_rank.cli.folders import fingerprint_of, folder, say, stage, stage_on_ranks
+from learn_rank.cli.labels_seen import leak_notes
 from learn_rank.cli.validation import validation_metrics
 from learn_rank.errors import InputError
 from learn_rank.evaluation.options import GIVEN, EvaluateOptions
 from learn_rank.options import with_changes
 from learn_rank.publish import publish
 from learn_rank.ranks import has_ranks
-from learn_rank.schema import FEATURES, VALUE, FeatureSet, Task, score_columns
+from learn_rank.schema import FEATURES, LABELS_SEEN, VALUE, FeatureSet, Task, score_columns
+
+if TYPE_CHECKING:
+    from learn_rank.ranker.tables.frozen import FrozenVectors
 
 
 def prepare(config: RunConfig) -> None:
@@ -123,12 +127,16 @@ def predict(config: RunConfig) -> None:
     trained = {arm: folder(config, "train") / arm for arm in config.arms}
     inputs = {"prepare": fingerprint_of(prepared, "prepare")}
     inputs |= {arm: fingerprint_of(directory, "train") for arm, directory in trained.items()}
-    if any(arm != "baseline" for arm in config.arms):
+    reads_vectors = any(arm != "baseline" for arm in config.arms)
+    if reads_vectors:
         inputs |= store_fingerprints(prepared, stores)
     stage_on_ranks(
         folder(config, "predict"),
         Manifest("predict", inputs, {"arms": list(config.arms)}),
-        lambda work: run(prepared, stores, trained, work, accept_stores=config.accept_stores, frozen=config.frozen),
+        lambda work: {
+            **run(prepared, stores, trained, work, accept_stores=config.accept_stores, frozen=config.frozen),
+            **({LABELS_SEEN: frozen_vectors(prepared, stores).labels_seen} if reads_vectors else {}),
+        },
     )
 
 
@@ -150,7 +158,8 @@ def evaluate_run(config: RunConfig) -> None:
     made = read_manifest(prepared, stage="prepare")
     permuted = ["User and item vectors were permuted before training: no lift is to be expected."]
     notes = made.options["recipe"]["notes"] + (permuted if config.demo.shuffle_store else [])
-    notes += _conversion_notes(predictions, features) + made.facts.get("negatives", {}).get("notes", [])
+    notes += _conversion_notes(predictions, features) + leak_notes(predictions.facts.get(LABELS_SEEN))
+    notes += made.facts.get("negatives", {}).get("notes", [])
     manifest = Manifest("evaluate", {"predict": predictions.fingerprint}, asdict(options[0]))
 
     def report_of(task_options: EvaluateOptions, more_notes: list[str]) -> Report:
@@ -225,9 +234,14 @@ def _conversion_notes(predictions: Manifest, features: FeatureSet) -> list[str]:
 
 def store_fingerprints(prepared: Path, stores: Path) -> dict[str, str]:
     """Name of a store of an export -> fingerprint."""
+    return frozen_vectors(prepared, stores).fingerprints
+
+
+def frozen_vectors(prepared: Path, stores: Path) -> FrozenVectors:
+    """The stores of an export, for a prepared log."""
     from learn_rank.ranker.tables.frozen import FrozenVectors
 
-    return FrozenVectors(stores, num_folds=FeatureSet.read(prepared / FEATURES).num_folds).fingerprints
+    return FrozenVectors(stores, num_folds=FeatureSet.read(prepared / FEATURES).num_folds)
 
 
 def _is_trained(directory: Path, manifest: Manifest, stores: dict[str, str], accept_stores: list[str]) -> bool:

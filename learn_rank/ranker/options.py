@@ -25,6 +25,7 @@ __all__ = [
     "TrainingOptions",
 ]
 
+WITHOUT_VECTORS, LEFT_OUT = "without_vectors", "left_out"
 CVR_SPACES = ("impressions", "clicks")
 CLICK, CONVERSION, ESMM, MMOE = TASKS = ("click", "conversion", "esmm", "mmoe")
 _PLAIN_LENGTH, _MULTIPLIED_LENGTH = 0.25, 0.025  # of a fresh row, about
@@ -73,6 +74,12 @@ class AdaptorOptions:
     vector_dropout: float = option(
         0.3, "Share of training rows that go without their user vector, and as many without their item vector."
     )
+    rows_before_until: str = option(
+        WITHOUT_VECTORS,
+        "With vectors of align.until, what becomes of the training rows before that time: without_vectors (they take "
+        "the learned missing vectors) or left_out (LEARN's rankers do not train on them; the baseline does).",
+        is_later=True,
+    )
     cvr_loss_weight: float = option(0.5, "Weight of the adaptor's CVR loss beside the ranking loss.")
     cvr_space: str = option(
         "impressions", "Rows that the CVR loss counts: impressions (all rows) or clicks (rows with ranking label 1)."
@@ -90,6 +97,7 @@ class AdaptorOptions:
         check.above_zero("vector_scale")
         check.below_one("vector_dropout")
         check.is_one_of("cvr_space", CVR_SPACES)
+        check.is_one_of("rows_before_until", (WITHOUT_VECTORS, LEFT_OUT))
         if self.shuffle_seed is not None:
             check_seed("ranker.adaptor.shuffle_seed", self.shuffle_seed)
 

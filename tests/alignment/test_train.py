@@ -223,7 +223,7 @@ def test_validation_and_test_interactions_do_not_reach_the_weights(
 
 
 def test_training_stops_when_validation_no_longer_improves(planted: Path, content: FrozenStore, tmp_path: Path) -> None:
-    metrics = iter([0.6, 0.7, 0.5, 0.5, 0.9, 0.9])  # the last two are measured at the end
+    metrics = iter([0.6, 0.7, 0.5, 0.5, 0.9, 0.9, 0.9])  # the last three are measured at the end
     options = AlignOptions(epochs=6, patience=2, **SMALL)
     facts = run(planted, content, tmp_path / "align", options, uauc=lambda *_: next(metrics))
     assert (facts["best_epoch"], facts["epochs"], facts["validation_metric"]) == (1, 4, 0.7)

@@ -18,6 +18,7 @@ from learn_rank.ranker.data.columns import check_schema, checked_rows, feature_c
 from learn_rank.ranker.data.files import FileRows, FileSet, RowSlice, batch_sizes, divide, share_of
 from learn_rank.ranker.data.vectors import LearnVectors, VectorSource
 from learn_rank.schema import FOLD, ITEM_ID, TIMESTAMP, USER_ID, FeatureSet
+from learn_rank.times import time_text
 
 _PREFETCH_BATCHES = 8
 
@@ -80,18 +81,23 @@ class BatchReader:
         batch_rows: int,
         frozen: VectorSource | None = None,
         cvr_space: str = "impressions",
+        since: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """batch_rows is per rank. Reads the footers only. InputError: files or columns that do not fit the features."""
+        """batch_rows is per rank. Reads the footers only. InputError: files or columns that do not fit the features.
+
+        since: unix milliseconds; earlier rows count as if they were not there. The times are read at once.
+        """
         self._features, self._frozen, self._cvr_space = features, frozen, cvr_space
         self._batch_rows, self._rank, self._world_size = batch_rows, rank, world_size
         self._columns = feature_columns(features, with_ids=frozen is not None)
-        self._files = FileSet(path)
+        self._files = FileSet(path, since=since)
         check_schema(self._files.schema, features, self._columns, where=str(path))
         self.num_rows = self._files.num_rows
         if self.num_rows < world_size:
-            raise InputError(f"{path}: {self.num_rows} rows for {world_size} ranks; check the split times")
+            when = "" if since is None else f" from {time_text(since)} on, until when the towers learned"
+            raise InputError(f"{path}: {self.num_rows} rows{when} for {world_size} ranks; check the split times")
 
     @property
     def num_training_batches(self) -> int:
@@ -169,7 +175,7 @@ class BatchReader:
             yield block
 
     def _add(self, part: FileRows, block: RowBlock) -> None:
-        rows = checked_rows(part.rows, self._features, path=part.path, first_row=part.first_row)
+        rows = checked_rows(part.rows, self._features, path=part.path, first_row=part.first_row, numbers=part.numbers)
         store_rows = None
         if self._frozen is not None:
             store_rows = self._frozen.rows(

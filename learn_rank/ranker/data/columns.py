@@ -102,14 +102,16 @@ class LogRows:
     cvr_label: Array
 
 
-def checked_rows(rows: pa.RecordBatch, features: FeatureSet, *, path: Path, first_row: int) -> LogRows:
+def checked_rows(
+    rows: pa.RecordBatch, features: FeatureSet, *, path: Path, first_row: int, numbers: Int64Array | None = None
+) -> LogRows:
     """The features and labels of some rows; InputError naming file, column and row for one the model must not see.
 
     Those are nulls, labels outside {0, 1}, dense values that are NaN or infinite as float32, sequences that are too
     long, and table rows out of range: the fused kernel would print a line and train row 0 instead. first_row is the
-    number of the first of these rows in the file.
+    number of the first of these rows in the file, numbers are added to it where they do not follow one another.
     """
-    part = _Part(dict(zip(rows.schema.names, rows.columns, strict=True)), path, first_row)
+    part = _Part(dict(zip(rows.schema.names, rows.columns, strict=True)), path, first_row, numbers)
     for name in (USER_ID, ITEM_ID, TIMESTAMP, FOLD):
         if name in part.columns:
             part.column(name, "a value in every row")
@@ -161,6 +163,7 @@ class _Part:
     columns: dict[str, pa.Array]
     path: Path
     first_row: int
+    numbers: Int64Array | None = None
 
     def column(self, name: str, expected: str) -> pa.Array:
         column = self.columns[name]
@@ -224,7 +227,8 @@ class _Part:
         return values
 
     def _error(self, name: str, row: int, value: object, expected: str) -> InputError:
-        return InputError(f"{self.path}: column '{name}', row {self.first_row + row} is {value}, expected {expected}")
+        number = self.first_row + (row if self.numbers is None else int(self.numbers[row]))
+        return InputError(f"{self.path}: column '{name}', row {number} is {value}, expected {expected}")
 
 
 def _table_rows_of(feature: SparseFeature) -> str:

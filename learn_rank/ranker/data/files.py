@@ -9,11 +9,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from learn_rank.arrays import Int64Array
 from learn_rank.errors import InputError
 from learn_rank.io import open_parquet, parquet_files, read_batches, require_same_columns
+from learn_rank.schema import TIMESTAMP
 
 _READ_ROWS = 65_536  # decoded at a time
 _FOOTER_THREADS = 8
@@ -38,26 +41,32 @@ class RowSlice(NamedTuple):
 
 
 class FileRows(NamedTuple):
-    """Decoded rows of one file; first_row is the number of the first of them in the file."""
+    """Decoded rows of one file. Row b is first_row + b there, or first_row + numbers[b] where some are left out."""
 
     rows: pa.RecordBatch
     path: Path
     first_row: int
+    numbers: Int64Array | None = None
 
     def cut(self, num_rows: int) -> tuple[FileRows, FileRows | None]:
         """The first num_rows rows, and the rest if there is any."""
         if num_rows >= len(self.rows):
             return self, None
-        rest = self._replace(rows=self.rows.slice(num_rows), first_row=self.first_row + num_rows)
-        return self._replace(rows=self.rows.slice(0, num_rows)), rest
+        first, rest = self._replace(rows=self.rows.slice(0, num_rows)), self._replace(rows=self.rows.slice(num_rows))
+        if self.numbers is None:
+            return first, rest._replace(first_row=self.first_row + num_rows)
+        return first._replace(numbers=self.numbers[:num_rows]), rest._replace(numbers=self.numbers[num_rows:])
 
 
 class FileSet:
     """The row groups of a Parquet file or of all Parquet files below a folder, in the order of the files' names."""
 
-    def __init__(self, path: Path) -> None:
-        """Reads the footers. InputError: nothing there, a file that is not whole, columns unlike the first file."""
-        self.path = path
+    def __init__(self, path: Path, *, since: int | None = None) -> None:
+        """Reads the footers. InputError: nothing there, a file that is not whole, columns unlike the first file.
+
+        since: unix milliseconds. Earlier rows are left out of everything, once all times have been read to count them.
+        """
+        self.path, self._since = path, since
         self.row_groups: list[RowGroup] = []
         self._footers = _Footers()
         files = parquet_files(path)
@@ -69,7 +78,7 @@ class FileSet:
                 require_same_columns(footer.schema, self.schema, where=file, first=files[0])
                 self._footers.keep(file, footer.metadata)
                 self._add_groups(file, footer.metadata)
-        self.group_rows = [group.num_rows for group in self.row_groups]
+        self.group_rows = [self._count(group) for group in self.row_groups]
         self.num_rows = sum(self.group_rows)
 
     def read(self, slices: Iterable[RowSlice], columns: Sequence[str]) -> Iterator[FileRows]:
@@ -83,18 +92,36 @@ class FileSet:
             position = 0  # in the row group
             footer = self._footers.get(group.path)
             with closing(read_batches(group.path, columns, [group.number], _READ_ROWS, footer=footer)) as parts:
+                decoded = 0
                 for part in parts:
-                    start, stop = max(piece.start - position, 0), min(piece.stop - position, len(part))
+                    rows = self._later(FileRows(part, group.path, group.first_row + decoded))
+                    decoded += len(part)
+                    start, stop = max(piece.start - position, 0), min(piece.stop - position, len(rows.rows))
+                    position += len(rows.rows)
                     if start < stop:
-                        yield FileRows(part.slice(start, stop - start), group.path, group.first_row + position + start)
-                    position += len(part)
+                        _, wanted = rows.cut(start) if start else (None, rows)
+                        assert wanted is not None
+                        yield wanted.cut(stop - start)[0]
                     if position >= piece.stop:
                         break
             if position < piece.stop:
                 raise InputError(
-                    f"{group.path}: row group {group.number} holds {position} rows, expected {group.num_rows}; "
-                    "copy or write the file again"
+                    f"{group.path}: row group {group.number} holds {position} rows, expected "
+                    f"{self.group_rows[piece.row_group]}; copy or write the file again"
                 )
+
+    def _later(self, rows: FileRows) -> FileRows:
+        """Those that are not left out."""
+        if self._since is None:
+            return rows
+        numbers = np.flatnonzero(rows.rows[TIMESTAMP].to_numpy() >= self._since)
+        return rows._replace(rows=rows.rows.take(pa.array(numbers)), numbers=numbers)
+
+    def _count(self, group: RowGroup) -> int:
+        if self._since is None:
+            return group.num_rows
+        with closing(read_batches(group.path, [TIMESTAMP], [group.number], _READ_ROWS)) as parts:
+            return sum(int((part[TIMESTAMP].to_numpy() >= self._since).sum()) for part in parts)
 
     def _add_groups(self, file: Path, metadata: pq.FileMetaData) -> None:
         first_row = 0

@@ -23,7 +23,7 @@ from learn_rank.progress import note
 from learn_rank.ranker.data.vectors import LearnVectors
 from learn_rank.ranker.tables.options import STORE, FrozenOptions
 from learn_rank.ranker.tables.placement import lookup_each, place
-from learn_rank.schema import ITEM_ID, NUM_INTERACTIONS, USER_ID
+from learn_rank.schema import ITEM_ID, LABELS_SEEN, NUM_INTERACTIONS, USER_ID
 from learn_rank.store.encoding import shortened
 from learn_rank.store.keys import key_type
 from learn_rank.store.reader import FrozenStore
@@ -38,8 +38,10 @@ class FrozenVectors:
 
     Not an nn.Module: nothing here is in a state_dict or gets a gradient.
 
-    needs_time: whether vectors are chosen by the time of a row. num_folds: how many user stores there are beside the
-    one of all interactions. User rows count through all user stores: `user` first, then user_without_fold_0, _1, ...
+    needs_time: whether vectors are chosen by the time of a row. until: unix milliseconds, or None; earlier rows have no
+    vectors, since the towers may have learned from their labels (`align.until`). num_folds: how many user stores there
+    are beside the one of all interactions. User rows count through all user stores: `user` first, then
+    user_without_fold_0, _1, ...
     """
 
     def __init__(self, stores: Path, *, num_folds: int, shuffle_seed: int | None = None) -> None:
@@ -66,7 +68,9 @@ class FrozenVectors:
         self._first_rows = np.cumsum([0, *(store.num_rows for store in self._users)])
         self.user_dim, self.item_dim = self._users[0].dim, self._item.dim
         self.num_folds = num_folds
-        self.needs_time = self._users[0].has_as_of or self._item.has_as_of
+        self.labels_seen: dict[str, Any] | None = self._users[0].manifest.facts.get(LABELS_SEEN)
+        self.until: int | None = (self.labels_seen or {}).get("until")
+        self.needs_time = self._users[0].has_as_of or self._item.has_as_of or self.until is not None
         self.fingerprint = fingerprint(item=self._item.fingerprint, users=[store.fingerprint for store in self._users])
         self._placement = STORE
         self._lookup = lookup_each([*self._users, self._item])
@@ -103,6 +107,7 @@ class FrozenVectors:
 
         A row in fold k takes the vector of user_without_fold_k, made from the other folds' interactions. A row in no
         fold (-1) takes the newest user snapshot strictly before its timestamp (the only one, in a store without times).
+        A row before `until` has neither vector.
         """
         user_rows = np.full(len(folds), -1, np.int64)
         for number in np.unique(folds):
@@ -116,6 +121,9 @@ class FrozenVectors:
             store_rows = store.rows_of(user_ids.take(pa.array(chosen)), before)
             user_rows[chosen] = np.where(store_rows < 0, -1, store_rows + first)
         item_rows = self._item.rows_of(item_ids, timestamps if self._item.has_as_of else None)
+        if self.until is not None:
+            is_learned_from = timestamps < self.until
+            user_rows, item_rows = (np.where(is_learned_from, -1, rows) for rows in (user_rows, item_rows))
         return user_rows, item_rows
 
     def prefetch(self, user_rows: Int64Array, item_rows: Int64Array) -> None:

@@ -14,7 +14,7 @@ from learn_rank.ranker.data.batch import BatchReader, RankerBatch
 from learn_rank.ranker.data.columns import hide_values
 from learn_rank.ranker.inputs import RankerInputs
 from learn_rank.ranker.model import ranker_loss
-from learn_rank.ranker.options import RankerOptions
+from learn_rank.ranker.options import LEFT_OUT, RankerOptions
 from learn_rank.ranker.sharding import ShardedRanker
 from learn_rank.ranker.tables.trainable import pad_rows
 from learn_rank.ranker.tasks import Sampling
@@ -40,7 +40,7 @@ class StepResult(NamedTuple):
 
 
 def open_reader(inputs: RankerInputs, split: str, options: RankerOptions, process: Process) -> BatchReader:
-    """Of a split, in batches of this rank's share of the batch size."""
+    """Of a split, in batches of this rank's share of the batch size; of training without the rows that are left out."""
     batch_size = options.training.batch_size
     batch_rows = rows_per_rank(batch_size, process.world_size)
     taken = batch_rows * process.world_size
@@ -49,11 +49,13 @@ def open_reader(inputs: RankerInputs, split: str, options: RankerOptions, proces
             f"ranker.training.batch_size is {batch_size}, which {process.world_size} ranks cannot share: "
             f"it is taken as {taken}"
         )
+    leaves_out = split == SPLITS[0] and options.adaptor.rows_before_until == LEFT_OUT
     return BatchReader(
         inputs.split(split),
         inputs.features,
         batch_rows=batch_rows,
         frozen=inputs.frozen,
+        since=inputs.frozen.until if leaves_out and inputs.frozen is not None else None,
         cvr_space=options.adaptor.cvr_space,
         rank=process.rank,
         world_size=process.world_size,

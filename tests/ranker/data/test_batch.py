@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -278,6 +279,48 @@ def test_scoring_ranges_cover_the_file_in_order_with_equal_batches(
         scores[first:end] = numbers(iter(batches))
     assert scores.tolist() == list(range(NUM_ROWS))
     assert len(num_batches) == 1
+
+
+def with_times(path: Path, features: FeatureSet, frozen: FrozenVectors, since: int | None = None) -> BatchReader:
+    return BatchReader(path, features, batch_rows=BATCH_ROWS, frozen=frozen, since=since)
+
+
+def test_earlier_rows_count_as_if_they_were_not_there(features: FeatureSet, log, tmp_path: Path) -> None:
+    table = log.table("train").slice(0, NUM_ROWS)
+    times = np.random.default_rng(0).permutation(NUM_ROWS)
+    table = table.set_column(2, table.schema.field(2), pa.array(times))
+    table = table.set_column(table.num_columns - 1, table.schema.field("dense.age"), pa.array(times, pa.float32()))
+    whole = type(log)(tmp_path / "whole", tmp_path).write("train", table, row_group_size=GROUP_ROWS)
+    later = tmp_path / "later.parquet"
+    with pq.ParquetWriter(later, table.schema) as writer:
+        for first in range(0, NUM_ROWS, GROUP_ROWS):
+            part = slice(first, first + GROUP_ROWS)
+            writer.write_table(table.slice(first, GROUP_ROWS).filter(pa.array(times[part] >= 600)))
+    frozen = FrozenVectors(log.stores, num_folds=0)
+    since, alone = with_times(whole, features, frozen, since=600), with_times(later, features, frozen)
+    assert since.num_rows == alone.num_rows == 401
+    assert since.num_training_batches == alone.num_training_batches == 7
+    for first, second in ((training(since), training(alone)), (since.in_order(), alone.in_order())):
+        pairs = list(zip(first, second, strict=True))
+        assert len(pairs) == 7
+        for one, other in pairs:
+            assert torch.equal(one.dense, other.dense)
+            assert torch.equal(one.sparse.values(), other.sparse.values())
+            assert torch.equal(one.user_row, other.user_row)
+
+
+def test_a_bad_value_among_later_rows_is_named_by_its_place_in_the_file(
+    features: FeatureSet, log, tmp_path: Path
+) -> None:
+    rows = log.table("train").slice(0, 500)
+    users = rows["sparse.user_id"].to_pylist()
+    users[321], users[3] = 61, 61
+    bad = type(log)(tmp_path, tmp_path).write("train", rows.set_column(6, rows.schema.field(6), pa.array(users)))
+    frozen = FrozenVectors(log.stores, num_folds=0)
+    with pytest.raises(InputError, match="row 321 is 61"):
+        training(with_times(bad, features, frozen, since=int(rows["timestamp"][100].as_py())))
+    with pytest.raises(InputError, match=r"0 rows from 500000 on, until when the towers learned"):
+        with_times(bad, features, frozen, since=500_000)
 
 
 def test_only_clicks_count_in_the_click_space(path: Path, features: FeatureSet) -> None:

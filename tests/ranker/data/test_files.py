@@ -31,6 +31,16 @@ def write(path: Path, group_sizes: Sequence[int], *, first: int = 0, **options: 
     return path
 
 
+def write_timed(path: Path, groups: Sequence[Sequence[int]]) -> Path:
+    """Row groups of the given times; `number` counts the rows."""
+    first = 0
+    with pq.ParquetWriter(path, pa.schema([("number", pa.int64()), ("timestamp", pa.int64())])) as writer:
+        for times in groups:
+            writer.write_table(pa.table({"number": np.arange(first, first + len(times)), "timestamp": times}))
+            first += len(times)
+    return path
+
+
 def numbers(parts: Sequence[FileRows]) -> list[int]:
     return [number for part in parts for number in part.rows["number"].to_pylist()]
 
@@ -53,6 +63,23 @@ def test_batch_sizes_worked_examples() -> None:
 
 def test_shares_worked_example() -> None:
     assert [share_of(rank, 3, 11) for rank in range(3)] == [(0, 3), (3, 7), (7, 11)]
+
+
+def test_earlier_rows_are_left_out_and_the_others_keep_their_numbers(tmp_path: Path) -> None:
+    path = write_timed(tmp_path / "a.parquet", [[5, 1, 7, 2], [0, 1], [9, 9, 3]])
+    later = FileSet(path, since=3)
+    assert (later.num_rows, later.group_rows) == (5, [2, 0, 3])
+    slices = divide(later.group_rows, [0, 1, 2], 1, 4)  # the second to the fourth of what is left
+    parts = list(later.read(slices, ["number", "timestamp"]))
+    assert numbers(parts) == [2, 6, 7]
+    for part in parts:
+        assert part.numbers is not None
+        assert part.rows["number"].to_pylist() == (part.first_row + part.numbers).tolist()
+        first, rest = part.cut(1)
+        for piece in (first, rest):
+            if piece is not None:
+                assert piece.numbers is not None
+                assert piece.rows["number"].to_pylist() == (piece.first_row + piece.numbers).tolist()
 
 
 @given(num_rows=st.integers(1, 10**12), world_size=st.integers(1, 1000))

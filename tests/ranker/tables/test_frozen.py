@@ -13,13 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learn_rank.artifact import Manifest
+from learn_rank.artifact import Manifest, read_manifest
 from learn_rank.distributed import process_group
 from learn_rank.errors import InputError
 from learn_rank.publish import publish
 from learn_rank.ranker.data.vectors import LearnVectors
 from learn_rank.ranker.tables.frozen import FrozenVectors
 from learn_rank.ranker.tables.options import FrozenOptions
+from learn_rank.schema import LABELS_SEEN
 from learn_rank.store.reader import FrozenStore
 from learn_rank.store.writer import write_store
 
@@ -50,6 +51,18 @@ def test_a_row_takes_the_newest_snapshot_strictly_before_it(timed: Path) -> None
     looked_up = look(FrozenVectors(timed, num_folds=0), [7] * 5 + [8], [1] * 6, [10, 11, 20, 21, 99, 26])
     assert looked_up.user_mask.tolist() == [False, True, True, True, True, True]
     assert looked_up.user[:, 0].tolist() == [0, 10, 10, 20, 30, 25]
+
+
+def test_rows_that_the_towers_may_have_learned_from_take_no_vector(timed: Path) -> None:
+    for name in ("item", "user"):
+        made = read_manifest(timed / name, stage="export")
+        seen = {"is_of_training": False, "until": 21, "cosine_uauc": {}}
+        made.write(timed / name, {**made.facts, LABELS_SEEN: seen})
+    frozen = FrozenVectors(timed, num_folds=0)
+    assert (frozen.until, frozen.needs_time) == (21, True)
+    looked_up = look(frozen, [7] * 5 + [8], [1] * 6, [10, 11, 20, 21, 99, 26])
+    assert looked_up.user_mask.tolist() == looked_up.item_mask.tolist() == [False, False, False, True, True, True]
+    assert looked_up.user[:, 0].tolist() == [0, 0, 0, 20, 30, 25]
 
 
 @settings(max_examples=30)
