@@ -10,18 +10,21 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from learn_rank.alignment.export_shares import on_shares
 from learn_rank.alignment.halves import Towers
 from learn_rank.alignment.histories import Histories
 from learn_rank.alignment.item_inputs import ItemInputs
 from learn_rank.alignment.vectors import item_vectors, user_vectors
 from learn_rank.arrays import Int64Array
 from learn_rank.progress import progress_bar
+from learn_rank.ranks import Ranks
 from learn_rank.store.keys import key_type
 from learn_rank.store.writer import VectorBatch, write_batches
 
 _BLOCK_BYTES = 64 << 20  # vectors in memory at a time
 _NEVER = np.iinfo(np.int64).max  # the snapshot of an interaction that no snapshot holds
 _CPU = torch.device("cpu")
+_ALONE = Ranks()
 
 
 def export_items(
@@ -31,24 +34,25 @@ def export_items(
     directory: Path,
     *,
     device: torch.device = _CPU,
+    ranks: Ranks = _ALONE,
 ) -> dict[str, Any]:
     """Writes the item store: every one of item_ids that the tower has an input for, each item on its own.
 
     The others get no row; the facts count them as items_without_vector.
     """
 
-    def batches() -> Iterator[VectorBatch]:
-        size = _block_rows(tower.output_dim)
-        for start in range(0, len(item_ids), size):
-            ids = item_ids[start : start + size]
-            rows = item_inputs.rows_of(ids)
-            has_input = item_inputs.has_input(rows)
-            vectors = item_vectors(tower, item_inputs, rows[has_input], device=device)
-            yield VectorBatch(ids.filter(pa.array(has_input)), vectors)
-            bar.update(len(ids))
+    size = _block_rows(tower.output_dim)
 
-    with progress_bar(total=len(item_ids), description="export items", unit="item") as bar:
-        facts = write_batches(
+    def batch(start: int) -> VectorBatch:
+        ids = item_ids[start : start + size]
+        rows = item_inputs.rows_of(ids)
+        has_input = item_inputs.has_input(rows)
+        vectors = item_vectors(tower, item_inputs, rows[has_input], device=device)
+        bar.update(len(ids) * ranks.num_ranks)
+        return VectorBatch(ids.filter(pa.array(has_input)), vectors)
+
+    def write(batches: Callable[[], Iterator[VectorBatch]]) -> dict[str, Any]:
+        return write_batches(
             directory,
             batches,
             key_type=key_type(item_ids),
@@ -56,6 +60,9 @@ def export_items(
             has_as_of=False,
             expected_rows=len(item_ids),
         )
+
+    with progress_bar(total=len(item_ids), description="export items", unit="item", is_shown=ranks.is_main) as bar:
+        facts = on_shares(lambda: range(0, len(item_ids), size), batch, directory, write, ranks)
     return {**facts, "items_without_vector": len(item_ids) - facts["num_ids"]}
 
 
@@ -69,6 +76,7 @@ def export_users_by_time(
     snapshot_seconds: int = 0,
     as_of: Int64Array | None = None,
     device: torch.device = _CPU,
+    ranks: Ranks = _ALONE,
 ) -> dict[str, Any]:
     """Writes the user store with snapshots: a vector holds all interactions up to and including its time as_of.
 
@@ -99,6 +107,7 @@ def export_users_by_time(
         max_history=max_history,
         stride=max(1, max_history // 2) if as_of is None else 1,
         device=device,
+        ranks=ranks,
     )
 
 
@@ -110,6 +119,7 @@ def export_users(
     *,
     max_history: int,
     device: torch.device = _CPU,
+    ranks: Ranks = _ALONE,
 ) -> dict[str, Any]:
     """Writes a user store without times: one vector per user, after the last max_history interactions in `histories`.
 
@@ -125,6 +135,7 @@ def export_users(
         max_history=max_history,
         stride=1,
         device=device,
+        ranks=ranks,
     )
 
 
@@ -139,24 +150,24 @@ def _write_users(
     max_history: int,
     stride: int,
     device: torch.device,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """snapshots gives, for times [N], the as_of [N] of the first snapshot that holds an interaction at that time."""
 
-    def batches() -> Iterator[VectorBatch]:
-        for block in histories.blocks(_block_rows(tower.output_dim)):
-            users = np.repeat(np.arange(block.num_users), np.diff(block.offsets))
-            as_of = snapshots(block.times)
-            # of the interactions that share a user and a snapshot the last one has seen the others
-            is_last = np.ones(len(users), bool)
-            is_last[:-1] = (users[1:] != users[:-1]) | (as_of[1:] != as_of[:-1])
-            at = np.flatnonzero(is_last & (as_of != _NEVER))
-            vectors = user_vectors(tower, item_inputs, block, at, max_history=max_history, stride=stride, device=device)
-            ids = block.user_ids.take(pa.array(users[at]))
-            yield VectorBatch(ids, vectors, as_of[at] if has_as_of else None)
-            bar.update(len(block.items))
+    def batch(block: Histories) -> VectorBatch:
+        users = np.repeat(np.arange(block.num_users), np.diff(block.offsets))
+        as_of = snapshots(block.times)
+        # of the interactions that share a user and a snapshot the last one has seen the others
+        is_last = np.ones(len(users), bool)
+        is_last[:-1] = (users[1:] != users[:-1]) | (as_of[1:] != as_of[:-1])
+        at = np.flatnonzero(is_last & (as_of != _NEVER))
+        vectors = user_vectors(tower, item_inputs, block, at, max_history=max_history, stride=stride, device=device)
+        ids = block.user_ids.take(pa.array(users[at]))
+        bar.update(len(block.items) * ranks.num_ranks)
+        return VectorBatch(ids, vectors, as_of[at] if has_as_of else None)
 
-    with progress_bar(total=len(histories.items), description="export users", unit="interaction") as bar:
-        facts = write_batches(
+    def write(batches: Callable[[], Iterator[VectorBatch]]) -> dict[str, Any]:
+        return write_batches(
             directory,
             batches,
             key_type=key_type(histories.user_ids),
@@ -164,6 +175,12 @@ def _write_users(
             has_as_of=has_as_of,
             expected_rows=len(histories.items) if has_as_of else histories.num_users,
         )
+
+    with progress_bar(
+        total=len(histories.items), description="export users", unit="interaction", is_shown=ranks.is_main
+    ) as bar:
+        blocks = _block_rows(tower.output_dim)
+        facts = on_shares(lambda: histories.blocks(blocks), batch, directory, write, ranks)
     return {**facts, "users_without_vector": histories.num_users - facts["num_ids"]}
 
 

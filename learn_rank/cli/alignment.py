@@ -19,10 +19,13 @@ from learn_rank.cli.validation import validation_uauc
 from learn_rank.errors import InputError
 from learn_rank.fingerprints import fingerprint
 from learn_rank.options import deciding
+from learn_rank.ranks import Ranks, has_ranks, join_ranks
 from learn_rank.schema import FEATURES, LABELS_SEEN, MANIFEST, METRICS, FeatureSet
 
 if TYPE_CHECKING:
     from learn_rank.alignment.log import Log
+
+_WAIT_SECONDS = 7 * 86_400  # rank 0 writes a store alone
 
 
 def align(config: RunConfig) -> None:
@@ -100,7 +103,12 @@ def train_towers(config: RunConfig) -> None:
 
 
 def export(config: RunConfig) -> None:
-    """Towers -> item store and user stores."""
+    """Towers -> item store and user stores. Runs on one process or under torchrun, which shares the vectors out."""
+    with join_ranks(timeout_seconds=_WAIT_SECONDS) as ranks:
+        _export(config, ranks)
+
+
+def _export(config: RunConfig, ranks: Ranks) -> None:
     from learn_rank.alignment import export as towers
     from learn_rank.alignment.histories import read_histories
     from learn_rank.alignment.log import open_item_inputs
@@ -125,12 +133,14 @@ def export(config: RunConfig) -> None:
     seen = labels_seen(trained)
     as_of = sorted(iso_milliseconds(time, "export.as_of") for time in config.export.as_of)
 
+    publish_stage = stage_on_ranks if has_ranks() else stage
+
     def store(name: str, work_in: Work) -> None:
         manifest = Manifest("export", inputs, {**asdict(config.export), "store": name})
-        stage(target / name, manifest, lambda work: {**work_in(work), LABELS_SEEN: seen})
+        publish_stage(target / name, manifest, lambda work: {**work_in(work), LABELS_SEEN: seen})
 
     items = read_table(prepared / "items.parquet", [ITEM_ID])[ITEM_ID].combine_chunks()
-    store("item", lambda work: towers.export_items(tower, item_inputs, items, work, device=device))
+    store("item", lambda work: towers.export_items(tower, item_inputs, items, work, device=device, ranks=ranks))
     histories = read_histories(prepared, SPLITS, features.history_label, item_inputs)
     store(
         "user",
@@ -143,6 +153,7 @@ def export(config: RunConfig) -> None:
             snapshot_seconds=config.export.snapshot_seconds,
             as_of=np.array(as_of, np.int64) if as_of else None,
             device=device,
+            ranks=ranks,
         ),
     )
     if not features.num_folds:
@@ -153,7 +164,7 @@ def export(config: RunConfig) -> None:
         store(
             f"user_without_fold_{fold}",
             lambda work, others=others: towers.export_users(  # type: ignore[misc]
-                tower, item_inputs, others, work, max_history=options.max_history, device=device
+                tower, item_inputs, others, work, max_history=options.max_history, device=device, ranks=ranks
             ),
         )
 

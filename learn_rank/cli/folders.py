@@ -41,7 +41,7 @@ def stage(
     reads: the user's files that the work reads; the folder may not hold them, nor lie among them. keeps_refused: of a
     resumable stage, whether what was done before an InputError is kept.
     """
-    name = f"export/{directory.name}" if manifest.stage == "export" else manifest.stage
+    name = _name(directory, manifest)
     if is_current(directory, manifest):
         say(name, "unchanged")
         return
@@ -70,7 +70,11 @@ def stage_on_ranks(directory: Path, manifest: Manifest, work_in: Work, *, is_res
                 )
                 facts.update(work_in(work))
         if process.is_main:
-            say(manifest.stage, "unchanged" if is_done else f"{time.monotonic() - start:.1f} s")
+            say(_name(directory, manifest), "unchanged" if is_done else f"{time.monotonic() - start:.1f} s")
+
+
+def _name(directory: Path, manifest: Manifest) -> str:
+    return f"export/{directory.name}" if manifest.stage == "export" else manifest.stage
 
 
 def _refuse_shared(directory: Path) -> None:
