@@ -25,6 +25,7 @@ FOLDERS = {
     "kuairand": "kuairand-pure-2w",
     "amazon_scientific": "amazon-scientific",
     "ebnerd": "ebnerd-demo",
+    "mind": "mind-5k",
     "microlens": "microlens-50k",
 }
 # rows of train, validation and test; items in all
@@ -100,6 +101,20 @@ def test_the_clicks_before_a_readers_weeks_are_behaviours(prepared: Prepared) ->
     assert sum(table.num_rows for table in clicks) == facts["rows"]
     # those of the training window come before what is evaluated
     assert pc.max(clicks[0]["timestamp"]).as_py() < pc.min(splits[1]["timestamp"]).as_py()
+
+
+def test_every_impression_of_mind_has_the_list_that_it_carries_as_its_past(prepared: Prepared) -> None:
+    folder, _ = prepared("mind")
+    clicks = [pq.read_table(folder / "behaviors" / f"{split}.parquet") for split in SPLITS]
+    log = pq.read_table(raw_folder("mind") / "history.parquet").to_pylist()
+    table = pa.concat_tables(clicks).sort_by([("user_id", "ascending"), ("timestamp", "ascending")])
+    users, items, times = (table[name].to_numpy() for name in ("user_id", "item_id", "timestamp"))
+    first = np.searchsorted(users, [row["user_id"] for row in log])
+    end = np.searchsorted(users, [row["user_id"] for row in log], side="right")
+    for nth in np.random.default_rng(0).choice(len(log), 200, replace=False).tolist():
+        mine = slice(first[nth], end[nth])
+        before = times[mine] < log[nth]["timestamp"] * 1000
+        assert items[mine][before].tolist()[: len(log[nth]["item_ids"] or [])] == (log[nth]["item_ids"] or [])
 
 
 def test_every_video_without_text_is_described_by_its_side_features(prepared: Prepared) -> None:

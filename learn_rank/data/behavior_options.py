@@ -16,14 +16,18 @@ def _doc(text: str) -> dict[str, str]:
 class BehaviorsSource:
     """A further log of what users did, which makes their histories longer; its rows are not ranked.
 
-    A file may hold a row per event, or a row per user with lists of items (and, of the same length, of times).
+    A file may hold a row per event; a row per user with lists of items and, of the same length, of times; or a row per
+    impression, or user and time, that carries the list of all that the user had done by then, oldest first.
     """
 
     files: str = field(default="", metadata=_doc("Parquet or CSV: file, folder or pattern below root"))
     user_id: str = field(default="user_id", metadata=_doc("name of the id column"))
     item_id: str = field(default="item_id", metadata=_doc("name of the id column, or of a column of lists of them"))
     timestamp: str = field(
-        default="timestamp", metadata=_doc("as in interactions; a list where item_id is one; empty with precedes_log")
+        default="timestamp",
+        metadata=_doc(
+            "as in interactions. Where item_id is a list: a list too, or the time by which all of it was done"
+        ),
     )
     timestamp_unit: str = field(default="s", metadata=_doc("as in interactions; it may be another unit"))
     timestamp_format: str = field(default="", metadata=_doc("as in interactions"))

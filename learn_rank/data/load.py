@@ -24,6 +24,7 @@ from learn_rank.inputs import InputFiles, find_inputs
 from learn_rank.schema import ITEM_ID, TIMESTAMP, USER_ID, VALUE
 
 _ARROW_TYPES = {"BIGINT": pa.int64(), "VARCHAR": pa.string()}
+CARRIED = "carried"  # our name of a list of items: all that a user had done by the row's time
 _KEYS = {"items": ITEM_ID, "users": USER_ID}
 
 
@@ -145,12 +146,12 @@ def open_sources(engine: Engine, recipe: DatasetRecipe, files: Mapping[str, Inpu
 
 
 def _open_behaviors(source: Source, said: BehaviorsSource, *, key: str) -> None:
-    if source.raw.is_list(said.item_id):
-        source.raw = source.raw.unnested(
-            [said.item_id, *([said.timestamp] if source.raw.is_list(said.timestamp) else [])]
-        )
+    has_lists, has_times = source.raw.is_list(said.item_id), source.raw.is_list(said.timestamp)
+    is_carried = has_lists and bool(said.timestamp) and not has_times and not said.precedes_log
+    if has_lists and not is_carried:
+        source.raw = source.raw.unnested([said.item_id, *([said.timestamp] if has_times else [])])
     source.name_column(USER_ID, said.user_id, key=f"{key}.user_id")
-    source.name_column(ITEM_ID, said.item_id, key=f"{key}.item_id")
+    source.name_column(CARRIED if is_carried else ITEM_ID, said.item_id, key=f"{key}.item_id")
     if said.timestamp:
         source.name(TIMESTAMP, said.timestamp, key=f"{key}.timestamp")
     if said.label:

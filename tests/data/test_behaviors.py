@@ -122,6 +122,47 @@ def test_a_sequence_may_read_behaviours_too(raw: Path, out: Path, recipe_of: Rec
     assert seen == {100: [12], 103: [12], 106: [None, 13, 10], 109: [None, 13, 10]}
 
 
+def test_lists_that_rows_carry_are_events_just_before_the_row_that_first_shows_them(
+    raw: Path, out: Path, recipe_of: RecipeOf
+) -> None:
+    """The newest three of what a user had done: grown, the same, moved on, another list; null and empty ones."""
+    hour = 3_600_000
+    day = 1_600_000_000_000
+    lists = [[10, 11], [10, 11], [10, 11, 12], [11, 12, 13], [77, 10], None, []]
+    table = {"uid": [1] * 7, "iid": pa.array(lists, pa.list_(pa.int64())), "at": [day + n * hour for n in range(7)]}
+    pq.write_table(pa.table(table), raw / "purchases.parquet")
+    carried = replace(PURCHASES, timestamp_unit="ms")
+    log = replace(recipe_of(raw).interactions, timestamp='"at" + 1600100000', timestamp_unit="s")
+    facts = prepare(recipe_of(raw, interactions=log, behaviors={"carried": carried}), out, PrepareOptions())
+    assert windows(out)[0] == [
+        (1, 10, day - 2),
+        (1, 11, day - 1),
+        (1, 12, day + 2 * hour - 1),
+        (1, 13, day + 3 * hour - 1),
+        (1, 77, day + 4 * hour - 2),
+        (1, 10, day + 4 * hour - 1),
+    ]
+    assert (facts["behaviors"]["carried"]["rows"], facts["behaviors"]["carried"]["events"]) == (7, 6)
+
+
+def test_a_carried_list_may_be_a_column_of_the_log_and_what_the_log_knows_counts_once(
+    raw: Path, out: Path, recipe_of: RecipeOf
+) -> None:
+    rows = [(1, 10, 100, 1, []), (1, 11, 200, 0, [10]), (1, 12, 300, 1, [10, 99]), (1, 10, 400, 0, [10, 99, 12])]
+    rows += [(1, 10, 500, 1, [10, 99, 12]), (1, 10, 600, 1, [10, 99, 12])]
+    names = ("uid", "iid", "at", "like", "seen")
+    columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    columns["at"] = [1_600_000_000 + at for at in columns["at"]]
+    pq.write_table(pa.table({**columns, "seen": pa.array(columns["seen"], pa.list_(pa.int64()))}), raw / "log.parquet")
+    log = replace(recipe_of(raw).interactions, timestamp_unit="s", labels={"like": '"like"'})
+    carried = BehaviorsSource(files="log.parquet", user_id="uid", item_id="seen", timestamp="at")
+    split = SplitOptions(validation_fraction=0.2, test_fraction=0.2)
+    recipe = recipe_of(raw, interactions=log, behaviors={"seen": carried}, split=split, dense={})
+    prepare(recipe, out, PrepareOptions())
+    # 10 and 12 are likes of the log before they are in a list
+    assert windows(out)[0] == [(1, 99, 1_600_000_299_999)]
+
+
 # Bad input
 
 
@@ -136,7 +177,7 @@ def test_behaviours_after_the_log_are_counted(
 ) -> None:
     write(raw / "purchases.parquet", [(1, 10, 50), (1, 10, 120)])
     prepare(recipe_of(raw, behaviors={"purchases": PURCHASES}), out, PrepareOptions())
-    assert "1 of 2 behaviours are later than the log's last row" in capsys.readouterr().err
+    assert "1 of 2 behaviours are after the log's last row" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -190,3 +231,14 @@ def test_sequences_that_cannot_be(raw: Path, recipe_of: RecipeOf, sequence: Sequ
     sparse = {"iid": SparseSource(column="interactions.iid"), "genre": SparseSource(column="items.genres")}
     with pytest.raises(InputError, match=said):
         recipe_of(raw, behaviors={"purchases": PURCHASES}, sparse=sparse, sequence={"history": sequence})
+
+
+def test_carried_lists_that_cannot_be(raw: Path, out: Path, recipe_of: RecipeOf) -> None:
+    table = {"uid": [1], "iid": pa.array([["a"]], pa.list_(pa.string())), "at": [50]}
+    pq.write_table(pa.table(table), raw / "purchases.parquet")
+    with pytest.raises(InputError, match="lists that rows carry need times, or one for each of their items"):
+        prepare(recipe_of(raw, behaviors={"purchases": PURCHASES}), out, PrepareOptions())
+    log = replace(recipe_of(raw).interactions, timestamp='"at" + 1600000000', timestamp_unit="s")
+    in_seconds = replace(PURCHASES, timestamp='"at" + 1600000000', timestamp_unit="s")
+    with pytest.raises(InputError, match="holds lists of VARCHAR, but the log's items are BIGINT"):
+        prepare(recipe_of(raw, interactions=log, behaviors={"purchases": in_seconds}), out, PrepareOptions())
