@@ -83,7 +83,7 @@ def run_of(histories: Histories, item_inputs: ItemInputs, options: AlignOptions,
     if options.compiles:
         tower.compile(dynamic=True)
     objective = find_objective(options.objective)(options, TrainingData(histories, item_inputs, process))
-    return _Run(TrainingState(tower, options, process.device), objective, process, options)
+    return _Run(TrainingState(tower, options, process.device), objective, process, options, options.bf16)
 
 
 def step_of(run: _Run) -> Step:

@@ -27,10 +27,10 @@ from learn_rank.alignment.training_data import TrainingData
 from learn_rank.alignment.training_rows import training_uauc
 from learn_rank.alignment.training_state import Progress, TrainingState
 from learn_rank.alignment.until import read_until
-from learn_rank.distributed import Process, on_main, seed_rank, sum_gradients, sum_over_ranks
+from learn_rank.distributed import Process, has_fast_bf16, on_main, seed_rank, sum_gradients, sum_over_ranks
 from learn_rank.durable import write_json
 from learn_rank.errors import InputError
-from learn_rank.progress import progress_bar
+from learn_rank.progress import note, progress_bar
 from learn_rank.scalars import Scalars
 from learn_rank.schedule import learning_rate_factor
 from learn_rank.schema import METRICS
@@ -102,6 +102,7 @@ def train(
         )
     return {
         "content_dim": item_inputs.content_dim,
+        "bf16": options.bf16 and has_fast_bf16(process.device),
         "parameters": sum(weight.numel() for weight in tower.parameters() if weight.requires_grad),
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch,
@@ -117,6 +118,15 @@ def train(
     }
 
 
+def uses_bf16(options: AlignOptions, process: Process) -> bool:
+    """align.bf16 where the device computes it faster than float32; says where it does not."""
+    if options.bf16 and not has_fast_bf16(process.device):
+        if process.is_main:
+            note("align.bf16: this machine computes bfloat16 slower than float32, which is used instead")
+        return False
+    return options.bf16
+
+
 @dataclass(frozen=True)
 class _Run:
     """What every step of a run uses."""
@@ -125,6 +135,7 @@ class _Run:
     objective: Objective
     process: Process
     options: AlignOptions
+    uses_bf16: bool
 
 
 def _train(tower: Tower, data: TrainingData, validation: Evaluator, directory: Path, options: AlignOptions) -> Progress:
@@ -133,7 +144,7 @@ def _train(tower: Tower, data: TrainingData, validation: Evaluator, directory: P
     state.restore(directory)
     if options.compiles:
         tower.compile(dynamic=True)
-    run = _Run(state, find_objective(options.objective)(options, data), process, options)
+    run = _Run(state, find_objective(options.objective)(options, data), process, options, uses_bf16(options, process))
     progress = state.progress
     scalars = Scalars(directory / "tensorboard" if process.is_main else None, first_step=progress.epoch)
 
@@ -200,7 +211,7 @@ def _step(run: _Run, stretches: Stretches, epoch: int, step: int) -> float:
     # all ranks draw the same pairs of the whole batch, and each its own dropout
     generator = np.random.default_rng((options.seed, epoch, step))
     seed_rank(run.process, options.seed, epoch, step)
-    with torch.autocast(run.process.device.type, torch.bfloat16, enabled=options.bf16):
+    with torch.autocast(run.process.device.type, torch.bfloat16, enabled=run.uses_bf16):
         loss = run.objective.loss(state.tower, stretches, generator, state.temperature())
     sums = sum_over_ranks(torch.stack([loss.total.detach().double(), loss.num_terms.double()]))
     state.optimizer.zero_grad()

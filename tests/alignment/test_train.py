@@ -92,6 +92,24 @@ def test_taste_for_one_group_of_items_is_learnt(
     assert list((tmp_path / "align" / "tensorboard").glob("events*"))
 
 
+def test_bfloat16_is_used_where_the_machine_computes_it_faster(
+    planted: Path,
+    content: FrozenStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    used = {}
+    for name, wanted, is_fast in (("float32", False, True), ("slow", True, False), ("fast", True, True)):
+        monkeypatch.setattr(module, "has_fast_bf16", lambda device, is_fast=is_fast: is_fast)
+        facts = run(planted, content, tmp_path / name, AlignOptions(**SMALL, epochs=1, bf16=wanted))
+        used[name] = (facts["bf16"], "bfloat16 slower than float32" in capsys.readouterr().err)
+    assert used == {"float32": (False, False), "slow": (False, True), "fast": (True, False)}
+    assert_same_weights(tmp_path / "float32", tmp_path / "slow")
+    fast, slow = weights(tmp_path / "fast"), weights(tmp_path / "slow")
+    assert any(not torch.equal(fast[name], slow[name]) for name in slow)
+
+
 def test_without_alignment_nothing_is_trained_and_content_ranks(
     planted: Path, content: FrozenStore, tmp_path: Path
 ) -> None:
