@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from learn_rank.alignment.item_inputs import ItemInputs
+from learn_rank.alignment.retrieval import Ragged
 from learn_rank.arrays import BoolArray, Int64Array
 from learn_rank.io import open_parquet, parquet_files, read_batches, require_columns
 from learn_rank.schema import BEHAVIORS, FOLD, ITEM_ID, TIMESTAMP, USER_ID
@@ -86,7 +87,7 @@ def read_histories(
     has_behaviors = (prepared / BEHAVIORS).is_dir()
     if has_behaviors:
         files += [prepared / BEHAVIORS / f"{split}.parquet" for split in splits]
-    batches = [batch for file in files for batch in _positives(file, label, item_inputs, log)]
+    batches = [batch for file in files for batch in _labelled(file, label, 1, item_inputs, log)]
     users = pc.dictionary_encode(pa.chunked_array([batch.users for batch in batches]).combine_chunks())
     codes = users.indices.to_numpy()
     times = np.concatenate([batch.times for batch in batches])
@@ -128,8 +129,30 @@ def _is_repeated(codes: Int64Array, times: Int64Array, items: Int64Array, order:
     return repeated
 
 
-class _Positives(NamedTuple):
-    """Positive interactions of a stretch of a file."""
+def read_unclicked(
+    prepared: Path,
+    label: str,
+    item_inputs: ItemInputs,
+    histories: Histories,
+    *,
+    log: int = 0,
+    until: int | None = None,
+) -> Ragged:
+    """Of every user of a log's histories the distinct items of training rows with label = 0, before until (ms)."""
+    users, items = [], []
+    for file in parquet_files(prepared / "interactions" / "train.parquet"):
+        for batch in _labelled(file, label, 0, item_inputs, log):
+            known = pc.index_in(batch.users, value_set=histories.user_ids).fill_null(-1).to_numpy().astype(np.int64)
+            kept = known >= 0 if until is None else (known >= 0) & (batch.times < until)
+            users.append(known[kept])
+            items.append(batch.rows[kept])
+    pairs = np.unique(np.concatenate(users) * item_inputs.num_items + np.concatenate(items))
+    owners = pairs // item_inputs.num_items
+    return Ragged(np.searchsorted(owners, np.arange(histories.num_users + 1)), pairs % item_inputs.num_items)
+
+
+class _Labelled(NamedTuple):
+    """Interactions with one label of a stretch of a file."""
 
     users: pa.Array
     rows: Int64Array
@@ -138,18 +161,18 @@ class _Positives(NamedTuple):
     num_without_input: int
 
 
-def _positives(file: Path, label: str, item_inputs: ItemInputs, log: int) -> Iterator[_Positives]:
+def _labelled(file: Path, label: str, value: int, item_inputs: ItemInputs, log: int) -> Iterator[_Labelled]:
     columns = [USER_ID, ITEM_ID, TIMESTAMP, FOLD, label]
     with open_parquet(file) as opened:
         schema, footer = opened.schema_arrow, opened.metadata
     require_columns(schema.names, columns, where=str(file))
     no_rows = pa.RecordBatch.from_pylist([], schema)  # a file may hold none, but its ids have a type
     for batch in itertools.chain([no_rows], read_batches(file, columns, None, _READ_ROWS, footer=footer)):
-        table = batch.filter(pc.equal(batch[label], 1))
+        table = batch.filter(pc.equal(batch[label], value))
         rows = item_inputs.rows_of(table[ITEM_ID], log)
         has_input = item_inputs.has_input(rows)
         kept = table.filter(pa.array(has_input))
-        yield _Positives(
+        yield _Labelled(
             users=kept[USER_ID],
             rows=rows[has_input],
             times=kept[TIMESTAMP].to_numpy(),

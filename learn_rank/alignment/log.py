@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from learn_rank.alignment.histories import Histories, join_histories, read_histories
+from learn_rank.alignment.histories import Histories, join_histories, read_histories, read_unclicked
 from learn_rank.alignment.item_inputs import ItemInputs
 from learn_rank.alignment.options import TowerOptions
+from learn_rank.alignment.retrieval import Ragged
 from learn_rank.errors import InputError
 from learn_rank.io import read_table
 from learn_rank.schema import FEATURES, ITEM_ID, TIMESTAMP, FeatureSet
@@ -58,13 +59,19 @@ def open_item_inputs(
 
 
 class Training(NamedTuple):
-    """own: histories of the first log's training window; learned: those that the towers learn from, of all logs."""
+    """own: histories of the first log's training window; learned: those that the towers learn from, of all logs.
+
+    unclicked: of the learned histories' users, if asked for.
+    """
 
     own: Histories
     learned: Histories
+    unclicked: Ragged | None
 
 
-def read_training(logs: Sequence[Log], item_inputs: ItemInputs, *, until: int | None = None) -> Training:
+def read_training(
+    logs: Sequence[Log], item_inputs: ItemInputs, *, until: int | None = None, with_unclicked: bool = False
+) -> Training:
     """Histories of the training windows. until: unix milliseconds from which on the first log is not learned from.
 
     InputError: nobody has two positive interactions with an item that the towers are told of.
@@ -80,4 +87,16 @@ def read_training(logs: Sequence[Log], item_inputs: ItemInputs, *, until: int | 
             f"{logs[0].prepared}: no user has two positive interactions ({logs[0].label} = 1) with content in training"
             + when
         )
-    return Training(own, learned)
+    unclicked = None
+    if with_unclicked:
+        each = [
+            read_unclicked(log.prepared, log.label, item_inputs, histories, log=n, until=None if n else until)
+            for n, (log, histories) in enumerate(zip(logs, [own, *others], strict=True))
+        ]
+        first = np.cumsum([0, *(len(lists.items) for lists in each)])
+        offsets = [lists.offsets[1:] + start for lists, start in zip(each, first, strict=False)]
+        unclicked = Ragged(np.concatenate([[0], *offsets]), np.concatenate([lists.items for lists in each]))
+        if not len(unclicked.items):
+            where = f"{logs[0].prepared}: no training row has {logs[0].label} = 0"
+            raise InputError(f"{where}, which align.own_negatives draws; set it to 0")
+    return Training(own, learned, unclicked)

@@ -70,17 +70,21 @@ def catalogue_loss(
     temperature: float | torch.Tensor,
     log_popularity: torch.Tensor | None = None,
     left_out: Ragged | None = None,
+    own_negatives: Ragged | None = None,
 ) -> LossSum:
     """Cross entropy of the target item among all catalogue items.
 
     users [M, D] and catalogue [N, D] are unit length; targets [M] are positions in the catalogue. With log_popularity
     [N] the softmax is over u . v / temperature + log popularity: what everybody likes needs no embedding, which is left
     to say what this user likes more than others do. left_out names, for each of the M users, catalogue items that are
-    no negatives; the target stays in, named or not.
+    no negatives; the target stays in, named or not. own_negatives names items that are negatives of a user whatever
+    their log popularity, such as items with -inf, which are no others'.
     """
     with torch.autocast(users.device.type, enabled=False):
         bias = users.new_zeros(len(catalogue), dtype=torch.float32) if log_popularity is None else log_popularity
-        total: torch.Tensor = _SoftmaxSum.apply(users.float() / temperature, catalogue.float(), bias, targets, left_out)
+        total: torch.Tensor = _SoftmaxSum.apply(
+            users.float() / temperature, catalogue.float(), bias, targets, left_out, own_negatives
+        )
     return LossSum(total, torch.tensor(len(targets), device=users.device))
 
 
@@ -102,6 +106,7 @@ class _SoftmaxSum(torch.autograd.Function):
         bias: torch.Tensor,
         targets: torch.Tensor,
         left_out: Ragged | None,
+        own_negatives: Ragged | None,
     ) -> torch.Tensor:
         user_gradient, item_gradient = torch.empty_like(users), torch.zeros_like(catalogue)
         total = users.new_zeros((), dtype=torch.float64)
@@ -110,6 +115,10 @@ class _SoftmaxSum(torch.autograd.Function):
             some, target = users[start : start + size], targets[start : start + size].unsqueeze(1)
             logits = torch.addmm(bias, some, catalogue.T)
             own = logits.gather(1, target)
+            if own_negatives is not None:
+                at = _flat_positions(own_negatives, start, logits)
+                row, item = at // len(catalogue), at % len(catalogue)
+                logits.view(-1)[at] = (some[row] * catalogue[item]).sum(1)
             if left_out is not None:
                 logits.view(-1)[_flat_positions(left_out, start, logits)] = -torch.inf
                 logits.scatter_(1, target, own)
@@ -124,9 +133,9 @@ class _SoftmaxSum(torch.autograd.Function):
         return total.float()
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None, None]:
         user_gradient, item_gradient = ctx.saved_tensors
-        return gradient * user_gradient, gradient * item_gradient, None, None, None
+        return gradient * user_gradient, gradient * item_gradient, None, None, None, None
 
 
 def _flat_positions(left_out: Ragged, start: int, logits: torch.Tensor) -> torch.Tensor:

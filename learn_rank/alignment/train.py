@@ -60,7 +60,9 @@ def train(
     logs = [log, *others]
     until = read_until(log.prepared, log.label, options.until)
     item_inputs = open_item_inputs(logs, options, until=until)
-    own_histories, histories = read_training(logs, item_inputs, until=until)
+    own_histories, histories, unclicked = read_training(
+        logs, item_inputs, until=until, with_unclicked=options.own_negatives > 0
+    )
     earlier = {
         "validation": own_histories,
         "test": read_histories(log.prepared, ["train", "validation"], log.label, item_inputs),
@@ -78,7 +80,7 @@ def train(
     else:
         tower = load_tower(init_from, item_inputs, replace(options, halves=False))
     tower.to(process.device)
-    data = TrainingData(histories, item_inputs, process)
+    data = TrainingData(histories, item_inputs, process, unclicked)
     facts: dict[str, Any] = {}
     if not isinstance(tower, Tower) or options.epochs == 0:
         progress = Progress(best_metric=validation.metric(tower))

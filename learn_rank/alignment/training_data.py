@@ -9,6 +9,7 @@ import torch
 
 from learn_rank.alignment.histories import Histories
 from learn_rank.alignment.item_inputs import ItemInput, ItemInputs
+from learn_rank.alignment.retrieval import Ragged
 from learn_rank.alignment.transformer import Places
 from learn_rank.arrays import Int64Array
 from learn_rank.distributed import Process
@@ -16,11 +17,15 @@ from learn_rank.distributed import Process
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The histories of all users, what the towers are told of their items, and this process among its ranks."""
+    """The histories of all users, what the towers are told of their items, and this process among its ranks.
+
+    unclicked: of every user of the histories the items of impressions with label 0; only where an objective reads them.
+    """
 
     histories: Histories
     item_inputs: ItemInputs
     process: Process
+    unclicked: Ragged | None = None
 
     def inputs(self, rows: Int64Array) -> ItemInput:
         """What the towers are told of item rows [...], -1 where padded; on the process's device."""

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from learn_rank.alignment.histories import Histories, read_histories
+from learn_rank.alignment.histories import Histories, read_histories, read_unclicked
 from learn_rank.alignment.item_inputs import ItemInputs
 from learn_rank.errors import InputError
 from learn_rank.store.reader import FrozenStore
@@ -70,6 +70,19 @@ def test_behaviours_of_the_windows_are_part_of_the_histories_and_count_once(
         read = read_histories(folder, splits, "like", item_inputs)
         items = {**own, 7: [*own[7], *later]}
         assert spans(read) == {user: item_inputs.rows_of(pa.array(ids)).tolist() for user, ids in items.items()}
+
+
+def test_what_was_left_alone_is_listed_for_the_users_of_the_histories(
+    prepare: Callable[..., Path], item_inputs: ItemInputs, tmp_path: Path
+) -> None:
+    train = [(7, 101, 20, -1, 1), (7, 105, 21, -1, 0), (7, 102, 25, -1, 0), (7, 105, 30, -1, 0), (9, 101, 5, -1, 0)]
+    folder = prepare(tmp_path, {"train": [*train, (7, 999, 22, -1, 0)]})
+    histories = read_histories(folder, ["train"], "like", item_inputs)
+    lists = read_unclicked(folder, "like", item_inputs, histories)
+    assert lists.offsets.tolist() == [0, 2]
+    assert lists.items.tolist() == sorted(item_inputs.rows_of(pa.array([102, 105])).tolist())
+    early = read_unclicked(folder, "like", item_inputs, histories, until=25)
+    assert early.items.tolist() == item_inputs.rows_of(pa.array([105])).tolist()
 
 
 def test_equal_times_keep_the_order_of_the_splits_and_their_files(

@@ -69,6 +69,7 @@ def assert_same_weights(first: Path, second: Path) -> None:
         {"objective": "catalogue", "targets": "later", "keeps_order": False, "max_catalogue": 30},
         {"objective": "in_batch", "targets": "next", "ema": 0.9},
         {"objective": "in_batch", "corrects_popularity": False, "input_dropout": 0.2},
+        {"objective": "in_batch", "own_negatives": 3},
         {"item_tower": "a", "use_positions": True, "learns_temperature": True},
         {"item_tower": "b", "first_stage": "random", "second_stage": "random"},
         {"item_tower": "c", "epochs": 15},

@@ -302,6 +302,8 @@ def test_words_may_come_in_any_order() -> None:
         (["align.evaluated_users=-1"], "align.evaluated_users is -1, must be 0 or more"),
         (["align.dropout=1.5"], "align.dropout is 1.5, expected at least 0 and less than 1"),
         (["align.warmup_share=1.5"], "align.warmup_share is 1.5, must be 0 to 1"),
+        (["align.own_negatives=-1"], "align.own_negatives is -1, must be 0 or more"),
+        (["align.own_negatives=4"], "align.own_negatives is for align.objective=in_batch"),
         (["align.seed=-1"], "align.seed is -1, expected 0 to 4294967295"),
         (["ranker.seed=-1"], "ranker.seed is -1"),
         (["ranker.adaptor.shuffle_seed=-1"], "ranker.adaptor.shuffle_seed is -1"),

@@ -28,7 +28,8 @@ class InBatch(Objective):
 
     The batch's distinct targets alone are embedded. With corrects_popularity the log of how often an item is a target
     in the batch is added to its logit, and embeddings are left to say what one user likes more than others do. What a
-    user likes at any time of training is never a negative of that user.
+    user likes at any time of training is never a negative of that user. With own_negatives, so many of a user's
+    impressions with label 0, drawn anew in each step, are negatives of that user too.
     """
 
     options_type: ClassVar[type[ObjectiveOptions]] = LaterItemOptions
@@ -48,11 +49,21 @@ class InBatch(Objective):
         items = next_item_rows(data.histories, stretches, options, generator)  # [B, L + 1]
         queries = draw_queries(items, options, generator)
         rows, counts = np.unique(queries.targets[queries.is_real], return_counts=True)  # [K]
+        unclicked = None
+        if options.own_negatives:
+            drawn = self._draw_unclicked(stretches, generator)
+            rows, counts = _with_rows(rows, counts, drawn.items)
+            unclicked = drawn
         mine = data.shares(len(items))[process.rank]
         users = tower(*data.sequences(queries.inputs[mine]))  # [M, D], one for each query
         row, column = np.nonzero(queries.is_real[mine])
         targets = np.searchsorted(rows, queries.targets[mine][row, column])
-        popularity = torch.from_numpy(counts).float().log() if options.corrects_popularity else None
+        popularity = None
+        if options.corrects_popularity or unclicked is not None:
+            weights = (
+                counts if options.corrects_popularity else counts > 0
+            )  # who is no target is nobody else's negative
+            popularity = torch.from_numpy(weights).float().log()
         return catalogue_loss(
             users,
             torch.from_numpy(targets).to(process.device),
@@ -60,7 +71,23 @@ class InBatch(Objective):
             temperature=temperature,
             log_popularity=None if popularity is None else popularity.to(process.device),
             left_out=liked_positions(data.histories, stretches.starts[mine], rows).select(row),
+            own_negatives=None if unclicked is None else _untargeted(unclicked, rows, counts).select(row + mine.start),
         )
+
+    def _draw_unclicked(self, stretches: Stretches, generator: np.random.Generator) -> Ragged:
+        """Of each window's user at most own_negatives distinct impressions with label 0."""
+        from learn_rank.alignment.retrieval import Ragged
+
+        unclicked = self.data.unclicked
+        assert unclicked is not None
+        users = np.searchsorted(self.data.histories.offsets, stretches.starts, side="right") - 1
+        lists = unclicked.select(users)
+        owners = lists.owners()
+        order = np.lexsort((generator.random(len(owners)), owners))
+        place = np.arange(len(owners)) - lists.offsets[owners]
+        kept = place < self.options.own_negatives
+        counts = np.minimum(np.diff(lists.offsets), self.options.own_negatives)
+        return Ragged(np.r_[0, np.cumsum(counts)], lists.items[order][kept])
 
     def _embedded(self, tower: Tower, rows: Int64Array) -> torch.Tensor:
         """[K, D] embeddings of item rows [K], of which every rank makes its share."""
@@ -76,6 +103,24 @@ class InBatch(Objective):
         if len(parts) == 1:
             return parts[0]
         return torch.cat([part[: share.stop - share.start] for part, share in zip(parts, shares, strict=True)])
+
+
+def _with_rows(rows: Int64Array, counts: Int64Array, more: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """Ascending rows with those of more, which count 0 unless they are there."""
+    joined = np.union1d(rows, more)
+    counted = np.zeros(len(joined), np.int64)
+    counted[np.searchsorted(joined, rows)] = counts
+    return joined, counted
+
+
+def _untargeted(unclicked: Ragged, rows: Int64Array, counts: Int64Array) -> Ragged:
+    """Where in rows [K] the unclicked items of each window are that are no targets; the others are in the contrast."""
+    from learn_rank.alignment.retrieval import Ragged
+
+    positions = np.searchsorted(rows, unclicked.items)
+    kept = counts[positions] == 0
+    before = np.r_[0, np.cumsum(kept)]
+    return Ragged(before[unclicked.offsets], positions[kept])
 
 
 def liked_positions(histories: Histories, starts: Int64Array, rows: Int64Array) -> Ragged:

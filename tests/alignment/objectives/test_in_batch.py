@@ -9,6 +9,7 @@ from learn_rank.alignment.item_inputs import ItemInput
 from learn_rank.alignment.objectives.in_batch import InBatch, liked_positions
 from learn_rank.alignment.objectives.stretches import Stretches
 from learn_rank.alignment.options import AlignOptions
+from learn_rank.alignment.retrieval import Ragged
 from learn_rank.alignment.training_data import TrainingData
 from learn_rank.alignment.transformer import Places
 from learn_rank.distributed import Process
@@ -82,6 +83,45 @@ def test_the_loss_is_a_softmax_over_all_users_targets_less_what_the_user_likes(c
     assert int(loss.num_terms) == 6
     assert float(loss.mean) == pytest.approx(np.mean(expected), rel=1e-5)
     assert tower.num_embedded == len(targets)
+
+
+@pytest.mark.parametrize("corrects_popularity", [True, False])
+def test_what_a_user_left_alone_is_a_negative_of_that_user_alone(corrects_popularity: bool) -> None:
+    histories = of_users([0, 1], [2, 3])
+    # 1 is a target already, 5 nobody's, and 3 is a like of the second user's, whatever was left alone before
+    unclicked = Ragged(np.array([0, 2, 5]), np.array([1, 5, 1, 3, 6]))
+    options = AlignOptions(
+        objective="in_batch",
+        targets="next",
+        corrects_popularity=corrects_popularity,
+        max_history=5,
+        batch_size=9,
+        own_negatives=3,
+    )
+    tower = OneHot(8)
+    data = TrainingData(histories, tower, Process(0, 1, 1, CPU), unclicked)  # type: ignore[arg-type]
+    objective = InBatch(options, data)
+    (stretches,) = objective.epoch(np.random.default_rng(0))
+    loss = objective.loss(tower, stretches, np.random.default_rng(0), torch.tensor(0.5))  # type: ignore[arg-type]
+    # cosines are 0: each softmax is over the target, the other target, and one item left alone
+    assert float(loss.mean) == pytest.approx(np.log(3), rel=1e-5)
+    assert tower.num_embedded == 4
+
+
+def test_so_many_are_drawn_and_none_twice() -> None:
+    histories = of_users([0, 1], [2, 3], [4, 5])
+    unclicked = Ragged(np.array([0, 4, 4, 5]), np.array([10, 11, 12, 13, 14]))
+    options = AlignOptions(objective="in_batch", own_negatives=2)
+    objective = InBatch(options, TrainingData(histories, OneHot(20), Process(0, 1, 1, CPU), unclicked))  # type: ignore[arg-type]
+    stretches = Stretches(np.array([4, 0, 2, 0]), np.full(4, 2), np.full(4, -1))
+    seen = set()
+    for seed in range(20):
+        drawn = objective._draw_unclicked(stretches, np.random.default_rng(seed))
+        assert drawn.offsets.tolist() == [0, 1, 3, 3, 5]
+        assert drawn.items[0] == 14
+        assert len({*drawn.items[1:3].tolist()}) == 2
+        seen |= {*drawn.items[1:3].tolist(), *drawn.items[3:].tolist()}
+    assert seen == {10, 11, 12, 13}
 
 
 # Laws
