@@ -14,15 +14,15 @@ import pyarrow.compute as pc
 import torch
 
 from learn_rank.alignment.halves import Towers
-from learn_rank.alignment.histories import Histories
+from learn_rank.alignment.histories import Histories, moments_before, read_histories
 from learn_rank.alignment.item_inputs import ItemInputs
 from learn_rank.alignment.options import AlignOptions
 from learn_rank.alignment.retrieval import Ragged, RetrievalSums, retrieval_sums
-from learn_rank.alignment.vectors import item_vectors, user_vectors
-from learn_rank.arrays import Int64Array
+from learn_rank.alignment.vectors import item_vectors, pair_cosines, user_vectors
+from learn_rank.arrays import Float32Array, Int64Array
 from learn_rank.distributed import Process, on_main, sum_over_ranks
 from learn_rank.io import read_table
-from learn_rank.schema import ITEM_ID, USER_ID
+from learn_rank.schema import ITEM_ID, SPLITS, TIMESTAMP, USER_ID
 
 # (users [P], labels [P], scores [P]) -> UAUC, or None where no user has both classes
 Metric = Callable[[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]], float | None]
@@ -30,14 +30,18 @@ Metric = Callable[[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]], float 
 
 @dataclass(frozen=True)
 class Window:
-    """What a later window of the log (validation or test) asks of user vectors from before it.
+    """What a later window of the log (validation or test) asks of the towers.
 
-    histories are those of all U users known before the window. An impression whose user or item has no vector is left
-    out of the UAUC; a target without one is a miss of the retrieval metrics, and a user without one is counted.
+    An impression asks for its user as of what lies strictly before it, in the window too: that is what a ranker's row
+    sees, and where the lists are that impressions carry. One whose user has no past or whose item has no vector is left
+    out of the UAUC. Retrieval asks for the users known before the window, as of its start; a target without a vector is
+    a miss, and a user without one is counted.
     """
 
-    histories: Histories
-    impression_users: Int64Array  # [P] rows of histories
+    histories: Histories  # of U users, before the window
+    seen: Histories  # with the window
+    impression_users: Int64Array  # [P] rows of seen
+    impression_moments: Int64Array  # [P] positions in seen.items, of the last one before the impression
     impression_items: Int64Array  # [P] item rows
     labels: Int64Array  # [P]
     targets: Ragged  # of every user of histories
@@ -51,17 +55,25 @@ class Window:
 
 def read_window(prepared: Path, split: str, label: str, item_inputs: ItemInputs, histories: Histories) -> Window:
     """The validation or test window of a prepared log; histories are those of the splits before it."""
-    table = read_table(prepared / "interactions" / f"{split}.parquet", [USER_ID, ITEM_ID, label])
-    user = pc.index_in(table[USER_ID], value_set=histories.user_ids).fill_null(-1).to_numpy().astype(np.int64)
+    seen = read_histories(prepared, SPLITS[: SPLITS.index(split) + 1], label, item_inputs)
+    table = read_table(prepared / "interactions" / f"{split}.parquet", [USER_ID, ITEM_ID, TIMESTAMP, label])
+    user, seen_user = (
+        pc.index_in(table[USER_ID], value_set=known.user_ids).fill_null(-1).to_numpy().astype(np.int64)
+        for known in (histories, seen)
+    )
     item = item_inputs.rows_of(table[ITEM_ID])
     labels = table[label].to_numpy().astype(np.int64)
+    moment = moments_before(seen, np.maximum(seen_user, 0), table[TIMESTAMP].to_numpy())
+    is_usable = (seen_user >= 0) & (item >= 0) & (moment >= seen.offsets[seen_user])
     is_known = user >= 0
-    is_usable, is_target = is_known & (item >= 0), is_known & (labels == 1)
+    is_target = is_known & (labels == 1)
     order = np.flatnonzero(is_target)[np.argsort(user[is_target], kind="stable")]
     strangers = table[USER_ID].filter(pa.array(~is_known & (labels == 1)))
     return Window(
         histories=histories,
-        impression_users=user[is_usable],
+        seen=seen,
+        impression_users=seen_user[is_usable],
+        impression_moments=moment[is_usable],
         impression_items=item[is_usable],
         labels=labels[is_usable],
         targets=Ragged(np.searchsorted(user[order], np.arange(histories.num_users + 1)), item[order]),
@@ -111,14 +123,11 @@ class Evaluator:
         window = self.window
 
         def measure() -> float | None:
-            users, user_of = np.unique(window.impression_users, return_inverse=True)
+            moments, moment_of = np.unique(window.impression_moments, return_inverse=True)
             items, item_of = np.unique(window.impression_items, return_inverse=True)
-            scores = np.empty(len(window.labels), np.float32)
-            user_vectors = self._user_vectors(tower, users)
-            item_vectors = self._item_vectors(tower, items)
-            for rows in torch.arange(len(scores)).split(1 << 18):
-                pair = user_vectors[user_of[rows]] * item_vectors[item_of[rows]]
-                scores[rows] = pair.sum(1).numpy()
+            of_users = self._vectors_at(tower, window.seen, moments, stride=max(1, self.options.max_history // 2))
+            of_items = self._item_vectors(tower, items).numpy()
+            scores = pair_cosines(of_users, moment_of, of_items, item_of)
             return self._uauc(window.impression_users, window.labels, scores)
 
         return on_main(measure) if len(window.labels) else None
@@ -144,16 +153,19 @@ class Evaluator:
     def _user_vectors(self, tower: Towers, users: Int64Array) -> torch.Tensor:
         """[len(users), D] after the last interaction of each."""
         histories = self.window.histories
-        last = histories.offsets[users + 1] - 1
-        vectors = user_vectors(
+        return torch.from_numpy(self._vectors_at(tower, histories, histories.offsets[users + 1] - 1))
+
+    def _vectors_at(self, tower: Towers, histories: Histories, moments: Int64Array, *, stride: int = 1) -> Float32Array:
+        """[len(moments), D]: users after these positions of the histories, ascending."""
+        return user_vectors(
             tower,
             self.item_inputs,
             histories,
-            last,
+            moments,
             max_history=self.options.max_history,
+            stride=stride,
             device=self.process.device,
         )
-        return torch.from_numpy(vectors)
 
     def _item_vectors(self, tower: Towers, rows: Int64Array) -> torch.Tensor:
         """[len(rows), D], each item on its own."""

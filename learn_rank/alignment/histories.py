@@ -105,6 +105,20 @@ def read_histories(
     )
 
 
+def moments_before(histories: Histories, users: Int64Array, times: Int64Array) -> Int64Array:
+    """[P] positions in histories.items of each user's last interaction strictly before a time; of users [P] rows.
+
+    Where there is none, a position before the user's first.
+
+        offsets 0, 3, 5; times 1, 5, 5, 2, 8     user 0 at 5: 0    user 0 at 6: 2    user 1 at 2: 2, before its first
+    """
+    ranks = np.unique(histories.times)
+    width = len(ranks) + 1
+    owners = np.repeat(np.arange(histories.num_users), np.diff(histories.offsets))
+    places = owners * width + np.searchsorted(ranks, histories.times)  # ascending: by user, then by time
+    return np.searchsorted(places, users * width + np.searchsorted(ranks, times)) - 1
+
+
 def join_histories(logs: Sequence[Histories]) -> Histories:
     """The users of several logs, one log after another; only the first log's ids are kept."""
     if len(logs) == 1:

@@ -11,12 +11,12 @@ import pyarrow.compute as pc
 
 from learn_rank.alignment.evaluate import Metric
 from learn_rank.alignment.halves import Towers
-from learn_rank.alignment.histories import Histories
+from learn_rank.alignment.histories import Histories, moments_before
 from learn_rank.alignment.item_inputs import ItemInputs
 from learn_rank.alignment.log import Log
 from learn_rank.alignment.options import AlignOptions
-from learn_rank.alignment.vectors import item_vectors, user_vectors
-from learn_rank.arrays import Float32Array, Int64Array
+from learn_rank.alignment.vectors import item_vectors, pair_cosines, user_vectors
+from learn_rank.arrays import Int64Array
 from learn_rank.distributed import Process, on_main
 from learn_rank.io import parquet_files, read_batches
 from learn_rank.schema import FOLD, ITEM_ID, TIMESTAMP, USER_ID
@@ -69,27 +69,13 @@ def training_uauc(
             )
             items, item_of = np.unique(rows.items[kept], return_inverse=True)
             of_items = item_vectors(towers, item_inputs, items, device=process.device)
-            scores[kept] = _cosines(of_users, moment_of, of_items, item_of)
+            scores[kept] = pair_cosines(of_users, moment_of, of_items, item_of)
         is_scored = ~np.isnan(scores)
         users, labels, scores = rows.users[is_scored], rows.labels[is_scored], scores[is_scored]
         has_both = np.isin(users[labels == 0], users[labels == 1]).any()
         return {"uauc": uauc(users, labels, scores) if has_both else None, "num_rows": len(labels)}
 
     return on_main(measure)
-
-
-def moments_before(histories: Histories, users: Int64Array, times: Int64Array) -> Int64Array:
-    """[P] positions in histories.items of each user's last interaction strictly before a time; of users [P] rows.
-
-    Where there is none, a position before the user's first.
-
-        offsets 0, 3, 5; times 1, 5, 5, 2, 8     user 0 at 5: 0    user 0 at 6: 2    user 1 at 2: 2, before its first
-    """
-    ranks = np.unique(histories.times)
-    width = len(ranks) + 1
-    owners = np.repeat(np.arange(histories.num_users), np.diff(histories.offsets))
-    places = owners * width + np.searchsorted(ranks, histories.times)  # ascending: by user, then by time
-    return np.searchsorted(places, users * width + np.searchsorted(ranks, times)) - 1
 
 
 class _Rows(NamedTuple):
@@ -128,12 +114,3 @@ def _drawn_users(histories: Histories, options: AlignOptions) -> Int64Array:
     order = np.random.default_rng(options.seed).permutation(histories.num_users)[: options.evaluated_users or None]
     before = np.cumsum(np.diff(histories.offsets)[order])
     return np.sort(order[: max(int(np.searchsorted(before, _MOST_MOMENTS, side="right")), 1)])
-
-
-def _cosines(users: Float32Array, user_of: Int64Array, items: Float32Array, item_of: Int64Array) -> Float32Array:
-    """[P] products of rows user_of and item_of, without all the pairs' vectors in memory."""
-    scores = np.empty(len(user_of), np.float32)
-    for start in range(0, len(scores), size := 1 << 18):
-        part = slice(start, start + size)
-        scores[part] = np.einsum("pd,pd->p", users[user_of[part]], items[item_of[part]])
-    return scores

@@ -78,6 +78,15 @@ def user_vectors(
     return vectors
 
 
+def pair_cosines(users: Float32Array, user_of: Int64Array, items: Float32Array, item_of: Int64Array) -> Float32Array:
+    """[P] products of rows user_of and item_of, without all the pairs' vectors in memory."""
+    scores = np.empty(len(user_of), np.float32)
+    for start in range(0, len(scores), size := 1 << 18):
+        part = slice(start, start + size)
+        scores[part] = np.einsum("pd,pd->p", users[user_of[part]], items[item_of[part]])
+    return scores
+
+
 class _Windows(NamedTuple):
     """W windows, each with the moments that are taken from it: moments first_moments[w] .. + num_moments[w]."""
 

@@ -80,6 +80,23 @@ def test_mean_content_ranks_by_the_cosine_of_raw_content_and_leaves_history_out(
     assert metrics["uauc"] == 0.5
 
 
+def test_an_impression_sees_what_its_user_did_before_it_in_the_window_too(
+    tmp_path: Path, content: FrozenStore, prepare: Callable[..., Path]
+) -> None:
+    # user 5 is new: the first like is in the window, and nothing is known at its own time
+    later = [(5, 100, 10, -1, 1), (5, 121, 10, -1, 0), (5, 101, 20, -1, 1), (5, 122, 20, -1, 0)]
+    folder = prepare(tmp_path / "prepare", {"train": TRAIN, "validation": later})
+    item_inputs = ItemInputs([content])
+    window = read_window(
+        folder, "validation", "like", item_inputs, read_histories(folder, ["train"], "like", item_inputs)
+    )
+    assert window.labels.tolist() == [1, 0]
+    assert window.seen.items[window.impression_moments].tolist() == item_inputs.rows_of(pa.array([100, 100])).tolist()
+    metrics = evaluator(window, item_inputs).all_metrics(MeanContent(6))
+    assert metrics["uauc"] == 1.0
+    assert metrics["users_without_history"] == 1
+
+
 # Laws
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from learn_rank.alignment import training_rows
-from learn_rank.alignment.histories import Histories, read_histories
+from learn_rank.alignment.histories import Histories, moments_before, read_histories
 from learn_rank.alignment.log import Log
 from learn_rank.alignment.options import AlignOptions
-from learn_rank.alignment.training_rows import moments_before, training_uauc
+from learn_rank.alignment.training_rows import training_uauc
 from learn_rank.store.reader import FrozenStore
 from tests.alignment.test_train import ALONE, auc
 
