@@ -19,6 +19,7 @@ from learn_rank.alignment.trained import WEIGHTS, load_tower
 from learn_rank.distributed import Process
 from learn_rank.errors import InputError
 from learn_rank.evaluation import user_auc
+from learn_rank.options import deciding
 from learn_rank.store.reader import FrozenStore
 from tests.hostile import Runs
 from tests.ranks import run_ranks
@@ -308,11 +309,11 @@ def test_two_ranks_share_a_batch_and_learn_what_one_does(planted: Path, content:
 
 
 def test_options_at_the_defaults_of_earlier_runs_are_recorded_as_those_runs_did() -> None:
-    recorded = AlignOptions().recorded()
-    assert not {"ema", "input_dropout"} & recorded.keys()
+    recorded = deciding(AlignOptions())
+    assert not {"ema", "input_dropout", "own_negatives"} & recorded.keys()
     assert AlignOptions(**recorded) == AlignOptions()
     changed = AlignOptions(ema=0.9, input_dropout=0.1)
-    assert AlignOptions(**changed.recorded()) == changed
+    assert AlignOptions(**deciding(changed)) == changed
 
 
 # Bad input
