@@ -50,11 +50,12 @@ def test_python_examples_for_other_rankers_run(block: str) -> None:
 
 
 def test_the_recipe_is_accepted(tmp_path: Path) -> None:
-    (recipe,) = blocks("yaml")
-    (tmp_path / "shop.yaml").write_text(recipe)
+    recipe, behaviors = blocks("yaml")
+    (tmp_path / "shop.yaml").write_text(recipe + behaviors)
     config = load("run", [f"dataset={tmp_path / 'shop.yaml'}", "run_dir=x", "encoder=minilm"])
     assert (config.dataset.ranking_label, config.dataset.cvr_label) == ("click", "conversion")
     assert config.encoder.kind == "hf"
+    assert list(config.dataset.behaviors) == ["purchases", "clicks"]
 
 
 def test_every_learn_rank_command_has_options_that_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

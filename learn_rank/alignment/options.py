@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from learn_rank.alignment.objectives import find_objective
 from learn_rank.alignment.objectives.all_action import AllActionOptions
 from learn_rank.alignment.objectives.catalogue import CatalogueOptions
+from learn_rank.alignment.objectives.in_batch import InBatchOptions
 from learn_rank.errors import InputError
 from learn_rank.options import Check, check_seed, option
 from learn_rank.schema import EMBEDDING_DIM
@@ -84,7 +85,7 @@ class TowerOptions:
 
 
 @dataclass
-class AlignOptions(CatalogueOptions, AllActionOptions, TowerOptions):
+class AlignOptions(CatalogueOptions, InBatchOptions, AllActionOptions, TowerOptions):
     """Shape, objective and training of the towers. The defaults are the paper's."""
 
     temperature: float = field(default=0.1, metadata={"help": "temperature of the loss's softmax, above 0"})
@@ -156,6 +157,7 @@ class AlignOptions(CatalogueOptions, AllActionOptions, TowerOptions):
         check.at_least(1, "max_history", "batch_size", "patience", "num_user_samples", "checkpoint_seconds")
         self.check_later_items()
         self.check_catalogue()
+        self.check_in_batch()
         self._check_training()
         if self.inputs != "content" and self.item_tower == "c":
             raise InputError(f"align.item_tower=c needs content embeddings, but align.inputs is '{self.inputs}'")

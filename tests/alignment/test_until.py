@@ -41,7 +41,7 @@ def test_towers_learn_from_earlier_interactions_and_users_keep_their_whole_histo
     days: Path, content: FrozenStore
 ) -> None:
     logs = [Log(days, content), Log(days, content)]
-    own, learned = read_training(logs, ItemInputs([content, content]), until=MAY + 3 * DAY)
+    own, learned, _ = read_training(logs, ItemInputs([content, content]), until=MAY + 3 * DAY)
     assert np.diff(own.offsets).tolist() == [8, 8]
     assert np.diff(learned.offsets).tolist() == [3, 3, 8, 8]  # those of other logs are learned from as they are
     assert learned.times[:6].max() < MAY + 3 * DAY

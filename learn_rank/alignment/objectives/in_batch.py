@@ -5,6 +5,7 @@ Importable without torch: the options are read by every command.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -13,6 +14,8 @@ from learn_rank.alignment.objectives.later_items import LaterItemOptions, draw_q
 from learn_rank.alignment.objectives.objective import Objective, ObjectiveOptions
 from learn_rank.alignment.objectives.stretches import Stretches
 from learn_rank.arrays import Int64Array
+from learn_rank.errors import InputError
+from learn_rank.options import option
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +24,24 @@ if TYPE_CHECKING:
     from learn_rank.alignment.loss import LossSum
     from learn_rank.alignment.retrieval import Ragged
     from learn_rank.alignment.towers import Tower
+
+
+@dataclass
+class InBatchOptions(LaterItemOptions):
+    """What is contrasted beside the targets of the batch."""
+
+    own_negatives: int = option(
+        0,
+        "in_batch: so many of a user's own impressions without the label are negatives too, in each step; 0: none",
+        is_later=True,
+    )
+
+    def check_in_batch(self) -> None:
+        """InputError for values that this objective could not use; checked whatever the objective is."""
+        if self.own_negatives < 0:
+            raise InputError(f"align.own_negatives is {self.own_negatives}, must be 0 or more")
+        if self.own_negatives and self.objective != "in_batch":
+            raise InputError("align.own_negatives is for align.objective=in_batch")
 
 
 class InBatch(Objective):
@@ -32,7 +53,7 @@ class InBatch(Objective):
     impressions with label 0, drawn anew in each step, are negatives of that user too.
     """
 
-    options_type: ClassVar[type[ObjectiveOptions]] = LaterItemOptions
+    options_type: ClassVar[type[ObjectiveOptions]] = InBatchOptions
     has_target_sequences: ClassVar[bool] = False
 
     def epoch(self, generator: np.random.Generator) -> list[Stretches]:

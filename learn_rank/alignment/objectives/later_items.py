@@ -13,8 +13,7 @@ import numpy as np
 from learn_rank.alignment.objectives.objective import ObjectiveOptions
 from learn_rank.alignment.objectives.stretches import Stretches, group_into_steps, item_rows, shuffled, windows
 from learn_rank.arrays import BoolArray, Int64Array
-from learn_rank.errors import InputError
-from learn_rank.options import Check, option
+from learn_rank.options import Check
 
 if TYPE_CHECKING:
     from learn_rank.alignment.histories import Histories
@@ -37,19 +36,9 @@ class LaterItemOptions(ObjectiveOptions):
         },
     )
 
-    own_negatives: int = option(
-        0,
-        "in_batch: so many of a user's own impressions without the label are negatives too, in each step; 0: none",
-        is_later=True,
-    )
-
     def check_later_items(self) -> None:
         """InputError for values that these objectives could not use; checked whatever the objective is."""
         Check(self, "align.").is_one_of("targets", ("next", "later"))
-        if self.own_negatives < 0:
-            raise InputError(f"align.own_negatives is {self.own_negatives}, must be 0 or more")
-        if self.own_negatives and self.objective != "in_batch":
-            raise InputError("align.own_negatives is for align.objective=in_batch")
 
 
 class Queries(NamedTuple):

@@ -56,7 +56,7 @@ def test_an_objective_of_ones_own_is_named_by_its_module_and_trains(
 
 
 def test_options_of_other_objectives_alone_are_unread() -> None:
-    assert unread_options("all_action") == {"targets", "max_catalogue", "corrects_popularity"}
+    assert unread_options("all_action") == {"targets", "max_catalogue", "corrects_popularity", "own_negatives"}
     assert "max_catalogue" in unread_options("in_batch")
     assert not {"targets", "corrects_popularity"} & (unread_options("in_batch") | unread_options("catalogue"))
     assert {"max_targets", "recency_alpha", "target_start"} <= unread_options("catalogue")
