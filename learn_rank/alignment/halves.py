@@ -46,7 +46,7 @@ def half_of(user_ids: pa.Array, seed: int) -> Int64Array:
     """[U] 0 or 1: the half of each user, by a hash of id and seed, so the same in every command.
 
     >>> half_of(pa.array([1, 2, 3, 4, 5, 6]), 0)
-    array([1, 1, 1, 0, 1, 0])
+    array([1, 0, 0, 1, 1, 0])
     """
     mixed = to_keys(user_ids) ^ hash_int64(np.array([seed], np.int64))
     return (hash_int64(mixed.view(np.int64)) & np.uint64(1)).astype(np.int64)
